@@ -1,0 +1,132 @@
+"""Plan the split of the five data sets at their true sizes: what each split gets, at what cost.
+
+    python benchmarks/split_sizes.py
+    python benchmarks/split_sizes.py --crops-per-video 32
+
+No video is needed: the catalogues are made up after the data sets' published counts, with as many
+crops for each video. Which two people a fake of Celeb-DF or DFD joins is drawn by lot here.
+"""
+
+import importlib
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+prepare = importlib.import_module("03-prepare-fake-real-dataset")
+
+# --------------------------------------------------------------------------------------------------
+CROPS_PER_VIDEO = 10  # the recipe keeps one frame a second of clips of some 10 seconds
+SEED = 0  # of the made-up pairs and of the split
+# --------------------------------------------------------------------------------------------------
+
+COLUMNS = [f"{label} {split}" for label in ("real", "fake") for split in prepare.SPLITS]
+COLUMNS += ["fake between splits"]
+Video = tuple[str, str, str, str, str]  # source, dataset, label, method, identities
+
+
+def make_faceforensics() -> Iterator[Video]:
+    """1,000 originals; each of the five methods swaps the two of a pair both ways."""
+    name = "FaceForensics++"
+    for number in range(1000):
+        yield f"original/{number:03d}", name, "real", "original", f"{number:03d}"
+        for method in ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter"):
+            pair = f"{number:03d};{number ^ 1:03d}"
+            yield f"{method}/{number:03d}", name, "fake", method, pair
+
+
+def make_celeb_df(rng: np.random.Generator) -> Iterator[Video]:
+    """590 reals of 59 people, 300 clips from YouTube, 5,639 fakes between two people."""
+    name = "Celeb-DF"
+    for number in range(590):
+        yield f"Celeb-real/{number}", name, "real", "original", f"id{number % 59}"
+    for number in range(300):
+        yield f"YouTube-real/{number}", name, "real", "original", f"youtube{number}"
+    for number in range(5639):
+        target, source = rng.choice(59, 2, replace=False)
+        yield f"Celeb-synthesis/{number}", name, "fake", "swap", f"id{target};id{source}"
+
+
+def make_dfd(rng: np.random.Generator) -> Iterator[Video]:
+    """363 reals of 28 actors, 3,068 fakes between two actors."""
+    for number in range(363):
+        yield f"actors/{number}", "DFD", "real", "original", f"{number % 28:02d}"
+    for number in range(3068):
+        target, source = rng.choice(28, 2, replace=False)
+        yield f"DeepFakeDetection/{number}", "DFD", "fake", "swap", f"{target:02d};{source:02d}"
+
+
+def make_dfdc() -> Iterator[Video]:
+    """19,154 originals and 100,000 fakes of them, in 50 parts."""
+    for number in range(19154):
+        yield f"part_{number % 50}/r{number}", "DFDC", "real", "original", f"r{number}"
+    for number in range(100_000):
+        original = number % 19154
+        yield f"part_{original % 50}/f{number}", "DFDC", "fake", "DFDC", f"r{original}"
+
+
+def make_timit() -> Iterator[Video]:
+    """32 people in 16 pairs, 10 sentences each; fakes both ways in two qualities."""
+    name = "DeepFake-TIMIT"
+    for person in range(32):
+        for sentence in range(10):
+            real = f"{person}/video/{sentence}"
+            yield real, name, "real", "original", f"p{person}"
+            for quality in ("higher", "lower"):
+                fake = f"{quality}/{person}/{sentence}"
+                yield fake, name, "fake", "faceswap-GAN", f"p{person};p{person ^ 1}"
+
+
+def make_catalogue(crops_per_video: int, seed: int) -> pd.DataFrame:
+    """All five, as script 03 reads them from videos.csv and faces.csv."""
+    rng = np.random.default_rng(seed)
+    makers = (make_faceforensics(), make_celeb_df(rng), make_dfd(rng), make_dfdc(), make_timit())
+    columns = ["source", "dataset", "label", "method", "identities"]
+    videos = pd.DataFrame([video for maker in makers for video in maker], columns=columns)
+    video_id = videos["dataset"] + "-" + videos["source"].str.replace("/", "-")
+    return videos.assign(video_id=video_id, official_split="", crops=crops_per_video)
+
+
+def main(crops_per_video: int = CROPS_PER_VIDEO, seed: int = SEED) -> pd.DataFrame:
+    """Plan the split of the five data sets at their true sizes.
+
+    Args:
+        crops_per_video: The same for each video.
+        seed: Of the made-up pairs and of the split.
+
+    Returns:
+        The number of videos of each data set by label and split.
+    """
+    videos = make_catalogue(crops_per_video, seed)
+    crop_ids = pd.DataFrame({"video_id": videos["video_id"].repeat(crops_per_video)})
+    crop_ids["crop"] = crop_ids["video_id"] + "-" + crop_ids.groupby("video_id").cumcount().map(str)
+
+    start = time.perf_counter()
+    videos["split"] = prepare.split_videos(videos, "identity", (0.8, 0.1, 0.1), seed)
+    taken = prepare.balance(videos[videos["split"] != ""], seed)
+    chosen = prepare.choose_crops(crop_ids, videos, taken)
+    seconds = time.perf_counter() - start
+
+    groups = videos["label"] + " " + videos["split"].replace("", "between splits")
+    tables = {
+        "videos": videos.pivot_table("video_id", "dataset", groups, "count", fill_value=0),
+        "balanced crops": chosen.pivot_table(
+            "crop", "dataset", chosen["label"] + " " + chosen["split"], "count", fill_value=0
+        ),
+    }
+    for name, table in tables.items():
+        columns = [column for column in COLUMNS if column in table]
+        print(f"{name}\n{table[columns].map('{:,}'.format).to_string()}\n")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{len(videos):,} videos, {len(crop_ids):,} crops: {seconds:.1f} s, {memory:,.0f} MiB")
+    return tables["videos"]
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
