@@ -324,17 +324,20 @@ def read_lists(
                 if folder.name == "splits":
                     roots |= {folder.parent, folder.parent.parent}
                 for pair in json.loads(file.read_text(encoding="utf-8-sig")):
-                    for root in roots:
-                        lists.ffpp_splits |= {(root, person): path.stem for person in pair}
+                    split_of = {(root, person): name[:-5] for root in roots for person in pair}
+                    lists.ffpp_splits.update(split_of)
             else:
                 entries = read_labels_csv(file) if name == "labels.csv" else read_json_object(file)
                 describe = describe_dfdc_preview if name == "dataset.json" else describe_dfdc
-                folders = {folder}
-                if name == "labels.csv":  # it lies beside its videos or above their folder
-                    folders |= {s.parent for s in sources if s.parent.parent == folder}
+                if name == "labels.csv":  # It lies beside its videos, or beside their folder.
+                    below = {s.name: s.parent.name for s in sources if s.parent.parent == folder}
+                    entries = {
+                        f"{below[video]}/{video}" if video in below else video: entry
+                        for video, entry in entries.items()
+                    }
                 for video, description in described_by_list(entries, describe).items():
-                    lists.described.update({below / video: description for below in folders})
-                lists.folders.update(folders)
+                    lists.described[folder / video] = description
+                    lists.folders.add((folder / video).parent)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             unreadable[path] = f"not readable as the list that its name says: {error}"
     return lists, unreadable

@@ -1,0 +1,56 @@
+"""What several tests need: small videos made on the spot, and scripts run as a user runs them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_video(
+    path: Path, frames: int = 3, size: tuple[int, int] = (64, 48), fps: float = 25, seed: int = 0
+) -> Path:
+    """A video of smooth coloured noise, another for each frame; size is (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    codec = "MJPG" if path.suffix == ".avi" else "VP90" if path.suffix == ".webm" else "mp4v"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, size)
+    assert writer.isOpened(), path
+    rng = np.random.default_rng(seed)
+    for _ in range(frames):
+        coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        writer.write(cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC))
+    writer.release()
+    return path
+
+
+def run_script(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script as from the shell, in the folder `cwd`."""
+    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def assert_stops(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """The script ended with exit code 1 and one sentence that has these words, no traceback."""
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    sentence = result.stderr.strip().splitlines()[-1]
+    for word in words:
+        assert word in sentence, sentence
+
+
+@pytest.fixture
+def snapshot() -> callable:
+    """A function that tells all files below a folder, with their content and time of writing."""
+
+    def take(folder: Path) -> dict[str, tuple[bytes, int]]:
+        return {
+            path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+
+    return take
