@@ -183,13 +183,16 @@ def deal_components(
 
     `sizes` has the real and fake crops of each component, `filled` those that each split has
     already; splits that come first in it are served first when there are too few components.
-    The largest go first, each to where the splits then lie lowest over their shares (Graham's
-    rule for machines of different speeds). Fakes with no real follow the reals in the same way.
+    Large ones go first and those of about one size by lot, each to the split that it fills least
+    beyond its share (Graham's rule for machines of different speeds). Fakes with no real follow
+    the reals in the same way.
     """
     split_of, groups = {}, {split: [] for split in SPLITS}
     filled = filled.to_dict("index")
     by_lot = sizes.loc[rng.permutation(sizes.index.sort_values())]
-    with_reals = by_lot[by_lot["real"] > 0].sort_values("real", ascending=False, kind="stable")
+    powers = np.log2(by_lot.clip(lower=1)).astype(int)  # within a factor of two is one size
+    by_size = {label: powers[label].sort_values(ascending=False, kind="stable") for label in LABELS}
+    with_reals = by_lot.loc[by_size["real"].index].query("real > 0")
     for component, real, fake in with_reals[["real", "fake"]].itertuples():
         split = min(SPLITS, key=lambda split: (filled[split]["real"] + real) / shares[split])
         groups[split].append((component, real, fake))
@@ -206,7 +209,7 @@ def deal_components(
         split_of |= {component: split for component, _, _ in members}
 
     served = [split for split in SPLITS if filled[split]["real"] > 0] or ["train"]
-    fakes_only = by_lot[by_lot["real"] == 0].sort_values("fake", ascending=False, kind="stable")
+    fakes_only = by_lot.loc[by_size["fake"].index].query("real == 0")
     for component, fake in fakes_only["fake"].items():
         split = min(
             served, key=lambda split: (filled[split]["fake"] + fake) / (filled[split]["real"] or 1)
@@ -273,11 +276,10 @@ def split_videos(
     Needs the columns video_id, source, dataset, label, method, identities, official_split and
     crops, and does not depend on the order of the rows.
     """
-    videos = videos.sort_values("video_id")
     shares = pd.Series(split_ratio, index=SPLITS) / sum(split_ratio)
     crops = pd.Series(0, index=["val", "test", "train"])
     splits = []
-    for dataset, of_dataset in videos.groupby("dataset"):
+    for dataset, of_dataset in videos.sort_values("video_id").groupby("dataset"):
         rng = np.random.default_rng([seed, *dataset.encode()])  # no data set's lot moves another's
         if split_by == "official":
             splits.append(split_by_official_list(of_dataset, shares, rng))
