@@ -16,9 +16,9 @@ The model takes RGB images, 128 x 128, as they are, 0 to 255: what its weights e
 (ImageNet's mean and standard deviation) is its first layer. Its output is p_real, the probability
 that the face is real. To load it, `import efficientnet.tfkeras` first, which knows its layers.
 
-EfficientNet is Tan and Le's (ICML 2019), here in the implementation of the efficientnet package;
-the layers behind it and how they are trained follow the deepfake detection recipe of Aaron Chong
-("deep-fake-detection"). Measures take fake as the positive class, as the field's benchmarks do.
+EfficientNet is Tan and Le's ("EfficientNet: Rethinking Model Scaling for Convolutional Neural
+Networks", ICML 2019), as the efficientnet package has it. Measures take fake as the positive class,
+as the field's benchmarks do.
 """
 
 import functools
@@ -51,7 +51,7 @@ SPLIT_DIR = Path("split_dataset")  # train/, val/ and test/, each with real/ and
 MODEL_DIR = Path("model")  # the model, its measures and pictures
 
 # training
-START = "imagenet"  # or "auto" (random if ImageNet's cannot be had), "none" (random), a weights file
+START = "imagenet"  # or a weights file, "none" (random), "auto" (random if there is no ImageNet)
 EPOCHS = 20  # at most
 PATIENCE = 5  # epochs without a lower validation loss, after which training stops
 BATCH_SIZE = 32  # crops a step
@@ -67,7 +67,7 @@ ZOOM = 0.1  # of the size, width and height apart
 FLIP = 0.5  # share of the crops that are mirrored
 
 # machine
-CROPS_IN_MEMORY = 80_000  # decoded once and kept, 48 KiB each (4 GB); more are decoded over and over
+CROPS_IN_MEMORY = 80_000  # decoded once and kept, 48 KiB each: 4 GB; more are decoded every epoch
 JIT_COMPILE = False  # XLA trains this model 14 times slower on a CPU; True may pay on a GPU
 DOWNLOAD_TIMEOUT = 20  # seconds without an answer, after which the ImageNet weights are given up
 # --------------------------------------------------------------------------------------------------
@@ -78,6 +78,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 IMAGE_SIZE = 128  # pixels
 IMAGENET_MEAN = np.array((0.485, 0.456, 0.406)) * 255  # RGB, 0..255
 IMAGENET_STD = np.array((0.229, 0.224, 0.225)) * 255
+NAMED = 5  # crops left out that the summary names; metrics.json has them all
 IMAGENET_FILE = "efficientnet-b0_weights_tf_dim_ordering_tf_kernels_autoaugment_notop.h5"
 ABOUT_MEASURES = {
     "positive class": "fake, scored by p_fake = 1 - p_real",
@@ -277,9 +278,7 @@ def find_start_weights(start: str | None) -> tuple[Path | None, str]:
     timeout_before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        file = keras.utils.get_file(
-            IMAGENET_FILE, url, cache_subdir="models", file_hash=file_hash
-        )
+        file = keras.utils.get_file(IMAGENET_FILE, url, cache_subdir="models", file_hash=file_hash)
     except Exception as error:  # Keras raises no narrower one: offline, half a file, a wrong hash
         raise OSError(
             f"the ImageNet weights cannot be downloaded from {url} ({type(error).__name__}): go "
@@ -363,7 +362,12 @@ def train_model(
     )
     bar_or_lines = 1 if sys.stdout.isatty() else 2
     run = model.fit(
-        train, validation_data=val, epochs=epochs, callbacks=[stop], verbose=bar_or_lines
+        train,
+        validation_data=val,
+        epochs=epochs,
+        callbacks=[stop],
+        shuffle=False,  # they come in a new order already
+        verbose=bar_or_lines,
     )
     history = pd.DataFrame(run.history)
     history.insert(0, "epoch", np.arange(1, len(history) + 1))
@@ -375,14 +379,21 @@ def train_model(
     return history
 
 
+def predict_crops(
+    model: keras.Model, crops: pd.DataFrame, batches: tf.data.Dataset
+) -> pd.DataFrame:
+    """Predict crops that are served in the table's order: crop, video_id, label, p_real, split."""
+    p_real = model.predict(batches, verbose=0)[:, 0]
+    return crops.assign(p_real=p_real)[["crop", "video_id", "label", "p_real", "split"]]
+
+
 def average_by_video(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Give each video the mean p_real of its crops."""
-    keys = ["split", "label", "video_id"]
-    return predictions.groupby(keys, as_index=False, sort=False).p_real.mean()
+    """Give each video the mean p_real of its crops: video_id, label, p_real."""
+    return predictions.groupby(["label", "video_id"], as_index=False).p_real.mean()
 
 
 def score_fakes(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Turn predictions to where fake is the positive class: is_fake bool (n,), p_fake (n,)."""
+    """Turn predictions round, to fake as the positive class: is_fake bool (n,), p_fake (n,)."""
     p_fake = 1 - predictions.p_real.to_numpy(np.float64)
     return predictions.label.to_numpy() == "fake", p_fake
 
@@ -394,6 +405,21 @@ def measure(predictions: pd.DataFrame) -> dict[str, float]:
         "auc": float(sklearn.metrics.roc_auc_score(is_fake, p_fake)),
         "accuracy": float(np.mean((p_fake >= 0.5) == is_fake)),
     }
+
+
+def measure_both_units(predictions: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Measure predictions of crops by crop and by video."""
+    return {"crop": measure(predictions), "video": measure(average_by_video(predictions))}
+
+
+def count_crops(crops: pd.DataFrame) -> dict[str, int]:
+    """Count the crops and videos of each class."""
+    counts = {}
+    for label in CLASSES:
+        of_class = crops[crops.label == label]
+        counts[f"{label} crops"] = len(of_class)
+        counts[f"{label} videos"] = of_class.video_id.nunique()
+    return counts
 
 
 def write_model(model: keras.Model, path: Path) -> None:
@@ -429,7 +455,9 @@ def draw_training_curves(history: pd.DataFrame, best_epoch: int) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         axes.plot(history.epoch, history[name], marker="o", markersize=3, label="training")
-        axes.plot(history.epoch, history["val_" + name], marker="o", markersize=3, label="validation")
+        axes.plot(
+            history.epoch, history["val_" + name], marker="o", markersize=3, label="validation"
+        )
         axes.axvline(best_epoch, color="0.6", linestyle=":", label="epoch kept")
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -440,11 +468,12 @@ def draw_training_curves(history: pd.DataFrame, best_epoch: int) -> Figure:
     return figure
 
 
-def draw_roc(predictions: dict[str, pd.DataFrame], split: str) -> Figure:
+def draw_roc(predictions: pd.DataFrame, split: str) -> Figure:
     """Draw the ROC curves by crop and by video, fake as the positive class."""
+    units = {"crop": predictions, "video": average_by_video(predictions)}
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     axes = figure.subplots()
-    for unit, table in predictions.items():
+    for unit, table in units.items():
         false_alarms, found, _ = sklearn.metrics.roc_curve(*score_fakes(table))
         auc = measure(table)["auc"]
         axes.plot(false_alarms, found, label=f"by {unit}: AUC {auc:.3f}, n = {len(table):,}")
@@ -504,7 +533,9 @@ def main(
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning rate is {learning_rate}; give a number above 0.")
     if model_dir.exists() and not model_dir.is_dir():
-        raise ValueError(f"{model_dir}: it is a file; name a folder for the model with --model-dir.")
+        raise ValueError(
+            f"{model_dir}: it is a file; name a folder for the model with --model-dir."
+        )
 
     crops = find_crops(split_dir)
     start_weights, started_from = find_start_weights(start)
@@ -516,31 +547,19 @@ def main(
 
     keras.utils.set_random_seed(seed)
     model = build_model(start_weights)
-    history = train_model(
-        model, served["train"], served["val"], epochs, learning_rate, patience
-    )
+    model_dir.mkdir(parents=True, exist_ok=True)  # before hours are spent
+    history = train_model(model, served["train"], served["val"], epochs, learning_rate, patience)
     best_epoch = int(history.epoch[history.val_loss.argmin()])
 
-    measures, tables = {}, {}
-    for split in [split for split in ("val", "test") if split in parts]:
-        p_real = model.predict(served[split], verbose=0)[:, 0]
-        by_crop = parts[split].assign(p_real=p_real)
-        tables[split] = {"crop": by_crop, "video": average_by_video(by_crop)}
-        measures[split] = {unit: measure(table) for unit, table in tables[split].items()}
-    judged = "test" if "test" in parts else "val"
-
-    counts = {
-        split: {
-            f"{label} {unit}": int(getattr(part[part.label == label], column).nunique())
-            for label in CLASSES
-            for unit, column in (("crops", "crop"), ("videos", "video_id"))
-        }
-        for split, part in parts.items()
+    predictions = {
+        split: predict_crops(model, parts[split], served[split])
+        for split in parts
+        if split != "train"
     }
     metrics = {
-        "measures": measures,
+        "measures": {split: measure_both_units(table) for split, table in predictions.items()},
         "about_measures": ABOUT_MEASURES,
-        "counts": counts,
+        "counts": {split: count_crops(part) for split, part in parts.items()},
         "left_out": left_out,
         "start": start,
         "started_from": started_from,
@@ -562,14 +581,37 @@ def main(
         },
     }
 
-    model_dir.mkdir(parents=True, exist_ok=True)
     write_model(model, model_dir / "best_model.keras")
     write_table(history, model_dir / "history.csv")
-    predictions = pd.concat([tables[split]["crop"] for split in tables])
-    columns = ["crop", "video_id", "label", "p_real", "split"]
-    write_table(predictions[columns], model_dir / "predictions.csv")
+    write_table(pd.concat(predictions.values()), model_dir / "predictions.csv")
     write_json(metrics, model_dir / "metrics.json")
     write_picture(draw_training_curves(history, best_epoch), model_dir / "training_curves.png")
-    write_picture(draw_roc(tables[judged], judged), model_dir / "roc.png")
+    judged = "test" if "test" in parts else "val"
+    write_picture(draw_roc(predictions[judged], judged), model_dir / "roc.png")
 
+    print(f"{model_dir}")
+    print(f"  started from    {started_from}")
+    print(f"  epochs          {len(history)}, the best of which is {best_epoch}")
+    for split, count in metrics["counts"].items():
+        print(
+            f"  {split:15} {count['real crops'] + count['fake crops']:,} crops of "
+            f"{count['real videos'] + count['fake videos']:,} videos"
+        )
+    if left_out:
+        named = ", ".join(list(left_out)[:NAMED]) + (", ..." if len(left_out) > NAMED else "")
+        print(f"  left out        {len(left_out):,} crops that cannot be read: {named}")
+    if "test" not in parts:
+        print(f"  no test/        {split_dir} has none, so these are the measures of val/:")
+    for unit, values in metrics["measures"][judged].items():
+        print(
+            f"  {judged + ', by ' + unit:15} AUC {values['auc']:.3f}, accuracy {values['accuracy']:.3f}"
+        )
+    print(f"  look next at    {model_dir / 'training_curves.png'} and {model_dir / 'roc.png'}")
     return metrics
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{Path(__file__).name}: {error}")

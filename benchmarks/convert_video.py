@@ -1,0 +1,122 @@
+"""Script 01 against ffmpeg: the same PNG images of the same videos, with all cores.
+
+    python benchmarks/convert_video.py VIDEOS_DIR
+    python benchmarks/convert_video.py VIDEOS_DIR --rounds 3
+
+Once for every frame and once for one frame a second. ffmpeg runs on one video after another and
+uses all cores for each; script 01 converts several side by side. Without ffmpeg (Debian's package
+of that name) only script 01 is measured. One frame a second is also compared with reading and
+converting every frame and keeping one a second, in one process.
+"""
+
+import importlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import pandas as pd
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+convert = importlib.import_module("01-convert-video-to-image")
+
+# --------------------------------------------------------------------------------------------------
+ROUNDS = 2  # each way is timed so often, in turn, and its best time counts
+# --------------------------------------------------------------------------------------------------
+
+
+def size_after_rule(path: Path) -> tuple[int, int]:
+    """Width and height of a video's frames as script 01 saves them."""
+    _, frame = convert.open_video(path).read()
+    height, width = convert.resize_by_width(frame).shape[:2]
+    return width, height
+
+
+def run_script_01(videos_dir: Path, output: Path, frames_per_second: float | None) -> None:
+    """As from the shell, start of Python included."""
+    command = [sys.executable, ROOT / "01-convert-video-to-image.py", "--videos-dir", videos_dir]
+    command += ["--frames-dir", output]
+    if frames_per_second:
+        command += ["--frames-per-second", str(frames_per_second)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def run_ffmpeg(videos: dict[Path, tuple[int, int]], output: Path, per_second: float | None) -> None:
+    """The same sizes and the same compression, area averaging as in 01."""
+    for number, (path, (width, height)) in enumerate(videos.items()):
+        filters = f"scale={width}:{height}:flags=area"
+        if per_second:
+            filters = f"fps={per_second},{filters}"
+        folder = output / str(number)
+        folder.mkdir(parents=True)
+        command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-i", path, "-vf", filters]
+        command += ["-fps_mode", "passthrough", "-compression_level", convert.PNG_COMPRESSION]
+        subprocess.run([*map(str, command), str(folder / "%06d.png")], check=True)
+
+
+def convert_every_frame(videos: dict[Path, tuple[int, int]], output: Path, every: float) -> None:
+    """The plain loop: read and convert all frames, save the first of each second."""
+    output.mkdir()
+    for number, path in enumerate(videos):
+        video, due = cv2.VideoCapture(str(path)), 0.0
+        decoded, frame = video.read()
+        while decoded:
+            if video.get(cv2.CAP_PROP_POS_MSEC) / 1000 >= due:
+                image = convert.resize_by_width(frame)
+                settings = [cv2.IMWRITE_PNG_COMPRESSION, convert.PNG_COMPRESSION]
+                cv2.imwrite(str(output / f"{number}-{due:06.0f}.png"), image, settings)
+                due += every
+            decoded, frame = video.read()
+
+
+def main(videos_dir: tyro.conf.Positional[Path], rounds: int = ROUNDS) -> pd.DataFrame:
+    """Time script 01, ffmpeg and the plain loop on the same videos.
+
+    Args:
+        videos_dir: As script 01 takes it.
+        rounds: Each way is timed so often, in turn.
+
+    Returns:
+        Seconds, images and source frames a second of each way.
+    """
+    catalogue, _ = convert.make_catalogue(videos_dir)
+    videos = {videos_dir / source: (0, 0) for source in catalogue["source"]}
+    videos = {path: size_after_rule(path) for path in videos if path.is_file()}
+    frames = sum(1 for path in videos for _ in convert.grab_frames(convert.open_video(path)))
+    ways = {
+        ("every frame", "01"): lambda out: run_script_01(videos_dir, out, None),
+        ("every frame", "ffmpeg"): lambda out: run_ffmpeg(videos, out, None),
+        ("one a second", "01"): lambda out: run_script_01(videos_dir, out, 1),
+        ("one a second", "ffmpeg"): lambda out: run_ffmpeg(videos, out, 1),
+        ("one a second", "plain loop"): lambda out: convert_every_frame(videos, out, 1),
+    }
+    if shutil.which("ffmpeg") is None:
+        print("ffmpeg is not installed: only script 01 and the plain loop are measured")
+        ways = {names: way for names, way in ways.items() if names[1] != "ffmpeg"}
+    rows = {}
+    for names in list(ways) * rounds:
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            ways[names](Path(folder) / "images")
+            seconds = time.perf_counter() - start
+            images = len(list(Path(folder).rglob("*.png")))
+        if names not in rows or seconds < rows[names]["seconds"]:
+            rows[names] = {"seconds": round(seconds, 1), "images": images}
+            rows[names]["frames/s"] = round(frames / seconds)
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table["01 is faster by"] = [
+        f"{seconds / rows[sampling, '01']['seconds']:.2f}x"
+        for (sampling, _), seconds in table["seconds"].items()
+    ]
+    print(f"{len(videos)} videos, {frames:,} frames, {convert.WORKERS} cores")
+    print(table.to_string())
+    return table
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
