@@ -619,14 +619,14 @@ def convert_video(
     return row
 
 
-def make_checkpoint(video_path: Path, settings: dict) -> dict:
-    """What the frames of a video depend on: if none of it has changed, they are not made again."""
-    files = sorted(video_path.iterdir()) if video_path.is_dir() else [video_path]
+def make_checkpoint(files: list[Path], settings: dict) -> dict:
+    """What a result depends on: if none of it has changed, it is not made again."""
     stats = [file.stat() for file in files]
     return {
         "settings": settings,
+        "files": len(stats),
         "bytes": sum(stat.st_size for stat in stats),
-        "modified_ns": max(stat.st_mtime_ns for stat in stats),
+        "modified_ns": max((stat.st_mtime_ns for stat in stats), default=0),
     }
 
 
@@ -665,7 +665,9 @@ def convert_videos(
     """
     conversions, jobs = {}, []
     for video_id, source in zip(catalogue["video_id"], catalogue["source"], strict=True):
-        checkpoint = make_checkpoint(videos_dir / source, {k: settings[k] for k in SAMPLING})
+        path = videos_dir / source
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        checkpoint = make_checkpoint(files, {name: settings[name] for name in SAMPLING})
         earlier = finished_conversion(frames_dir / video_id, checkpoint)
         if earlier is None:
             jobs.append((checkpoint["bytes"], video_id, source, checkpoint))

@@ -38,7 +38,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # twice as fast; not every CPU has it on
 os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "0")  # batches differ too much to tune for each
 
@@ -346,12 +346,12 @@ def partial_folder(faces_dir: Path, video_id: str) -> Path:
     return faces_dir / f"{video_id}.partial"
 
 
-def make_checkpoint(frames: dict[int, Path], settings: dict) -> dict:
-    """What the crops of a video depend on: if none of it has changed, they are not made again."""
-    stats = [path.stat() for path in frames.values()]
+def make_checkpoint(files: list[Path], settings: dict) -> dict:
+    """What a result depends on: if none of it has changed, it is not made again."""
+    stats = [file.stat() for file in files]
     return {
         "settings": settings,
-        "frames": len(stats),
+        "files": len(stats),
         "bytes": sum(stat.st_size for stat in stats),
         "modified_ns": max((stat.st_mtime_ns for stat in stats), default=0),
     }
@@ -447,7 +447,7 @@ def crop_videos(
     if isinstance(pool, ThreadPoolExecutor):
         load_detector(settings["min_face_size"], batch_size)  # or each thread would begin with one
     function = partial(write_crops, faces_dir=faces_dir, batch_size=batch_size, **settings)
-    total = sum(checkpoint["frames"] for checkpoint in checkpoints.values())
+    total = sum(checkpoint["files"] for checkpoint in checkpoints.values())
     with pool, tqdm(total=total, unit="frame", disable=not total) as bar:
         results = run_in_order(pool, function, tasks(), 3 * workers)
         for video_id, parts in itertools.groupby(results, itemgetter("video_id")):
@@ -469,7 +469,7 @@ def gather_results(
     """The tables faces.csv and skipped.csv of all videos, by video, frame and face."""
     faces, skipped = [pd.DataFrame(columns=FACES_COLUMNS)], []
     for video_id, checkpoint in checkpoints.items():
-        if checkpoint["frames"] == 0:
+        if checkpoint["files"] == 0:
             skipped.append({"video_id": video_id, "reason": "has no frames in its folder"})
             continue
         found = json.loads((faces_dir / video_id / "faces.json").read_text(encoding="utf-8"))
@@ -483,7 +483,7 @@ def gather_results(
 def print_summary(
     checkpoints: dict[str, dict], table: pd.DataFrame, skipped: pd.DataFrame, faces_dir: Path
 ) -> None:
-    frames = sum(checkpoint["frames"] for checkpoint in checkpoints.values())
+    frames = sum(checkpoint["files"] for checkpoint in checkpoints.values())
     with_face = len(table.drop_duplicates(["video_id", "frame"]))
     faceless = sorted(set(checkpoints) - set(table["video_id"]))
     unreadable = skipped["frame"].notna().sum()
@@ -537,7 +537,7 @@ def main(
     settings = {"confidence": confidence, "margin": margin, "min_face_size": min_face_size}
 
     checkpoints = {
-        video_id: make_checkpoint(list_frames(frames_dir / video_id), settings)
+        video_id: make_checkpoint(list(list_frames(frames_dir / video_id).values()), settings)
         for video_id in read_videos(frames_dir)
     }
     unfinished = {

@@ -31,7 +31,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: less chatter
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: less chatter
 
 import cv2
 import efficientnet.tfkeras as efn
@@ -49,9 +49,12 @@ from tqdm import tqdm
 # folders
 SPLIT_DIR = Path("split_dataset")  # train/, val/ and test/, each with real/ and fake/
 MODEL_DIR = Path("model")  # the model, its measures and pictures
+LITE0_WEIGHTS = Path(__file__).parent / "weights" / "efficientnet-lite0-imagenet.npz"  # "lite0"
 
 # training
-START = "imagenet"  # or a weights file, "none" (random), "auto" (random if there is no ImageNet)
+START = (
+    "imagenet"  # or "lite0" (no download), "auto" (the first of the two to be had), "none", a file
+)
 EPOCHS = 20  # at most
 PATIENCE = 5  # epochs without a lower validation loss, after which training stops
 BATCH_SIZE = 32  # crops a step
@@ -260,16 +263,18 @@ def find_start_weights(start: str | None) -> tuple[Path | None, str]:
     """
     if start is None or start.lower() == "none":
         return None, "random weights"
+    if start == "lite0":
+        return LITE0_WEIGHTS, "ImageNet weights of EfficientNet-Lite0"
     if start == "auto":
         try:
             return find_start_weights("imagenet")
         except OSError as error:
-            print(f"NOTE: training starts from random weights: {error}", file=sys.stderr)
-            return None, "random weights, as ImageNet's could not be had"
+            print(f"NOTE: training starts from the embedded weights: {error}", file=sys.stderr)
+            return find_start_weights("lite0")
     if start != "imagenet":
         if not Path(start).is_file():
             raise FileNotFoundError(
-                f"{start}: there is no such weights file; --start takes a file, imagenet, auto or none."
+                f"{start}: there is no such weights file; --start takes a file, imagenet, lite0, auto or none."
             )
         return Path(start), start
 
@@ -282,12 +287,30 @@ def find_start_weights(start: str | None) -> tuple[Path | None, str]:
     except Exception as error:  # Keras raises no narrower one: offline, half a file, a wrong hash
         raise OSError(
             f"the ImageNet weights cannot be downloaded from {url} ({type(error).__name__}): go "
-            "online, or fetch that file elsewhere and name it with --start, or start from random "
-            "weights with --start none."
+            "online, or fetch that file elsewhere and name it with --start, or start from "
+            "the embedded ones with --start lite0."
         ) from error
     finally:
         socket.setdefaulttimeout(timeout_before)
     return Path(file), "ImageNet weights"
+
+
+def fill_from_lite0(base: keras.Model, path: Path) -> None:
+    """Fill EfficientNet-B0's convolutions and batch normalisations with those of Lite0.
+
+    Lite0 has the shapes of B0 but no squeeze-and-excitation, so that its gates are opened instead:
+    near sigmoid(3) = 0.95 for every input, they change little and can still learn.
+    """
+    with np.load(path) as arrays:
+        for layer in base.layers:
+            for variable in layer.weights:
+                name = f"{layer.name}/{variable.name}"
+                if name in arrays:
+                    variable.assign(arrays[name].astype(np.float32))
+                elif name.endswith("se_expand/kernel"):
+                    variable.assign(0.1 * variable)
+                elif name.endswith("se_expand/bias"):
+                    variable.assign(variable + 3.0)
 
 
 def build_model(start_weights: Path | None) -> keras.Model:
@@ -326,7 +349,10 @@ def build_model(start_weights: Path | None) -> keras.Model:
     if start_weights:
         owner = model if start_weights.suffix == ".keras" else base
         try:
-            owner.load_weights(start_weights)
+            if start_weights.suffix == ".npz":
+                fill_from_lite0(base, start_weights)
+            else:
+                owner.load_weights(start_weights)
         except Exception as error:  # of many kinds, by what the file is instead
             raise ValueError(
                 f"{start_weights}: these are not the weights of an EfficientNet-B0 without its top, "
@@ -507,7 +533,7 @@ def main(
     Args:
         split_dir: folder with train/, val/ and test/, each with real/ and fake/
         model_dir: folder for the model, its measures and pictures
-        start: imagenet, auto (random weights if ImageNet's cannot be had), none, or a weights file
+        start: imagenet, lite0 (embedded), auto (the first of the two to be had), none, or a file
         epochs: epochs at most
         batch_size: crops a step
         learning_rate: of Adam

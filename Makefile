@@ -12,7 +12,7 @@ run: $(VENV)/installed
 	$(PY) 01-convert-video-to-image.py
 	$(PY) 02-crop-faces-with-mtcnn.py
 	$(PY) 03-prepare-fake-real-dataset.py
-	$(PY) 04-train-cnn.py --start auto
+	$(PY) 04-train-cnn.py --start auto --epochs 3 --learning-rate 4e-4
 
 test: $(VENV)/installed-for-tests
 	$(PY) -m pytest

