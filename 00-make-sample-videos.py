@@ -30,6 +30,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -389,6 +390,16 @@ def write_json(content: dict, path: Path) -> None:
     partial.replace(path)
 
 
+def end_with_main() -> None:
+    """Let a worker end when the main process was killed; it would wait for clips for ever."""
+
+    def wait_for_main() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_main, daemon=True).start()
+
+
 def main(
     videos_dir: Path = VIDEOS_DIR,
     people: int = PEOPLE,
@@ -457,7 +468,7 @@ def main(
         return table
     make = functools.partial(write_clip, folder=folder, frames=frames, fps=fps, seed=seed)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(missing) or 1), mp_context=spawn) as pool:
+    with ProcessPoolExecutor(min(workers, len(missing) or 1), spawn, end_with_main) as pool:
         for _ in tqdm(pool.map(make, missing), "clips", len(missing), unit="clip"):
             pass
     labels = {

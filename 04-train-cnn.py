@@ -7,7 +7,7 @@
 Reads   split_dataset/{train,val,test}/{real,fake}/   crops of faces, of any size
         split_dataset/crops.csv                       the video that each crop is of
 Writes  model/best_model.keras                        the model of the best epoch
-        model/metrics.json                            measures by crop and by video, counts, settings
+        model/metrics.json                            measures by crop and video, counts, settings
         model/predictions.csv                         p_real of every crop of val and test
         model/history.csv                             loss and accuracy of every epoch
         model/training_curves.png, model/roc.png      the same as pictures
@@ -28,7 +28,6 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: less chatter
@@ -161,7 +160,7 @@ def read_crop(path: Path) -> np.ndarray:
 def prepare_crop(image: np.ndarray) -> np.ndarray:
     """Squeeze a crop, BGR uint8 of any size, to RGB uint8 (128, 128, 3), whatever its proportions.
 
-    Pixels are averaged where the crop shrinks, which does not alias, and interpolated where it grows.
+    Pixels are averaged where the crop shrinks, so nothing aliases, and interpolated where it grows.
     """
     shrinks = min(image.shape[:2]) > IMAGE_SIZE
     resample = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
@@ -194,10 +193,10 @@ def drop_broken_crops(crops: pd.DataFrame, split_dir: Path) -> tuple[pd.DataFram
 def batch_crops(
     crops: pd.DataFrame, split_dir: Path, batch_size: int, seed: int | None = None
 ) -> tf.data.Dataset:
-    """Serve crops as batches: RGB float32 (n, 128, 128, 3) in 0..255 and labels (n,), fake 0, real 1.
+    """Serve batches: RGB float32 (n, 128, 128, 3) in 0..255, and labels (n,), fake 0, real 1.
 
-    With a seed they come in a new order in every epoch, and augmented; without, in the table's order
-    as they are.
+    With a seed they come in a new order in every epoch, and augmented; without, as they are and in
+    the table's order.
     """
     paths = [split_dir / crop for crop in crops.crop]
     labels = tf.constant(crops.label.map(CLASSES.index), tf.float32)
@@ -274,7 +273,8 @@ def find_start_weights(start: str | None) -> tuple[Path | None, str]:
     if start != "imagenet":
         if not Path(start).is_file():
             raise FileNotFoundError(
-                f"{start}: there is no such weights file; --start takes a file, imagenet, lite0, auto or none."
+                f"{start}: there is no such weights file; --start takes a file, imagenet, lite0, "
+                "auto or none."
             )
         return Path(start), start
 
@@ -327,8 +327,8 @@ def build_model(start_weights: Path | None) -> keras.Model:
         weights=None, include_top=False, pooling="max", input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3)
     )
     # Batch normalisation trains with the statistics of each batch and validates with running ones.
-    # At Keras' momentum of 0.99 those hold on to their first values for hundreds of steps: after 100
-    # steps, 37 % of them still is the 0 and 1 they began with, and from random weights validation
+    # At Keras' momentum of 0.99 those hold on to their first values for hundreds of steps: after
+    # 100 steps, 37 % of them still is the 0 and 1 they began with, and from random weights validation
     # stays at chance while training does well. At 0.9 it is 0.003 %, and the last 10 batches make
     # most of them, still a few hundred crops.
     for layer in base.layers:
@@ -355,8 +355,8 @@ def build_model(start_weights: Path | None) -> keras.Model:
                 owner.load_weights(start_weights)
         except Exception as error:  # of many kinds, by what the file is instead
             raise ValueError(
-                f"{start_weights}: these are not the weights of an EfficientNet-B0 without its top, "
-                "nor a model of this script; name another file with --start."
+                f"{start_weights}: these are not the weights of an EfficientNet-B0 without its "
+                "top, nor a model of this script; name another file with --start."
             ) from error
     return model
 
@@ -630,7 +630,8 @@ def main(
         print(f"  no test/        {split_dir} has none, so these are the measures of val/:")
     for unit, values in metrics["measures"][judged].items():
         print(
-            f"  {judged + ', by ' + unit:15} AUC {values['auc']:.3f}, accuracy {values['accuracy']:.3f}"
+            f"  {judged + ', by ' + unit:15} AUC {values['auc']:.3f}, "
+            f"accuracy {values['accuracy']:.3f}"
         )
     print(f"  look next at    {model_dir / 'training_curves.png'} and {model_dir / 'roc.png'}")
     return metrics

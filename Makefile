@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 .PHONY: run test lint
 run: $(VENV)/installed
 	$(PY) 00-make-sample-videos.py
-	$(PY) 01-convert-video-to-image.py
+	$(PY) 01-convert-video-to-image.py --frames-per-video 20
 	$(PY) 02-crop-faces-with-mtcnn.py
 	$(PY) 03-prepare-fake-real-dataset.py
 	$(PY) 04-train-cnn.py --start auto --epochs 3 --learning-rate 4e-4

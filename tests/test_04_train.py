@@ -419,15 +419,15 @@ def test_each_range_moves_that_far_and_no_farther(
 # The start weights
 
 
-def test_auto_says_loudly_that_it_starts_from_random_weights(
+def test_auto_says_loudly_that_it_starts_from_the_embedded_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(train, "IMAGENET_FILE", "not-there.h5")
     monkeypatch.setattr(efficientnet.weights, "IMAGENET_WEIGHTS_PATH", tmp_path.as_uri() + "/")
     weights, name = train.find_start_weights("auto")
     assert weights is None
-    assert name == "random weights, as ImageNet's could not be had"
-    assert "NOTE: training starts from random weights" in capsys.readouterr().err
+    assert name == "ImageNet weights of EfficientNet-Lite0"
+    assert "NOTE: training starts from the embedded weights" in capsys.readouterr().err
     with pytest.raises(OSError, match="--start none"):
         train.find_start_weights("imagenet")
 
