@@ -391,7 +391,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 # --- The run --------------------------------------------------------------------------------------
 
 
-def start_worker(threads: int) -> None:
+def limit_threads(threads: int) -> None:
     """Leave each process its share of the cores: TensorFlow would take all of them."""
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -407,7 +407,7 @@ def open_pool(workers: int | None) -> tuple[Executor, int]:
         return ThreadPoolExecutor(workers), workers
     spawn = multiprocessing.get_context("spawn")
     threads = max(1, cores // workers)
-    return ProcessPoolExecutor(workers, spawn, start_worker, (threads,)), workers
+    return ProcessPoolExecutor(workers, spawn, limit_threads, (threads,)), workers
 
 
 def run_in_order(
@@ -480,7 +480,7 @@ def gather_results(
     return table, pd.DataFrame(skipped, columns=SKIPPED_COLUMNS).astype({"frame": "Int64"})
 
 
-def print_summary(
+def print_counts(
     checkpoints: dict[str, dict], table: pd.DataFrame, skipped: pd.DataFrame, faces_dir: Path
 ) -> None:
     frames = sum(checkpoint["files"] for checkpoint in checkpoints.values())
@@ -551,7 +551,7 @@ def main(
     crop_videos(unfinished, frames_dir, faces_dir, settings, batch_size, workers)
     table, skipped = gather_results(checkpoints, faces_dir)
     write_table(skipped, faces_dir / "skipped.csv")
-    print_summary(checkpoints, table, skipped, faces_dir)
+    print_counts(checkpoints, table, skipped, faces_dir)
     if table.empty:
         raise ValueError(
             f"Not one face of confidence {confidence} was found in the frames in {frames_dir}: "

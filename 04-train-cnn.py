@@ -51,9 +51,7 @@ MODEL_DIR = Path("model")  # the model, its measures and pictures
 LITE0_WEIGHTS = Path(__file__).parent / "weights" / "efficientnet-lite0-imagenet.npz"  # "lite0"
 
 # training
-START = (
-    "imagenet"  # or "lite0" (no download), "auto" (the first of the two to be had), "none", a file
-)
+START = "imagenet"  # or "lite0" (embedded), "auto" (the first to be had), "none", or a file
 EPOCHS = 20  # at most
 PATIENCE = 5  # epochs without a lower validation loss, after which training stops
 BATCH_SIZE = 32  # crops a step
@@ -328,9 +326,9 @@ def build_model(start_weights: Path | None) -> keras.Model:
     )
     # Batch normalisation trains with the statistics of each batch and validates with running ones.
     # At Keras' momentum of 0.99 those hold on to their first values for hundreds of steps: after
-    # 100 steps, 37 % of them still is the 0 and 1 they began with, and from random weights validation
-    # stays at chance while training does well. At 0.9 it is 0.003 %, and the last 10 batches make
-    # most of them, still a few hundred crops.
+    # 100 steps, 37 % of them still is the 0 and 1 they began with, and from random weights
+    # validation stays at chance while training does well. At 0.9 it is 0.003 %, and the last 10
+    # batches make most of them, still a few hundred crops.
     for layer in base.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = BATCH_NORM_MOMENTUM

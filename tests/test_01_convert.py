@@ -174,6 +174,29 @@ def test_every_row_of_the_five_data_sets(five_data_sets: Path, tmp_path: Path) -
         assert reason in left_out[path], path
 
 
+def test_the_five_data_sets_as_far_as_the_split(
+    five_data_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The videos have no faces to find, so each frame stands for one."""
+    monkeypatch.chdir(tmp_path)
+    table = convert.main(five_data_sets, Path("frames"), workers=2)
+    faces = []
+    for path in sorted(Path("frames").glob("*/*.png")):
+        crop = Path(path.parent.name, f"{path.stem}-00.png")
+        (Path("faces") / crop).parent.mkdir(parents=True, exist_ok=True)
+        (Path("faces") / crop).write_bytes(path.read_bytes())
+        faces.append({"crop": crop.as_posix(), "video_id": path.parent.name})
+    pd.DataFrame(faces).to_csv("faces/faces.csv", index=False)
+    on_disk = importlib.import_module("03-prepare-fake-real-dataset").main()
+    assert set(on_disk["split"]) == {"train", "val", "test"}
+    counts = on_disk.groupby(["dataset", "split"])["label"].value_counts().unstack()
+    assert (counts["real"] == counts["fake"]).all()
+    labels = table.set_index("video_id")["label"]
+    assert (on_disk["folder"] == on_disk["video_id"].map(labels)).all()
+    people = on_disk.assign(identity=on_disk["identities"].str.split(";")).explode("identity")
+    assert (people.groupby(["dataset", "identity"])["split"].nunique() == 1).all()
+
+
 def test_names_of_outer_folders_and_upper_case_do_not_matter(tmp_path: Path) -> None:
     source = "X/real stuff/MANIPULATED_SEQUENCES/neuraltextures/C23/VIDEOS/000_003.MP4"
     write_video(tmp_path / "videos/elsewhere.mp4", frames=2).parent.joinpath(

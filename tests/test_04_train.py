@@ -425,11 +425,30 @@ def test_auto_says_loudly_that_it_starts_from_the_embedded_weights(
     monkeypatch.setattr(train, "IMAGENET_FILE", "not-there.h5")
     monkeypatch.setattr(efficientnet.weights, "IMAGENET_WEIGHTS_PATH", tmp_path.as_uri() + "/")
     weights, name = train.find_start_weights("auto")
-    assert weights is None
+    assert weights == train.LITE0_WEIGHTS
     assert name == "ImageNet weights of EfficientNet-Lite0"
     assert "NOTE: training starts from the embedded weights" in capsys.readouterr().err
-    with pytest.raises(OSError, match="--start none"):
+    with pytest.raises(OSError, match="--start lite0"):
         train.find_start_weights("imagenet")
+
+
+def test_every_convolution_and_batch_norm_is_filled_from_lite0() -> None:
+    model = train.build_model(train.LITE0_WEIGHTS)
+    base = next(layer for layer in model.layers if isinstance(layer, keras.Model))
+    filled = set()
+    with np.load(train.LITE0_WEIGHTS) as arrays:
+        for layer in base.layers:
+            for variable in layer.weights:
+                name = f"{layer.name}/{variable.name}"
+                if "_se_" in name:
+                    assert name not in arrays
+                    if name.endswith("se_expand/bias"):
+                        assert (variable.numpy() == 3).all()
+                else:
+                    assert (variable.numpy() == arrays[name].astype(np.float32)).all(), name
+                    filled.add(name)
+        assert filled == set(arrays)
+    assert len(filled) == 245
 
 
 def test_imagenet_that_cannot_be_had_ends_in_one_sentence(
