@@ -44,7 +44,8 @@ def read_tile(path: Path) -> np.ndarray:
 
 def find_pairs(videos: pd.DataFrame, faces: pd.DataFrame) -> pd.DataFrame:
     """One row a person: the same frame's crop of a real video and of a fake made from it."""
-    crops = faces[faces["face"] == 0].merge(videos, on="video_id")
+    columns = ["video_id", "label", "identities"]
+    crops = faces[faces["face"] == 0].merge(videos[columns], on="video_id")
     real, fake = (crops[crops["label"] == label] for label in ("real", "fake"))
     pairs = real.merge(fake, on=["identities", "frame"], suffixes=("_real", "_fake"))
     return pairs.sort_values("frame").groupby("identities").first().reset_index()
