@@ -92,7 +92,7 @@ def draw_steps(
     figure = Figure(figsize=(12, 3.1))
     titles = [
         "01  frames, resized by width",
-        "02  faces, with a 30 % margin",
+        "02  faces, 30 % margin",
         "03  balanced, split by person",
         "04  EfficientNet-B0",
     ]
@@ -115,9 +115,9 @@ def draw_steps(
             for number, crop in enumerate(shown):
                 left = 0.75 + 2.4 * column + 1.05 * number
                 panels[2].imshow(read_tile(split_dir / crop), extent=(left, left + 1, row + 1, row))
-            panels[2].text(
-                0.75 + 2.4 * column, -0.1, label, color=COLORS[label], fontsize=10, weight="bold"
-            )
+    for column, label in enumerate(("real", "fake")):
+        left = 0.75 + 2.4 * column
+        panels[2].text(left, -0.1, label, color=COLORS[label], fontsize=10, weight="bold")
     panels[2].set(xlim=(0, 5.3), ylim=(3.05, -0.4))
 
     layers = [
@@ -136,7 +136,13 @@ def draw_steps(
         panels[3].text(0.5, number + 0.5, layer, ha="center", va="center", fontsize=9)
     for left, right in pairwise(panels):
         arrow = ConnectionPatch(
-            (1.0, 0.5), (0.0, 0.5), "axes fraction", "axes fraction", left, right, arrowstyle="->"
+            (1.01, 0.5),
+            (-0.01, 0.5),
+            "axes fraction",
+            "axes fraction",
+            axesA=left,
+            axesB=right,
+            arrowstyle="->",
         )
         figure.add_artist(arrow)
     return figure
