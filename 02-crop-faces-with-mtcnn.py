@@ -532,7 +532,7 @@ def main(
         raise ValueError(
             "--confidence must be 0 to 1, --margin 0 or more, --min-face-size 12 or more."
         )
-    if (batch_size or 1) < 1 or (workers or 1) < 1:
+    if any(number is not None and number < 1 for number in (batch_size, workers)):
         raise ValueError("--batch-size and --workers must be 1 or more.")
     settings = {"confidence": confidence, "margin": margin, "min_face_size": min_face_size}
 

@@ -465,7 +465,7 @@ def count_splits(on_disk: pd.DataFrame) -> pd.DataFrame:
 # --- The run --------------------------------------------------------------------------------------
 
 
-def print_left_out(videos: pd.DataFrame, taken: pd.Series, split_by: str) -> None:
+def print_unused(videos: pd.DataFrame, taken: pd.Series, split_by: str) -> None:
     """What of the faces did not become part of the data set, and why."""
     between = videos[videos["split"] == ""]
     why = "between people of two splits" if split_by == "identity" else "not in the official list"
@@ -536,7 +536,7 @@ def main(
 
     print(count_splits(on_disk).to_string(formatters=["{:,}".format] * 4))
     print(f"crops        {len(on_disk):,} of {len(crops):,} ({split_dir})")
-    print_left_out(videos, taken, split_by)
+    print_unused(videos, taken, split_by)
     in_two = count_in_two_splits(on_disk).sum()
     print(f"identities in two splits: {in_two:,}")
     if len(on_disk) != len(chosen) or (on_disk["folder"] != on_disk["label"]).any():

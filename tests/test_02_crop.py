@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,6 +13,8 @@ from conftest import assert_stops, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 from mtcnn import MTCNN
+from mtcnn.utils.bboxes import smart_nms_from_bboxes
+from mtcnn.utils.images import build_scale_pyramid
 
 SCRIPT = "02-crop-faces-with-mtcnn.py"
 crop = importlib.import_module("02-crop-faces-with-mtcnn")
@@ -38,6 +41,7 @@ FRAMES = {
     "other size": make_frame((100, 40, 0.9), size=(430, 310)),
     "tiny frame": make_frame(size=(20, 11)),
 }
+STEPS = {"CELL": crop.FaceDetector.CELL, "SCALE_FACTOR": crop.FaceDetector.SCALE_FACTOR}
 FACES = {"one": 1, "two": 2, "none": 0, "small": 1, "edge": 1, "other size": 1, "tiny frame": 0}
 
 
@@ -76,6 +80,36 @@ def test_a_frame_has_the_same_faces_in_any_batch(detector: object) -> None:
         (alone,) = detector.detect([frame])
         assert [face.box for face in alone] == [face.box for face in first]
         assert [face.box for face in alone] == [face.box for face in second]
+
+
+@given(st.integers(12, 2000), st.integers(12, 2000), st.integers(12, 400))
+def test_the_scales_are_the_package_s(height: int, width: int, min_face_size: int) -> None:
+    scales = crop.FaceDetector.pyramid
+    package = build_scale_pyramid(width, height, 20, 0.709)
+    assert scales(SimpleNamespace(**STEPS, min_face_size=20), height, width) == pytest.approx(
+        package
+    )
+    ours = scales(SimpleNamespace(**STEPS, min_face_size=min_face_size), height, width)
+    smallest = [int(min(height, width) * scale) for scale in ours[-1:]]
+    assert all(12 <= size <= 17 for size in smallest)
+
+
+@given(
+    st.integers(0, 40), st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.5, 0.7]), st.booleans()
+)
+def test_overlapping_boxes_are_left_out_as_in_the_package(
+    count: int, seed: int, threshold: float, of_smaller: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    corner, size = rng.uniform(0, 30, (count, 2)), rng.uniform(5, 40, (count, 2))
+    boxes = crop.Boxes(
+        rng.integers(0, 3, count), np.hstack([corner, corner + size]), rng.uniform(0.6, 1, count)
+    )
+    package = smart_nms_from_bboxes(
+        np.column_stack(boxes), threshold, method="min" if of_smaller else "union"
+    )
+    ours = crop.without_overlaps(boxes, threshold, of_smaller)
+    np.testing.assert_array_equal(np.column_stack(ours), package)
 
 
 def test_a_larger_smallest_face_still_finds_the_large_ones() -> None:
@@ -146,6 +180,10 @@ def test_faces_under_the_threshold_are_never_saved(frames: Path, tmp_path: Path)
     table = crop.main(frames, tmp_path / "faces", confidence=threshold, workers=1)
     assert len(table) == (scores >= threshold).sum() < len(scores)
     assert len(list((tmp_path / "faces").glob("*/*.png"))) == len(table)
+    with pytest.raises(ValueError, match=r"Not one face of confidence 1\.0"):
+        crop.main(frames, tmp_path / "faces", confidence=1.0, workers=1)
+    assert not list((tmp_path / "faces").glob("*/*.png"))
+    assert not (tmp_path / "faces/faces.csv").exists()
 
 
 def test_a_second_run_does_only_what_changed(
@@ -155,6 +193,7 @@ def test_a_second_run_does_only_what_changed(
     crop.main(frames, faces, workers=1)
     before = snapshot(faces)
     (faces / "c.partial").mkdir()  # what a killed run leaves
+    (faces / "c.partial/c-000000-00.png").write_bytes(b"half an image")
     (frames / "c/c-000010.png").write_bytes(cv2.imencode(".png", FRAMES["two"])[1])
     table = crop.main(frames, faces, workers=1)
     after = snapshot(faces)
@@ -163,15 +202,65 @@ def test_a_second_run_does_only_what_changed(
     of_first = [name for name in before if name.startswith("a-b/")]
     assert len(of_first) == 5 and all(after[name] == before[name] for name in of_first)
     assert not list(faces.rglob("*.partial"))
+    assert {name for name in after if name.endswith(".png")} == set(table["crop"])
+    (faces / table["crop"][0]).unlink()
+    crop.main(frames, faces, workers=1)
+    assert (faces / table["crop"][0]).read_bytes() == before[table["crop"][0]][0]
     wider = crop.main(frames, faces, margin=0.5, workers=1)
     assert len(wider) == len(table)
     assert snapshot(faces)[of_first[0]] != after[of_first[0]]
+
+
+def test_processes_write_what_one_does(frames: Path, tmp_path: Path, snapshot: callable) -> None:
+    for workers in (1, 2):
+        crop.main(frames, tmp_path / str(workers), workers=workers)
+    contents = [
+        {name: content for name, (content, _) in snapshot(tmp_path / folder).items()}
+        for folder in ("1", "2")
+    ]
+    assert len(contents[0]) == 9 and contents[0] == contents[1]
+
+
+def test_frames_and_folders_that_are_not_as_expected(frames: Path, tmp_path: Path) -> None:
+    faces = tmp_path / "faces"
+    videos = pd.read_csv(frames / "videos.csv")
+    lost = pd.DataFrame([{"video_id": "lost", "frames": 7, "status": "ok"}])
+    pd.concat([videos, lost]).to_csv(frames / "videos.csv", index=False)
+    (frames / "c/c-000000.png").write_bytes(b"")
+    cut = (frames / "c/c-000010.png").read_bytes()[:-1000]
+    (frames / "c/c-000010.png").write_bytes(cut)
+    (frames / "c/other-000010.png").write_bytes((frames / "a-b/a-b-000000.png").read_bytes())
+    (faces / "mine").mkdir(parents=True)
+    (faces / "mine/mine-000000-00.png").write_bytes(b"kept")
+    table = crop.main(frames, faces, workers=1)
+    assert set(table["video_id"]) == {"a-b"}
+    assert (faces / "mine/mine-000000-00.png").read_bytes() == b"kept"
+    skipped = pd.read_csv(faces / "skipped.csv").fillna("")
+    assert skipped.values.tolist() == [
+        ["c", 0, "is an empty file"],
+        ["c", 10, "does not decode as an image"],
+        ["lost", "", "has no frames in its folder"],
+    ]
+    (frames / "a-b/a-b-000000.png").touch()
+    (faces / "a-b/faces.json").unlink()
+    with pytest.raises(ValueError, match=r"a-b was not made by this script"):
+        crop.main(frames, faces, workers=1)
+    assert (faces / "a-b/a-b-000000-00.png").exists() and (faces / "faces.csv").exists()
 
 
 def test_what_bad_input_gets(tmp_path: Path) -> None:
     assert_stops(run_script(SCRIPT, cwd=tmp_path), "no folder frames", "--frames-dir")
     (tmp_path / "frames").mkdir()
     assert_stops(run_script(SCRIPT, cwd=tmp_path), "no videos.csv in frames", "01-convert")
+    (tmp_path / "frames/videos.csv").write_text("crop,label\n")
+    with pytest.raises(ValueError, match=r"videos.csv is not a table that 01 writes"):
+        crop.main(tmp_path / "frames", tmp_path / "faces")
+    (tmp_path / "frames/videos.csv").write_text("video_id,frames,status\nv,0,failed\n")
+    with pytest.raises(ValueError, match="has frames"):
+        crop.main(tmp_path / "frames", tmp_path / "faces")
+    for wrong in ({"confidence": 1.1}, {"margin": -1}, {"min_face_size": 5}, {"workers": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            crop.main(tmp_path / "frames", tmp_path / "faces", **wrong)
     write_frames(tmp_path / "empty", {"e": ["none"]})
     wrong = run_script(SCRIPT, "--frames-dir", "empty", "--workers", 1, cwd=tmp_path)
     assert_stops(wrong, "Not one face", "empty")
