@@ -1,7 +1,7 @@
 """Train EfficientNet-B0 to tell real faces from fake ones.
 
     python 04-train-cnn.py
-    python 04-train-cnn.py --start none --epochs 8 --learning-rate 1e-3
+    python 04-train-cnn.py --start auto --epochs 3 --learning-rate 4e-4
     python 04-train-cnn.py --split-dir my-split --model-dir my-model --start my-weights.h5
 
 Reads   split_dataset/{train,val,test}/{real,fake}/   crops of faces, of any size
@@ -55,7 +55,7 @@ START = "imagenet"  # or "lite0" (embedded), "auto" (the first to be had), "none
 EPOCHS = 20  # at most
 PATIENCE = 5  # epochs without a lower validation loss, after which training stops
 BATCH_SIZE = 32  # crops a step
-LEARNING_RATE = 1e-4  # of Adam; 1e-3 from random weights
+LEARNING_RATE = 1e-4  # of Adam; a short training takes more, such as 4e-4
 BATCH_NORM_MOMENTUM = 0.9  # share of the past in the running statistics a step; see build_model
 SEED = 1  # of the random weights, the order of the crops and the augmentation
 
@@ -298,17 +298,25 @@ def fill_from_lite0(base: keras.Model, path: Path) -> None:
 
     Lite0 has the shapes of B0 but no squeeze-and-excitation, so that its gates are opened instead:
     near sigmoid(3) = 0.95 for every input, they change little and can still learn.
+
+    Raises:
+        ValueError: the file holds other arrays than these.
     """
+    filled = set()
     with np.load(path) as arrays:
         for layer in base.layers:
             for variable in layer.weights:
                 name = f"{layer.name}/{variable.name}"
                 if name in arrays:
                     variable.assign(arrays[name].astype(np.float32))
+                    filled.add(name)
                 elif name.endswith("se_expand/kernel"):
                     variable.assign(0.1 * variable)
                 elif name.endswith("se_expand/bias"):
                     variable.assign(variable + 3.0)
+        layers = {layer.name for layer in base.layers if layer.weights and "_se_" not in layer.name}
+        if filled != set(arrays) or {name.split("/")[0] for name in filled} != layers:
+            raise ValueError("the arrays have other names than the layers")
 
 
 def build_model(start_weights: Path | None) -> keras.Model:
@@ -326,9 +334,9 @@ def build_model(start_weights: Path | None) -> keras.Model:
     )
     # Batch normalisation trains with the statistics of each batch and validates with running ones.
     # At Keras' momentum of 0.99 those hold on to their first values for hundreds of steps: after
-    # 100 steps, 37 % of them still is the 0 and 1 they began with, and from random weights
-    # validation stays at chance while training does well. At 0.9 it is 0.003 %, and the last 10
-    # batches make most of them, still a few hundred crops.
+    # 100 steps, 37 % of them still is what they began with, and a short training ends with
+    # validation at chance while training does well. At 0.9 it is 0.003 %, and the last 10 batches
+    # make most of them, still a few hundred crops.
     for layer in base.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = BATCH_NORM_MOMENTUM
@@ -566,10 +574,10 @@ def main(
     read_crop.cache_clear()  # the files may be others than in an earlier call
     crops, left_out = drop_broken_crops(crops, split_dir)
     parts = {split: part for split, part in crops.groupby("split", sort=False)}
+    keras.utils.set_random_seed(seed)
     served = {split: batch_crops(part, split_dir, batch_size) for split, part in parts.items()}
     served["train"] = batch_crops(parts["train"], split_dir, batch_size, seed)
 
-    keras.utils.set_random_seed(seed)
     model = build_model(start_weights)
     model_dir.mkdir(parents=True, exist_ok=True)  # before hours are spent
     history = train_model(model, served["train"], served["val"], epochs, learning_rate, patience)

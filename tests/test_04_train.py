@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,14 +16,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from conftest import assert_stops, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 train = importlib.import_module("04-train-cnn")
 
-SCRIPT = Path(train.__file__)
+SCRIPT = "04-train-cnn.py"
 VIDEOS = {"train": 4, "val": 1, "test": 1}  # of each label
-CROPS = 4  # a video
+CROPS = 6  # a video
 BROKEN = ("train/fake/empty-000000-00.png", "train/real/torn-000000-00.jpg")
 
 
@@ -92,17 +92,6 @@ def small_split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return split_dir
 
 
-def run_script(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, SCRIPT, *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        timeout=300,
-        check=False,
-    )
-
-
 # What is written
 
 
@@ -124,9 +113,9 @@ def test_metrics_json_is_what_main_returns(trained: Trained) -> None:
     metrics = json.loads((trained.model_dir / "metrics.json").read_text(encoding="utf-8"))
     assert metrics == trained.metrics
     assert metrics["counts"] == {
-        "train": {"fake crops": 16, "fake videos": 4, "real crops": 16, "real videos": 4},
-        "val": {"fake crops": 4, "fake videos": 1, "real crops": 4, "real videos": 1},
-        "test": {"fake crops": 4, "fake videos": 1, "real crops": 4, "real videos": 1},
+        "train": {"fake crops": 24, "fake videos": 4, "real crops": 24, "real videos": 4},
+        "val": {"fake crops": 6, "fake videos": 1, "real crops": 6, "real videos": 1},
+        "test": {"fake crops": 6, "fake videos": 1, "real crops": 6, "real videos": 1},
     }
     assert metrics["start"] == "lite0"
     assert metrics["started_from"] == "ImageNet weights of EfficientNet-Lite0"
@@ -143,12 +132,12 @@ def test_broken_crops_are_left_out_by_name(trained: Trained) -> None:
 def test_predictions_hold_every_crop_of_val_and_test_once(trained: Trained) -> None:
     table = trained.predictions
     assert list(table.columns) == ["crop", "video_id", "label", "p_real", "split"]
-    assert len(table) == table.crop.nunique() == 16
+    assert len(table) == table.crop.nunique() == 24
     assert table.groupby(["split", "label"]).size().to_dict() == {
-        ("test", "fake"): 4,
-        ("test", "real"): 4,
-        ("val", "fake"): 4,
-        ("val", "real"): 4,
+        ("test", "fake"): 6,
+        ("test", "real"): 6,
+        ("val", "fake"): 6,
+        ("val", "real"): 6,
     }
     assert all(trained.split_dir.joinpath(crop).is_file() for crop in table.crop)
     assert (
@@ -451,8 +440,13 @@ def test_every_convolution_and_batch_norm_is_filled_from_lite0() -> None:
     assert len(filled) == 245
 
 
+def test_none_is_random_weights() -> None:
+    assert train.find_start_weights(None) == train.find_start_weights("None")
+    assert train.find_start_weights("none") == (None, "random weights")
+
+
 def test_imagenet_that_cannot_be_had_ends_in_one_sentence(
-    tmp_path: Path, small_split: Path
+    tmp_path: Path, small_split: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_dir = tmp_path / "model"
     model_dir.mkdir()
@@ -461,17 +455,11 @@ def test_imagenet_that_cannot_be_had_ends_in_one_sentence(
     half_a_file.parent.mkdir(parents=True)
     half_a_file.write_bytes(b"half a download")
     closed = "http://127.0.0.1:9"
-    arguments = ("--split-dir", small_split, "--model-dir", model_dir)
-    run = run_script(
-        *arguments, KERAS_HOME=str(tmp_path / "keras"), https_proxy=closed, HTTPS_PROXY=closed
-    )
-    assert run.returncode == 1
-    message = run.stderr.strip().splitlines()[-1]
-    assert message.startswith(
-        "04-train-cnn.py: the ImageNet weights cannot be downloaded from http"
-    )
-    assert message.endswith("--start lite0.")
-    assert "Traceback" not in run.stderr
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setenv("https_proxy", closed)
+    monkeypatch.setenv("HTTPS_PROXY", closed)
+    result = run_script(SCRIPT, "--split-dir", small_split, "--model-dir", model_dir, cwd=tmp_path)
+    assert_stops(result, f"{SCRIPT}: the ImageNet weights cannot be downloaded", "--start lite0.")
     assert [path.name for path in model_dir.iterdir()] == ["best_model.keras"]
     assert (model_dir / "best_model.keras").read_bytes() == b"an old model"
 
@@ -488,12 +476,16 @@ def test_a_weights_file_of_the_package_is_loaded(tmp_path: Path) -> None:
         assert all(map(np.array_equal, loaded, base.get_weights()))
 
 
-@pytest.mark.parametrize("name", ["words.h5", "words.txt", "words.keras", "other.keras", "b1.h5"])
+@pytest.mark.parametrize(
+    "name", ["words.h5", "words.txt", "words.keras", "other.keras", "b1.h5", "other.npz"]
+)
 def test_weights_that_do_not_fit_are_named(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     if name == "other.keras":
         inputs = keras.Input((4,))
         keras.Model(inputs, keras.layers.Dense(2)(inputs)).save(path)
+    elif name == "other.npz":
+        np.savez(path, stem=np.zeros(3))
     elif name == "b1.h5":
         efn.EfficientNetB1(weights=None, include_top=False, input_shape=(128, 128, 3)).save(path)
     else:
@@ -518,7 +510,7 @@ def test_training_on_without_a_test_split(
     assert metrics["measures"] == {
         "val": {"crop": {"auc": 1.0, "accuracy": 1.0}, "video": {"auc": 1.0, "accuracy": 1.0}}
     }
-    assert len(pd.read_csv(model_dir / "predictions.csv")) == 8
+    assert len(pd.read_csv(model_dir / "predictions.csv")) == 12
     summary = capsys.readouterr().out
     assert "has none, so these are the measures of val" in summary
     assert "val, by crop" in summary
@@ -584,7 +576,7 @@ def test_a_wrong_split_folder_is_named(
         ("seed", -1, "seed is -1; give 0 or more"),
         ("learning_rate", 0.0, "learning rate is 0.0; give a number above 0"),
         ("learning_rate", float("nan"), "learning rate is nan; give a number above 0"),
-        ("model_dir", SCRIPT, "it is a file; name a folder"),
+        ("model_dir", Path(train.__file__), "it is a file; name a folder"),
     ],
 )
 def test_a_wrong_argument_is_named(
@@ -597,8 +589,6 @@ def test_a_wrong_argument_is_named(
 
 
 def test_the_shell_gets_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
-    run = run_script("--split-dir", tmp_path / "faces", "--start", "none")
-    assert run.returncode == 1
-    message = run.stderr.strip().splitlines()[-1]
-    assert message.startswith(f"04-train-cnn.py: {tmp_path / 'faces'}: there is no such folder")
-    assert "Traceback" not in run.stderr
+    result = run_script(SCRIPT, "--split-dir", "faces", "--start", "none", cwd=tmp_path)
+    assert_stops(result, f"{SCRIPT}: faces: there is no such folder")
+    assert list(tmp_path.iterdir()) == []
