@@ -60,7 +60,7 @@ MARGIN = 0.3  # share of the box's width added left and right, and of its height
 MIN_FACE_SIZE = 20  # pixels of the frame, 12 or more; larger is faster and loses the small faces
 # machine
 BATCH_SIZE = None  # frames that a network sees at once; None: 8, on a GPU 32
-WORKERS = None  # None: a process a core, on a GPU 4 threads of one process
+WORKERS = None  # None: a process a core (1 GB of memory each), on a GPU 4 threads of one process
 # --------------------------------------------------------------------------------------------------
 
 FRAMES_A_TASK = 32  # that a worker reads, searches and crops before it reports
