@@ -30,6 +30,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -391,11 +392,18 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 # --- The run --------------------------------------------------------------------------------------
 
 
-def limit_threads(threads: int) -> None:
-    """Leave each process its share of the cores: TensorFlow would take all of them."""
+def start_process(threads: int) -> None:
+    """Leave each process its share of the cores (TensorFlow would take all), and end it with us."""
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     cv2.setNumThreads(threads)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+def exit_with_parent() -> None:
+    """A worker whose parent was killed would wait for it for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def open_pool(workers: int | None) -> tuple[Executor, int]:
@@ -407,7 +415,7 @@ def open_pool(workers: int | None) -> tuple[Executor, int]:
         return ThreadPoolExecutor(workers), workers
     spawn = multiprocessing.get_context("spawn")
     threads = max(1, cores // workers)
-    return ProcessPoolExecutor(workers, spawn, limit_threads, (threads,)), workers
+    return ProcessPoolExecutor(workers, spawn, start_process, (threads,)), workers
 
 
 def run_in_order(
