@@ -391,7 +391,7 @@ def write_json(content: dict, path: Path) -> None:
 
 
 def end_with_main() -> None:
-    """Let a worker end when the main process was killed; it would wait for clips for ever."""
+    """Let a worker end when the main process was killed; it would wait for work for ever."""
 
     def wait_for_main() -> None:
         multiprocessing.parent_process().join()

@@ -26,7 +26,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from hashlib import sha1
 from pathlib import Path, PurePosixPath
@@ -294,7 +295,9 @@ def read_labels_csv(path: Path) -> dict:
     }
 
 
-def described_by_list(entries: dict, describe: callable) -> dict[str, Description]:
+def described_by_list(
+    entries: dict, describe: Callable[[str, dict], Description]
+) -> dict[str, Description]:
     """What a list says of each video that it names; `reason` where it says nothing usable."""
     described = {}
     for name, entry in entries.items():
@@ -338,7 +341,14 @@ def read_lists(
                 for video, description in described_by_list(entries, describe).items():
                     lists.described[folder / video] = description
                     lists.folders.add((folder / video).parent)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            OSError,
+        ) as error:
             unreadable[path] = f"not readable as the list that its name says: {error}"
     return lists, unreadable
 
@@ -392,7 +402,7 @@ def find_files(
 
 def describe(source: PurePosixPath, lists: Lists) -> Description:
     """What a video is. Raises: ValueError with the reason if that cannot be told."""
-    if "masks" in (part.lower() for part in source.parts):
+    if re.search("manipulated_sequences/.*masks/", source.as_posix(), re.IGNORECASE):
         raise ValueError("a mask of FaceForensics++, not a video of a face")
     video = lists.described.get(source) or describe_by_name(source)
     if video is None and not lists.folders.isdisjoint(source.parents):
@@ -649,8 +659,19 @@ def finished_conversion(target: Path, checkpoint: dict) -> dict | None:
 # --- The run --------------------------------------------------------------------------------------
 
 
+def end_with_main() -> None:
+    """Let a worker end when the main process was killed; it would wait for work for ever."""
+
+    def wait_for_main() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_main, daemon=True).start()
+
+
 def start_worker() -> None:
     """One process converts one video with one thread; decoders' own messages would hide the bar."""
+    end_with_main()
     cv2.setNumThreads(1)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

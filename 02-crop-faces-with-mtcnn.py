@@ -392,18 +392,22 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 # --- The run --------------------------------------------------------------------------------------
 
 
-def start_process(threads: int) -> None:
-    """Leave each process its share of the cores (TensorFlow would take all), and end it with us."""
+def end_with_main() -> None:
+    """Let a worker end when the main process was killed; it would wait for work for ever."""
+
+    def wait_for_main() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_main, daemon=True).start()
+
+
+def share_cores(threads: int) -> None:
+    """Leave each process its share of the cores: TensorFlow would take all of them."""
+    end_with_main()
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     cv2.setNumThreads(threads)
-    threading.Thread(target=exit_with_parent, daemon=True).start()
-
-
-def exit_with_parent() -> None:
-    """A worker whose parent was killed would wait for it for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def open_pool(workers: int | None) -> tuple[Executor, int]:
@@ -415,7 +419,7 @@ def open_pool(workers: int | None) -> tuple[Executor, int]:
         return ThreadPoolExecutor(workers), workers
     spawn = multiprocessing.get_context("spawn")
     threads = max(1, cores // workers)
-    return ProcessPoolExecutor(workers, spawn, start_process, (threads,)), workers
+    return ProcessPoolExecutor(workers, spawn, share_cores, (threads,)), workers
 
 
 def run_in_order(

@@ -476,10 +476,10 @@ def print_unused(videos: pd.DataFrame, taken: pd.Series, split_by: str) -> None:
     for (label, dataset), part in used.groupby(["label", "dataset"]):
         crops = spare[part["video_id"]].sum()
         if crops:
-            others = "reals" if label == "fake" else "fakes: without more of them these are no use"
-            print(
-                f"left out     {crops:,} {label} crops of {dataset}, to be as many as the {others}"
+            why = (
+                "to be as many as the reals" if label == "fake" else "too few fakes in their split"
             )
+            print(f"left out     {crops:,} {label} crops of {dataset}, {why}")
     if split_by == "identity" and "DFDC" in set(videos["dataset"]):
         print("note         DFDC names no people: that nobody is in two splits is known for its")
         print("             source videos only")

@@ -3,13 +3,16 @@
 import importlib
 import json
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_stops, run_script, write_video
+from conftest import ROOT, assert_stops, run_script, write_video
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -339,6 +342,27 @@ def test_a_second_run_converts_only_what_changed(tmp_path: Path, snapshot: calla
     table = convert.main(videos, frames, frames_per_video=1, workers=1)
     assert table["frames"].tolist() == [1, 1, 1]
     assert len(list(frames.glob("*/*.png"))) == 3
+
+
+def test_no_worker_outlives_a_killed_run(tmp_path: Path) -> None:
+    write_video(tmp_path / "videos/real/a.mp4", frames=3000, size=(640, 480))
+    run = subprocess.Popen([sys.executable, ROOT / SCRIPT], cwd=tmp_path)
+    partial = tmp_path / "frames/plain-real-a.partial"
+    while not len(list(partial.glob("*.png"))) > 5:
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.kill()
+    run.wait()
+    time.sleep(2)
+    written = len(list(partial.glob("*.png")))
+    time.sleep(1)
+    assert len(list(partial.glob("*.png"))) == written < 3000
+
+
+def test_a_user_s_folder_called_masks_is_no_mask(tmp_path: Path) -> None:
+    write_video(tmp_path / "videos/real/masks/a.mp4", frames=1)
+    table = convert.main(tmp_path / "videos", tmp_path / "frames", workers=1)
+    assert table["identities"].tolist() == ["masks/a"]
 
 
 def test_what_bad_input_gets(tmp_path: Path, snapshot: callable) -> None:

@@ -82,6 +82,13 @@ def test_a_frame_has_the_same_faces_in_any_batch(detector: object) -> None:
         assert [face.box for face in alone] == [face.box for face in second]
 
 
+def test_a_box_inside_a_better_one_goes_only_by_the_smaller_area() -> None:
+    corners = np.array([[10.0, 10, 40, 40], [0, 0, 100, 100], [200, 200, 240, 240]])
+    boxes = crop.Boxes(np.zeros(3, int), corners, np.array([0.85, 0.9, 0.8]))
+    assert crop.without_overlaps(boxes, 0.7).scores.tolist() == [0.9, 0.85, 0.8]
+    assert crop.without_overlaps(boxes, 0.7, of_smaller=True).scores.tolist() == [0.9, 0.8]
+
+
 @given(st.integers(12, 2000), st.integers(12, 2000), st.integers(12, 400))
 def test_the_scales_are_the_package_s(height: int, width: int, min_face_size: int) -> None:
     scales = crop.FaceDetector.pyramid
