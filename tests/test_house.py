@@ -48,6 +48,7 @@ def test_a_page_has_its_parts_in_order(path: Path) -> None:
         if re.match("[A-Z_]+ = ", line):
             assert "  # " in line or line.endswith("("), f"a constant with no reason: {line}"
     assert text.index("\ndef main(") == text.rindex("\ndef ")
+    assert "\n    except KeyboardInterrupt:\n" in text
     assert text.endswith('        sys.exit(f"{Path(__file__).name}: {error}")\n')
 
 

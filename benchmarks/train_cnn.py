@@ -1,0 +1,115 @@
+"""Time the training of script 04, and the same with Keras' ImageDataGenerator feeding the model.
+
+    python benchmarks/train_cnn.py split_dataset
+    python benchmarks/train_cnn.py split_dataset --crops 500 --rounds 1
+
+Three ways feed one model, in turn, in each round: a single batch over and over, which costs no
+waiting at all; script 04, from its second epoch on, when all is decoded; and ImageDataGenerator, as
+the known recipe has it, with the same ranges. What a way takes longer than the first is waiting for
+crops.
+"""
+
+import importlib
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+train_cnn = importlib.import_module("04-train-cnn")
+
+import keras  # noqa: E402 - after 04, which quiets TensorFlow first
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import tensorflow as tf  # noqa: E402
+import tyro  # noqa: E402
+
+BATCH_SIZE = 32
+
+
+def serve_one_batch(count: int) -> tf.data.Dataset:
+    """The same batch for a whole epoch."""
+    images = np.random.default_rng(1).uniform(0, 255, (BATCH_SIZE, 128, 128, 3))
+    labels = np.arange(BATCH_SIZE)[:, None] % 2
+    batch = tf.data.Dataset.from_tensors((images.astype(np.float32), labels.astype(np.float32)))
+    return batch.cache().repeat(count // BATCH_SIZE)
+
+
+def serve_with_generator(split_dir: Path, crops: pd.DataFrame) -> keras.utils.PyDataset:
+    """ImageDataGenerator with the ranges of script 04; it reads and decodes in every epoch."""
+    generator = tf.keras.preprocessing.image.ImageDataGenerator(
+        rotation_range=train_cnn.ROTATION,
+        width_shift_range=train_cnn.SHIFT,
+        height_shift_range=train_cnn.SHIFT,
+        shear_range=np.degrees(np.arctan(train_cnn.SHEAR)),
+        zoom_range=train_cnn.ZOOM,
+        horizontal_flip=train_cnn.FLIP > 0,
+        fill_mode="nearest",
+    )
+    table = crops.assign(crop=[str((split_dir / crop).resolve()) for crop in crops.crop])
+    return generator.flow_from_dataframe(
+        table,
+        x_col="crop",
+        y_col="label",
+        target_size=(128, 128),
+        class_mode="binary",
+        batch_size=BATCH_SIZE,
+        seed=1,
+    )
+
+
+def main(
+    split_dir: Annotated[Path, tyro.conf.Positional], /, crops: int = 1000, rounds: int = 2
+) -> None:
+    """Time the training of script 04, and the same with Keras' ImageDataGenerator.
+
+    Args:
+        split_dir: A folder as script 04 takes it.
+        crops: So many of its training crops an epoch.
+        rounds: Each way is timed so often, in turn.
+    """
+    table = train_cnn.find_crops(split_dir)
+    table = table[table.split == "train"]
+    table = table.sample(min(crops, len(table)), random_state=1).reset_index(drop=True)
+    model = train_cnn.build_model(None)
+    train_cnn.prepare_training(
+        model, {"learning_rate": 1e-5, "warm_up_steps": 0, "decay": "constant"}, steps=10**6
+    )
+    model.fit(serve_one_batch(2 * BATCH_SIZE), verbose=0)  # TensorFlow compiles in it
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        train_cnn.open_cache(len(table), Path(folder)) as images,
+    ):
+        start = time.perf_counter()
+        train_cnn.decode_crops(table, split_dir, images)
+        print(f"decoding, once: {len(table) / (time.perf_counter() - start):,.0f} crops/s")
+        ways = {
+            "one batch, no waiting": lambda: serve_one_batch(len(table)),
+            "script 04": lambda: train_cnn.serve_crops(images, table, BATCH_SIZE, (1, 2)),
+            "ImageDataGenerator": lambda: serve_with_generator(split_dir, table),
+        }
+        rows, noted = [], []
+        for _ in range(rounds):
+            for name, serve in ways.items():
+                served, callbacks = serve(), []
+                if name == "script 04":
+                    progress = train_cnn.Progress(served, len(table), "script 04")
+                    served, callbacks = progress.watch(served), [progress]
+                start = time.perf_counter()
+                model.fit(served, callbacks=callbacks, shuffle=False, verbose=0)
+                rows.append((name, (time.perf_counter() - start) / len(table)))
+                if callbacks:
+                    noted.append(progress.tell_speed()["waiting"])
+    seconds = pd.DataFrame(rows, columns=["way", "seconds"]).groupby("way", sort=False).seconds
+    least = seconds.median().iloc[0]
+    print(f"{len(table):,} crops, medians of {rounds} rounds")
+    for name, median in seconds.median().items():
+        waiting = max(0.0, 1 - least / median)
+        print(f"{name:22} {1 / median:6.1f} crops/s, {waiting:6.1%} of the time waiting for crops")
+    print(f"what script 04 itself notes as waiting: {np.median(noted):.1%}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
