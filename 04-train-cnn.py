@@ -84,21 +84,25 @@ DECAY = "cosine"  # after that: "cosine" falls to 0 at the last epoch, "constant
 BATCH_NORM_MOMENTUM = 0.9  # share of the past in the running statistics a step; see build_model
 SEED = 1  # of the random weights, the order of the crops, the augmentation and the bootstrap
 
-# augmentation: each crop of each epoch is changed at random within these, either way
-ROTATION = 10  # degrees
-SHIFT = 0.1  # of the width and of the height
-SHEAR = 0.2  # slope of the uprights
-ZOOM = 0.1  # of the size, width and height apart
+# augmentation: each crop of each epoch is changed at random within these, either way. The known
+# recipe has 10 degrees, 0.1, 0.2 and 0.1 in the first four: that resamples every pixel, which blurs
+# the traces that are to be learned, and measured worse (see the README).
+ROTATION = 0  # degrees
+SHIFT = 0.05  # of the width and of the height, in whole pixels
+SHEAR = 0  # slope of the uprights
+ZOOM = 0  # of the size, width and height apart
 BRIGHTNESS = 0.1  # of the range from black to white
 CONTRAST = 0.1  # of the distance from the image's mean
 FLIP = 0.5  # share of the crops that are mirrored
 
 # report
 RESAMPLES = 1000  # of the videos, for the 95 % intervals
+FEWEST_VIDEOS = 10  # of either class; from fewer an interval would promise too much: none is given
 MISTAKES = 32  # crops on the sheet of the worst ones, one a video
 
 # machine
 CROPS_IN_MEMORY = 80_000  # decoded once and kept, 48 KiB each: 4 GB; more are kept on disk
+DEVICES = None  # such as ("GPU:0",); None: all GPUs, each a share of every batch, or the CPU
 MIXED_PRECISION = True  # 16-bit arithmetic on a GPU that is fast at it (compute capability 7)
 JIT_COMPILE = False  # XLA trains this model 14 times slower on a CPU; True may pay on a GPU
 TENSORBOARD = False  # True writes the history to model/tensorboard/ as well
@@ -123,7 +127,7 @@ ABOUT_MEASURES = {
     "crop": "each crop for itself",
     "video": "each video by the mean p_fake of its crops",
     "..._95": "95 % interval: percentiles of a bootstrap over videos, reals and fakes apart, with "
-    "the model, the temperature and the threshold as they are",
+    "the model, the temperature and the threshold as they are; null where there are too few videos",
     "auc": "area under the ROC curve, 0 to 1, higher is better, 0.5 is chance",
     "average_precision": "area under the precision-recall curve, 0 to 1, higher is better, the "
     "share of fakes is chance",
@@ -606,6 +610,14 @@ def choose_precision() -> str:
     return "mixed_float16" if MIXED_PRECISION and fast and all(fast) else "float32"
 
 
+def choose_strategy() -> tf.distribute.Strategy:
+    """Share every batch among DEVICES, or all GPUs, where there are several."""
+    devices = DEVICES or [device.name for device in tf.config.list_logical_devices("GPU")]
+    if len(devices) > 1:
+        return tf.distribute.MirroredStrategy(devices)
+    return tf.distribute.OneDeviceStrategy(devices[0]) if devices else tf.distribute.get_strategy()
+
+
 def prepare_training(model: keras.Model, settings: dict, steps: int) -> None:
     """Compile the model for so many steps with Adam (Kingma and Ba, ICLR 2015).
 
@@ -662,11 +674,9 @@ def train_model(
     """
     checkpoint, history = read_checkpoint(folder, identity)
     epochs, seed, batch_size = (settings[name] for name in ("epochs", "seed", "batch_size"))
-    several = len(tf.config.list_logical_devices("GPU")) > 1
-    strategy = tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
     keras.config.set_dtype_policy(choose_precision())
     keras.utils.set_random_seed(seed)
-    with strategy.scope():
+    with choose_strategy().scope():
         if checkpoint:
             print(f"epochs 1 to {len(history)} of {epochs} were done")
             model = keras.saving.load_model(checkpoint / "last.keras")
@@ -857,7 +867,7 @@ def measure(is_fake: np.ndarray, p_fake: np.ndarray, threshold: float) -> dict[s
 
 def measure_with_intervals(
     predictions: pd.DataFrame, unit: str, threshold: float, resamples: int, seed: int
-) -> dict[str, float | list[float]]:
+) -> dict[str, float | list[float] | None]:
     """Measure predictions, with the 95 % interval of each measure, and count what they rest on.
 
     The bootstrap (Efron, 1979) draws videos, not crops: the crops of a video are nearly the same
@@ -868,16 +878,18 @@ def measure_with_intervals(
     values = measure(is_fake, p_fake, threshold)
     videos = table.reset_index(drop=True).groupby(["label", "video_id"]).indices
     rows = {label: [rows for (its, _), rows in videos.items() if its == label] for label in CLASSES}
+    enough = min(map(len, rows.values())) >= FEWEST_VIDEOS
     rng = np.random.default_rng(seed)
     draws = []
-    for _ in range(resamples):
+    for _ in range(resamples if enough else 0):
         drawn = [of[pick] for of in rows.values() for pick in rng.integers(len(of), size=len(of))]
         drawn = np.concatenate(drawn)
         draws.append(measure(is_fake[drawn], p_fake[drawn], threshold))
-    low, high = np.percentile(pd.DataFrame(draws), (2.5, 97.5), axis=0)
+    draws = pd.DataFrame(draws)
     result = {f"fake {unit}s": int(is_fake.sum()), f"real {unit}s": int((~is_fake).sum())}
-    for name, lowest, highest in zip(values, low, high, strict=True):
-        result |= {name: values[name], f"{name}_95": [float(lowest), float(highest)]}
+    for name, value in values.items():
+        interval = np.percentile(draws[name], (2.5, 97.5)).tolist() if enough else None
+        result |= {name: value, f"{name}_95": interval}
     return result
 
 
@@ -1069,6 +1081,7 @@ def draw_scores(predictions: pd.DataFrame, decision: Decision, title: str) -> Fi
         precision_recall.plot(recall, precision, line, label=label)
     roc.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="chance")
     set_up(roc, "ROC", "reals called fake", "fakes found")
+    precision_recall.set_ylim(0, 1.03)
     set_up(precision_recall, "Precision and recall", "fakes found", "fakes among those called so")
 
     counts = count_confusion(*get_truth_and_score(predictions, "video"), decision.threshold)
@@ -1127,6 +1140,14 @@ def draw_worst_mistakes(
     return figure
 
 
+def format_measure(values: dict, name: str) -> str:
+    """Write a measure with its interval, if it has one: "0.840 (0.822 to 0.857)"."""
+    interval = values[f"{name}_95"]
+    return f"{values[name]:.3f}" + (
+        f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    )
+
+
 def tabulate_measures(measures: dict[str, dict]) -> str:
     """Make a Markdown table of measures with their intervals, a row for each name."""
     columns = {"auc": "AUC", "average_precision": "AP", "eer": "EER", "accuracy": "accuracy"}
@@ -1137,11 +1158,8 @@ def tabulate_measures(measures: dict[str, dict]) -> str:
     ]
     for name, values in measures.items():
         fake, real = list(values.values())[:2]
-        cells = (
-            f"{values[key]:.3f} ({values[key + '_95'][0]:.3f} to {values[key + '_95'][1]:.3f})"
-            for key in columns
-        )
-        lines.append(f"| {name} | {fake:,} | {real:,} | " + " | ".join(cells) + " |")
+        cells = " | ".join(format_measure(values, column) for column in columns)
+        lines.append(f"| {name} | {fake:,} | {real:,} | {cells} |")
     return "\n".join(lines)
 
 
@@ -1193,8 +1211,9 @@ Training: {trained}.
 
 ## How good it is
 
-Fake is the positive class. In brackets: 95 % intervals, by a bootstrap over videos. The numbers of
-the validation part flatter: epoch, temperature and threshold were chosen on it.
+Fake is the positive class. In brackets: 95 % intervals, by a bootstrap over videos; where there are
+none, the videos are too few to tell. The numbers of the validation part flatter: epoch, temperature
+and threshold were chosen on it.
 
 {tabulate_measures(rows)}
 
@@ -1246,11 +1265,8 @@ def print_summary(
     if judged != "test":
         print(f"  no test/        {split_dir} has none, so these are the measures of val/:")
     for unit, values in metrics["measures"][judged].items():
-        low, high = values["auc_95"]
-        print(
-            f"  {judged + ', by ' + unit:15} AUC {values['auc']:.3f} ({low:.3f} to {high:.3f}), "
-            f"EER {values['eer']:.3f}, accuracy {values['accuracy']:.3f}"
-        )
+        auc, eer, accuracy = (format_measure(values, name) for name in ("auc", "eer", "accuracy"))
+        print(f"  {judged + ', by ' + unit:15} AUC {auc}, EER {eer}, accuracy {accuracy}")
     print(f"  threshold       p_fake {metrics['decision']['threshold']:.3f} and above is fake")
     print(f"  look next at    {model_dir / 'README.md'} and {model_dir / 'scores.png'}")
 
