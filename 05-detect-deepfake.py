@@ -436,15 +436,18 @@ def draw_timeline(result: dict) -> Figure:
     return figure
 
 
-def explain_crops(crops: np.ndarray, model: keras.Model) -> np.ndarray:
-    """Map what made the score of crops rise towards fake: float (n, 128, 128), 0..1 a crop.
+def attribute_score(crops: np.ndarray, model: keras.Model) -> tuple[np.ndarray, np.ndarray]:
+    """Tell what each place of the last convolution added to the score.
 
-    Gradient times activation at the last convolution, summed over its channels (HiResCAM, Draelos
-    and Carin, 2020): of its 4 x 4 places, what each added to the logit of p_fake. Grad-CAM would
-    spread each gradient over all places, of which global max pooling lets one alone through.
+    Gradient times activation, summed over the channels (HiResCAM, Draelos and Carin, 2020). Grad-CAM
+    would spread each gradient over all places, of which global max pooling lets one alone through.
 
     Args:
         crops: RGB uint8 (n, 128, 128, 3).
+
+    Returns:
+        What each of the 4 x 4 places added to the logit of p_fake (n, 4, 4), and that logit (n,),
+        both uncalibrated; without biases in the top the first sum to the second.
     """
     base = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     normalization, top = model.get_layer("imagenet_mean_and_std"), model.layers[-1]
@@ -456,7 +459,16 @@ def explain_crops(crops: np.ndarray, model: keras.Model) -> np.ndarray:
         for layer in model.layers[model.layers.index(base) + 1 : -1]:
             features = layer(features, training=False)
         logit = -(features @ top.kernel + top.bias)
-    maps = tf.reduce_sum(activation * tape.gradient(logit, activation), axis=-1).numpy().clip(0)
+    added = tf.reduce_sum(activation * tape.gradient(logit, activation), axis=-1)
+    return added.numpy(), logit.numpy()[:, 0]
+
+
+def explain_crops(crops: np.ndarray, model: keras.Model) -> np.ndarray:
+    """Map what moved the scores of crops, RGB uint8 (n, 128, 128, 3), towards fake: (n, 128, 128).
+
+    From 0 to 1, the strongest place of each crop.
+    """
+    maps = attribute_score(crops, model)[0].clip(0)
     maps /= np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
     size = crops.shape[2], crops.shape[1]
     return np.stack([cv2.resize(one, size, interpolation=cv2.INTER_CUBIC) for one in maps]).clip(
@@ -548,8 +560,8 @@ def describe(result: dict) -> str:
         "" if not track["interval_95"] else " ({:.2f} to {:.2f})".format(*track["interval_95"])
     )
     return (
-        f"{line}: p_fake {track['p_fake']:.2f}{interval}, threshold {result['threshold']:.2f}; face "
-        f"{track['track']} of {len(result['tracks'])}, in {track['frames']} of "
+        f"{line}: p_fake {track['p_fake']:.2f}{interval}, threshold {result['threshold']:.2f}; "
+        f"face {track['track']} of {len(result['tracks'])}, in {track['frames']} of "
         f"{result['frames_scored']:,} frames scored"
     )
 
