@@ -493,5 +493,8 @@ def main(
 if __name__ == "__main__":
     try:
         tyro.cli(main)
+    except KeyboardInterrupt:
+        print(f"{Path(__file__).name}: stopped; run it again to go on.", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")

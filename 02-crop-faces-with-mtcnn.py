@@ -29,12 +29,15 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import cache, partial
+from multiprocessing import resource_tracker
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -44,8 +47,10 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # twice as fast; not every 
 os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "0")  # batches differ too much to tune for each
 
 import cv2
+import filelock
 import numpy as np
 import pandas as pd
+import pebble
 import tensorflow as tf
 import tyro
 from mtcnn import MTCNN
@@ -64,6 +69,7 @@ BATCH_SIZE = None  # frames that a network sees at once; None: 8, on a GPU 32
 WORKERS = None  # None: a process a core (1 GB of memory each), on a GPU 4 threads of one process
 # --------------------------------------------------------------------------------------------------
 
+MOST_PIXELS = 16_000_000  # searched at once: of larger frames a batch has fewer
 FRAMES_A_TASK = 32  # that a worker reads, searches and crops before it reports
 FACES_COLUMNS = ["crop", "video_id", "frame", "face", "confidence", "x", "y", "width", "height"]
 SKIPPED_COLUMNS = ["video_id", "frame", "reason"]
@@ -144,9 +150,10 @@ class FaceDetector:
         by_size: dict[tuple[int, ...], list[int]] = {}
         for index, frame in enumerate(frames):
             by_size.setdefault(frame.shape, []).append(index)
-        for indices in by_size.values():
-            for start in range(0, len(indices), self.batch_size):
-                batch = indices[start : start + self.batch_size]
+        for (height, width, _), indices in by_size.items():
+            at_once = min(self.batch_size, max(1, MOST_PIXELS // (height * width)))
+            for start in range(0, len(indices), at_once):
+                batch = indices[start : start + at_once]
                 for owner, face in self._detect_in_batch([frames[index] for index in batch]):
                     faces[batch[owner]].append(face)
         return faces
@@ -260,7 +267,10 @@ def read_frame(path: Path) -> np.ndarray:
     Raises: ValueError or OSError, with the reason, if it is none.
     """
     data = np.frombuffer(path.read_bytes(), np.uint8)
-    frame = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    try:
+        frame = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except cv2.error as error:  # such as for more pixels than OpenCV takes
+        raise ValueError(f"does not decode as an image ({error.err or error})") from error
     if frame is None:
         raise ValueError("does not decode as an image" if data.size else "is an empty file")
     return frame
@@ -287,6 +297,7 @@ def write_crops(
 
     Returns: the video_id, the number of frames, a row of faces.csv for each crop, and a row of
     skipped.csv for each frame that cannot be read.
+    Raises: OSError if the crops cannot be written.
     """
     folder = partial_folder(faces_dir, video_id)
     folder.mkdir(parents=True, exist_ok=True)
@@ -305,7 +316,8 @@ def write_crops(
             crop, score = f"{video_id}/{name}", round(face.confidence, 6)
             row = (crop, video_id, index, number, score, *face.box)
             rows.append(dict(zip(FACES_COLUMNS, row, strict=True)))
-    return {"video_id": video_id, "frames": len(frames), "faces": rows, "skipped": skipped}
+    found = {"faces": rows, "skipped": skipped, "crashes": []}
+    return {"video_id": video_id, "frames": len(frames)} | found
 
 
 # --- One video ------------------------------------------------------------------------------------
@@ -324,8 +336,14 @@ def read_videos(frames_dir: Path) -> list[str]:
         raise FileNotFoundError(f"There is no videos.csv in {frames_dir}: {advice}")
     columns = {"video_id": str, "frames": int, "status": str}
     try:
-        videos = pd.read_csv(table_path, usecols=list(columns), dtype=columns)
-    except ValueError as error:
+        videos = pd.read_csv(table_path, usecols=list(columns), dtype=columns, na_filter=False)
+        for video_id in videos["video_id"]:
+            # It names a folder, so that a table made elsewhere could lead out of frames/ with it.
+            if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]", video_id):
+                raise ValueError(f"{video_id[:100]!r} is no video_id")
+        if videos["video_id"].duplicated().any():
+            raise ValueError("a video_id stands in it twice")
+    except (ValueError, OverflowError, OSError) as error:
         raise ValueError(
             f"{table_path} is not a table that 01 writes ({error}): {advice}"
         ) from None
@@ -337,7 +355,7 @@ def read_videos(frames_dir: Path) -> list[str]:
 
 def list_frames(folder: Path) -> dict[int, Path]:
     """The frames in the folder of a video, by their index in the video."""
-    pattern = re.compile(re.escape(folder.name) + r"-([0-9]+)\.png")
+    pattern = re.compile(re.escape(folder.name) + r"-([0-9]{6,12})\.png")
     matches = (pattern.fullmatch(path.name) for path in folder.glob("*.png"))
     return dict(sorted((int(match[1]), folder / match[0]) for match in matches if match))
 
@@ -370,9 +388,13 @@ def is_finished(target: Path, checkpoint: dict) -> bool:
             f"{target} was not made by this script (it has no faces.json): move it away, or "
             "choose another folder with --faces-dir."
         )
-    earlier = json.loads((target / "faces.json").read_text(encoding="utf-8"))
-    complete = len(list(target.glob("*.png"))) == len(earlier.get("faces", []))
-    return complete and earlier.items() >= checkpoint.items()
+    try:
+        earlier = json.loads((target / "faces.json").read_text(encoding="utf-8"))
+        crops = {target.parent / face["crop"] for face in earlier["faces"]}
+        whole = crops == set(target.glob("*.png")) and isinstance(earlier["skipped"], list)
+        return whole and earlier.items() >= checkpoint.items()
+    except (ValueError, LookupError, TypeError, AttributeError):  # a faces.json edited by hand
+        return False
 
 
 def write_json(content: dict, path: Path) -> None:
@@ -392,6 +414,21 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 # --- The run --------------------------------------------------------------------------------------
 
 
+def lock_folder(folder: Path) -> filelock.AcquireReturnProxy:
+    """Hold a folder for this run alone, until the `with` ends or the process dies, however it dies.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return filelock.FileLock(folder / ".lock").acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise ValueError(
+            f"{folder}: another run is writing to it; wait for its end, or name another folder."
+        ) from error
+
+
 def end_with_main() -> None:
     """Let a worker end when the main process was killed; it would wait for work for ever."""
 
@@ -402,6 +439,20 @@ def end_with_main() -> None:
     threading.Thread(target=wait_for_main, daemon=True).start()
 
 
+@contextmanager
+def hidden_from_ctrl_c() -> Iterator[None]:
+    """The processes that are started in here do not get Ctrl-C: the main process ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # as on Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # Started by the first process, it would undo the next line.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def share_cores(threads: int) -> None:
     """Leave each process its share of the cores: TensorFlow would take all of them."""
     end_with_main()
@@ -410,29 +461,58 @@ def share_cores(threads: int) -> None:
     cv2.setNumThreads(threads)
 
 
-def open_pool(workers: int | None) -> tuple[Executor, int]:
-    """The workers, and their number: processes, or threads where one process is enough."""
+def open_pool(workers: int | None) -> tuple[pebble.ProcessPool | pebble.ThreadPool, int]:
+    """The workers, and their number: processes, or threads where one process is enough.
+
+    Unlike the standard library's, pebble's pool of processes outlives one that crashes.
+    """
     cores = os.cpu_count() or 1
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     workers = workers or (4 if on_gpu else cores)
     if on_gpu or workers == 1:
-        return ThreadPoolExecutor(workers), workers
-    spawn = multiprocessing.get_context("spawn")
+        return pebble.ThreadPool(workers), workers
     threads = max(1, cores // workers)
-    return ProcessPoolExecutor(workers, spawn, share_cores, (threads,)), workers
+    spawn = multiprocessing.get_context("spawn")
+    pool = pebble.ProcessPool(workers, initializer=share_cores, initargs=(threads,), context=spawn)
+    with hidden_from_ctrl_c():
+        _ = pool.active  # To ask starts the processes.
+    return pool, workers
 
 
 def run_in_order(
-    pool: Executor, function: Callable[..., dict], tasks: Iterable[tuple], at_once: int
+    pool: pebble.ProcessPool | pebble.ThreadPool,
+    function: Callable[..., dict],
+    tasks: Iterable[tuple[str, dict[int, Path]]],
+    at_once: int,
 ) -> Iterator[dict]:
     """Like pool.map, but begins no more tasks than keep the workers busy: there may be millions."""
-    futures = deque()
+    running = deque()
     for task in tasks:
-        futures.append(pool.submit(function, *task))
-        if len(futures) >= at_once:
-            yield futures.popleft().result()
-    while futures:
-        yield futures.popleft().result()
+        running.append((task, pool.schedule(function, task)))
+        if len(running) >= at_once:
+            yield result_of(*running.popleft())
+    while running:
+        yield result_of(*running.popleft())
+
+
+def result_of(task: tuple[str, dict[int, Path]], future: Future[dict]) -> dict:
+    """What write_crops returned; if its process died, the reason why the video is skipped."""
+    try:
+        return future.result()
+    except pebble.ProcessExpired as error:
+        reason = f"the process that searched it crashed (exit code {error.exitcode})"
+        crash = {"video_id": task[0], "reason": f"{reason}; the next run tries again"}
+        nothing = {"faces": [], "skipped": [], "crashes": [crash]}
+        return {"video_id": task[0], "frames": len(task[1])} | nothing
+
+
+def delete_what_lost_its_source(faces_dir: Path, video_ids: Iterable[str]) -> None:
+    """Delete the crops of videos that are gone, and what a stopped run left half done."""
+    known = set(video_ids)
+    for folder in [path for path in faces_dir.iterdir() if path.is_dir()]:
+        ours = folder.suffix == ".partial" or (folder / "faces.json").is_file()
+        if ours and folder.name not in known:
+            shutil.rmtree(folder)
 
 
 def crop_videos(
@@ -442,53 +522,68 @@ def crop_videos(
     settings: dict,
     batch_size: int | None,
     workers: int | None,
-) -> None:
+) -> list[dict]:
     """Write the crops of the videos; a folder gets its name when all of its crops are there.
 
     The workers share the frames of each video, so a long one alone keeps all of them busy.
+
+    Returns: a row of skipped.csv for each video whose worker crashed; it gets no folder.
+    Raises: OSError if the crops cannot be written.
     """
+    if not checkpoints:
+        return []
 
     def tasks() -> Iterator[tuple[str, dict[int, Path]]]:
         for video_id in checkpoints:
-            shutil.rmtree(partial_folder(faces_dir, video_id), ignore_errors=True)
             frames = iter(list_frames(frames_dir / video_id).items())
             while some := dict(itertools.islice(frames, max(FRAMES_A_TASK, batch_size or 0))):
                 yield video_id, some
 
+    crashed = []
     pool, workers = open_pool(workers)
-    if isinstance(pool, ThreadPoolExecutor):
+    if isinstance(pool, pebble.ThreadPool):
         load_detector(settings["min_face_size"], batch_size)  # or each thread would begin with one
     function = partial(write_crops, faces_dir=faces_dir, batch_size=batch_size, **settings)
     total = sum(checkpoint["files"] for checkpoint in checkpoints.values())
-    with pool, tqdm(total=total, unit="frame", disable=not total) as bar:
-        results = run_in_order(pool, function, tasks(), 3 * workers)
-        for video_id, parts in itertools.groupby(results, itemgetter("video_id")):
-            faces, skipped = [], []
-            for part in parts:
-                faces += part["faces"]
-                skipped += part["skipped"]
-                bar.update(part["frames"])
-            folder = partial_folder(faces_dir, video_id)
-            found = {"skipped": skipped, "faces": faces}
-            write_json(checkpoints[video_id] | found, folder / "faces.json")
-            shutil.rmtree(faces_dir / video_id, ignore_errors=True)
-            folder.rename(faces_dir / video_id)
+    with tqdm(total=total, unit="frame") as bar:
+        try:
+            results = run_in_order(pool, function, tasks(), 3 * workers)
+            for video_id, parts in itertools.groupby(results, itemgetter("video_id")):
+                found, crashes = {"skipped": [], "faces": []}, []
+                for part in parts:
+                    found["skipped"] += part["skipped"]
+                    found["faces"] += part["faces"]
+                    crashes += part["crashes"]
+                    bar.update(part["frames"])
+                folder = partial_folder(faces_dir, video_id)
+                if crashes:
+                    crashed.append(crashes[0])
+                    shutil.rmtree(folder, ignore_errors=True)
+                    continue
+                write_json(checkpoints[video_id] | found, folder / "faces.json")
+                shutil.rmtree(faces_dir / video_id, ignore_errors=True)
+                folder.rename(faces_dir / video_id)
+        finally:
+            pool.stop()
+            pool.join()
+    return crashed
 
 
 def gather_results(
-    checkpoints: dict[str, dict], faces_dir: Path
+    checkpoints: dict[str, dict], crashed: list[dict], faces_dir: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables faces.csv and skipped.csv of all videos, by video, frame and face."""
-    faces, skipped = [pd.DataFrame(columns=FACES_COLUMNS)], []
+    columns, skipped = {name: [] for name in FACES_COLUMNS}, list(crashed)
+    without_folder = {row["video_id"] for row in crashed}
     for video_id, checkpoint in checkpoints.items():
         if checkpoint["files"] == 0:
             skipped.append({"video_id": video_id, "reason": "has no frames in its folder"})
-            continue
-        found = json.loads((faces_dir / video_id / "faces.json").read_text(encoding="utf-8"))
-        skipped += found["skipped"]
-        if found["faces"]:
-            faces.append(pd.DataFrame(found["faces"]))
-    table = pd.concat(faces[1:] or faces, ignore_index=True)
+        elif video_id not in without_folder:
+            found = json.loads((faces_dir / video_id / "faces.json").read_text(encoding="utf-8"))
+            skipped += found["skipped"]
+            for name, values in columns.items():
+                values += [face[name] for face in found["faces"]]
+    table = pd.DataFrame(columns)
     return table, pd.DataFrame(skipped, columns=SKIPPED_COLUMNS).astype({"frame": "Int64"})
 
 
@@ -538,7 +633,9 @@ def main(
 
     Raises:
         FileNotFoundError: frames_dir is not there, or is not what 01 wrote.
-        ValueError: It has no frames, no face is in them, or a setting makes no sense.
+        ValueError: It has no frames, no face is in them, a setting makes no sense, or another run
+            is writing to faces_dir.
+        OSError: faces_dir cannot be written to, such as when the disk is full.
     """
     if not 0 <= confidence <= 1 or margin < 0 or min_face_size < FaceDetector.CELL:
         raise ValueError(
@@ -548,33 +645,48 @@ def main(
         raise ValueError("--batch-size and --workers must be 1 or more.")
     settings = {"confidence": confidence, "margin": margin, "min_face_size": min_face_size}
 
-    checkpoints = {
-        video_id: make_checkpoint(list(list_frames(frames_dir / video_id).values()), settings)
-        for video_id in read_videos(frames_dir)
-    }
-    unfinished = {
-        video_id: checkpoint
-        for video_id, checkpoint in checkpoints.items()
-        if not is_finished(faces_dir / video_id, checkpoint)
-    }
-    if len(unfinished) < len(checkpoints):
-        print(f"{len(checkpoints) - len(unfinished):,} of {len(checkpoints):,} videos were done")
-    (faces_dir / "faces.csv").unlink(missing_ok=True)  # it may name crops that now change
-    crop_videos(unfinished, frames_dir, faces_dir, settings, batch_size, workers)
-    table, skipped = gather_results(checkpoints, faces_dir)
-    write_table(skipped, faces_dir / "skipped.csv")
+    video_ids = read_videos(frames_dir)
+    with lock_folder(faces_dir):
+        try:
+            checkpoints = {
+                video_id: make_checkpoint(
+                    list(list_frames(frames_dir / video_id).values()), settings
+                )
+                for video_id in video_ids
+            }
+            unfinished = {
+                video_id: checkpoint
+                for video_id, checkpoint in checkpoints.items()
+                if not is_finished(faces_dir / video_id, checkpoint)
+            }
+            if done := len(checkpoints) - len(unfinished):
+                print(f"{done:,} of {len(checkpoints):,} videos were done", flush=True)
+            (faces_dir / "faces.csv").unlink(missing_ok=True)  # it may name crops that now change
+            delete_what_lost_its_source(faces_dir, video_ids)
+            crashed = crop_videos(unfinished, frames_dir, faces_dir, settings, batch_size, workers)
+            table, skipped = gather_results(checkpoints, crashed, faces_dir)
+            write_table(skipped, faces_dir / "skipped.csv")
+            if not table.empty:
+                write_table(table, faces_dir / "faces.csv")
+        except OSError as error:
+            raise OSError(
+                f"{faces_dir}: stopped by an error ({error}); what is finished is kept, and the "
+                "same command goes on once that is mended."
+            ) from error
     print_counts(checkpoints, table, skipped, faces_dir)
     if table.empty:
         raise ValueError(
             f"Not one face of confidence {confidence} was found in the frames in {frames_dir}: "
             "lower --confidence or --min-face-size, if there should be."
         )
-    write_table(table, faces_dir / "faces.csv")
     return table
 
 
 if __name__ == "__main__":
     try:
         tyro.cli(main)
+    except KeyboardInterrupt:
+        print(f"{Path(__file__).name}: stopped; run it again to go on.", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")

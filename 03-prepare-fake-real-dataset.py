@@ -24,6 +24,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+import filelock
 import numpy as np
 import pandas as pd
 import splitfolders
@@ -64,14 +65,17 @@ def read_table(path: Path, columns: list[str], made_by: str, option: str) -> pd.
             f"There is no {path}: run {made_by} first, or say with {option} where its folder is."
         )
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except ValueError as error:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False).fillna("")  # short rows
+    except (ValueError, OSError) as error:
         raise ValueError(
             f"{path} is not readable as a table ({error}): run {made_by} again."
         ) from error
     missing = [column for column in columns if column not in table]
     if missing:
         raise ValueError(f"{path} has no column {missing[0]}: run {made_by} again.")
+    if table[columns[0]].duplicated().any():
+        twice = table[columns[0]][table[columns[0]].duplicated()].iloc[0]
+        raise ValueError(f"{path} has {columns[0]} {twice} twice: run {made_by} again.")
     return table
 
 
@@ -90,15 +94,25 @@ def read_videos_and_crops(frames_dir: Path, faces_dir: Path) -> tuple[pd.DataFra
     crops = read_table(
         faces_dir / "faces.csv", ["crop", "video_id"], "02-crop-faces-with-mtcnn.py", "--faces-dir"
     )[["crop", "video_id"]]
-    on_disk = crops["crop"].map(lambda crop: (faces_dir / crop).is_file())
+    videos = videos[videos["label"].isin(LABELS)]
+    # A path of another form could lead out of faces/, and its name would not tell the video.
+    names = crops["video_id"] + "/" + crops["video_id"]
+    rests = [crop.removeprefix(name) for crop, name in zip(crops["crop"], names, strict=True)]
+    formed = pd.Series(rests, dtype=str).str.fullmatch(r"-[0-9]{6,12}-[0-9]{2,9}\.png")
+    formed &= crops["video_id"].str.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]")
+    on_disk = ~formed | crops["crop"].map(lambda crop: (faces_dir / crop).is_file())
     known = crops["video_id"].isin(videos["video_id"])
-    for left_out, reason in ((~on_disk, "not on disk"), (~known, "their video not in videos.csv")):
+    for left_out, reason in (
+        (~formed, "not of the form video_id/video_id-000042-00.png"),
+        (~on_disk, "not on disk"),
+        (~known, "their video not in videos.csv, or of no label"),
+    ):
         if left_out.any():
             first = crops["crop"][left_out].iloc[0]
             print(f"left out     {left_out.sum():,} crops of faces.csv, {reason}: {first}, ...")
-    crops = crops[on_disk & known].sort_values("crop", ignore_index=True)
+    crops = crops[formed & on_disk & known].sort_values("crop", ignore_index=True)
     counts = crops["video_id"].value_counts().rename("crops")
-    videos = videos.drop_duplicates("video_id").join(counts, on="video_id", how="inner")
+    videos = videos.join(counts, on="video_id", how="inner")
     for label in LABELS:
         if label not in set(videos["label"]):
             raise ValueError(
@@ -345,12 +359,29 @@ def check_own_folder(folder: Path) -> None:
         return
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
     table = folder / "crops.csv"
-    own = {"crops.csv", *pd.read_csv(table, dtype=str)["crop"]} if table.is_file() else set()
+    try:
+        own = {"crops.csv", *pd.read_csv(table, dtype=str)["crop"]}
+    except (ValueError, LookupError, OSError):  # it is not there, or was edited by hand
+        own = set()
     if foreign := sorted(files - own):
         raise ValueError(
             f"{folder} holds files that this script did not make, such as {foreign[0]}, and would "
             "be deleted: move them away, or choose another folder."
         )
+
+
+def lock_beside(folder: Path) -> filelock.AcquireReturnProxy:
+    """Hold a folder for this run alone; the lock lies beside it, since the folder is replaced.
+
+    Raises: ValueError if another run holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return filelock.FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise ValueError(
+            f"{folder}: another run is writing to it; wait for its end, or name another folder."
+        ) from error
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -413,15 +444,25 @@ def write_folders(
     """Make both folders anew beside the old ones, and put them in their place when complete."""
     for folder in (prepared_dir, split_dir):
         check_own_folder(folder)
-    new_prepared = prepared_dir.with_name(prepared_dir.name + ".partial")
-    new_split = split_dir.with_name(split_dir.name + ".partial")
-    for folder in (new_prepared, new_split):
+    folders = prepared_dir, split_dir
+    new, old = (
+        [folder.with_name(f"{folder.name}.{kind}") for folder in folders]
+        for kind in ("partial", "replaced.partial")
+    )
+    for folder in (*new, *old):
+        if folder.exists():
+            shutil.rmtree(folder)
+    write_prepared(chosen, faces_dir, new[0], files)
+    write_split(chosen, new[0], new[1], files)
+    # Whenever this is stopped, each of the two is old and whole, new and whole, or not there; and
+    # new crops never stand beside an old split.
+    for folder, aside in zip(folders, old, strict=True):
+        if folder.exists():
+            folder.rename(aside)
+    for folder, made in zip(folders, new, strict=True):
+        made.rename(folder)
+    for folder in old:
         shutil.rmtree(folder, ignore_errors=True)
-    write_prepared(chosen, faces_dir, new_prepared, files)
-    write_split(chosen, new_prepared, new_split, files)
-    for new, folder in ((new_prepared, prepared_dir), (new_split, split_dir)):
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
 
 
 # --- The check ------------------------------------------------------------------------------------
@@ -531,8 +572,14 @@ def main(
             f"{faces_dir} has too few separate people or source videos to fill {empty[0]} with "
             "real and fake crops of one data set: at least three of each are needed, so add videos."
         )
-    write_folders(chosen, faces_dir, prepared_dir, split_dir, files)
-    on_disk = read_split_folders(split_dir, videos)
+    try:
+        with lock_beside(prepared_dir), lock_beside(split_dir):
+            write_folders(chosen, faces_dir, prepared_dir, split_dir, files)
+            on_disk = read_split_folders(split_dir, videos)
+    except OSError as error:
+        raise OSError(
+            f"{split_dir}: stopped by an error ({error}); run it again once that is mended."
+        ) from error
 
     print(count_splits(on_disk).to_string(formatters=["{:,}".format] * 4))
     print(f"crops        {len(on_disk):,} of {len(crops):,} ({split_dir})")
@@ -549,5 +596,8 @@ def main(
 if __name__ == "__main__":
     try:
         tyro.cli(main)
+    except KeyboardInterrupt:
+        print(f"{Path(__file__).name}: stopped; run it again to begin anew.", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")

@@ -439,8 +439,9 @@ def draw_timeline(result: dict) -> Figure:
 def attribute_score(crops: np.ndarray, model: keras.Model) -> tuple[np.ndarray, np.ndarray]:
     """Tell what each place of the last convolution added to the score.
 
-    Gradient times activation, summed over the channels (HiResCAM, Draelos and Carin, 2020). Grad-CAM
-    would spread each gradient over all places, of which global max pooling lets one alone through.
+    Gradient times activation, summed over the channels (HiResCAM, Draelos and Carin, 2020).
+    Grad-CAM would spread each gradient over all places, of which global max pooling lets one alone
+    through.
 
     Args:
         crops: RGB uint8 (n, 128, 128, 3).

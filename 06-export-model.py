@@ -200,8 +200,7 @@ def main(
         if not differences[name] <= largest:  # so that NaN stops it too
             raise ValueError(
                 f"{model}: its scores as {name} differ from its own by up to "
-                f"{differences[name]:.4f} on the crops of {crops_dir}, more than {largest}; nothing "
-                "was written."
+                f"{differences[name]:.4f} on {crops_dir}, more than {largest}; nothing was written."
             )
     speeds = measure_speed(scorers, images)
     sizes = {"keras": model.stat().st_size} | {name: len(of) for name, of in contents.items()}

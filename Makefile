@@ -1,4 +1,4 @@
-# make run    every step on practice videos, from nothing to a trained model
+# make run    every step on practice videos, from nothing to a verdict on two of them
 # make test   the tests
 # Each sets up .venv first, and only once: the stamps below are older than nothing they depend on.
 
@@ -6,13 +6,23 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
+# Prints the path of one fake and of one real video of the test part, for 05.
+define TEST_VIDEOS
+import pandas; \
+crops = pandas.read_csv('split_dataset/crops.csv'); \
+sources = pandas.read_csv('frames/videos.csv').set_index('video_id').source; \
+print(*('videos/' + sources[crops[crops.split == 'test'].groupby('label').video_id.first()]))
+endef
+
 .PHONY: run test lint
 run: $(VENV)/installed
 	$(PY) 00-make-sample-videos.py
 	$(PY) 01-convert-video-to-image.py --frames-per-video 20
 	$(PY) 02-crop-faces-with-mtcnn.py
 	$(PY) 03-prepare-fake-real-dataset.py
-	$(PY) 04-train-cnn.py --start auto --epochs 3 --learning-rate 4e-4
+	$(PY) 04-train-cnn.py --epochs 3
+	$(PY) 05-detect-deepfake.py $$($(PY) -c "$(TEST_VIDEOS)")
+	@echo "The verdicts on a fake and a real video of people that training did not see: look into detections/"
 
 test: $(VENV)/installed-for-tests
 	$(PY) -m pytest

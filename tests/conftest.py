@@ -50,7 +50,7 @@ def snapshot() -> callable:
         return {
             path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
             for path in folder.rglob("*")
-            if path.is_file()
+            if path.is_file() and path.name != ".lock"
         }
 
     return take

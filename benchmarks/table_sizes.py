@@ -1,0 +1,102 @@
+"""Time and memory of scripts 02 and 03 over many crops: do they grow with n, or faster?
+
+    python benchmarks/table_sizes.py
+    python benchmarks/table_sizes.py --crops 10000
+
+The crops are made up: empty files, ten a video, a real and a fake video for each person. Script 02
+finds all of them done and gathers its tables; script 03 balances, splits and links them. Each runs
+as from the shell.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import tyro
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
+
+# --------------------------------------------------------------------------------------------------
+CROPS = (10_000, 100_000, 1_000_000)  # sizes of the made-up data sets, one after another
+CROPS_A_VIDEO = 10  # as from one frame a second of 10 seconds
+# --------------------------------------------------------------------------------------------------
+
+
+def write_input(folder: Path, crops: int) -> None:
+    """Write frames/ and faces/ as 01 and 02 leave them, the images being empty files."""
+    settings = {
+        "confidence": crop_faces.CONFIDENCE,
+        "margin": crop_faces.MARGIN,
+        "min_face_size": crop_faces.MIN_FACE_SIZE,
+    }
+    rows = []
+    for number in tqdm(range(crops // CROPS_A_VIDEO), "videos made up", leave=False):
+        label, person = ("real", "fake")[number % 2], f"{number // 2:06d}"
+        video_id = f"dfd-{label}-{person}"
+        source = f"{video_id}.mp4"
+        rows.append((video_id, source, "DFD", label, label, person, "", 1, "ok"))
+        frames, faces = folder / "frames" / video_id, folder / "faces" / video_id
+        frames.mkdir(parents=True)
+        faces.mkdir(parents=True)
+        frame = frames / f"{video_id}-000000.png"
+        frame.touch()
+        found = []
+        for face in range(CROPS_A_VIDEO):
+            crop = f"{video_id}/{video_id}-{face:06d}-00.png"
+            (folder / "faces" / crop).touch()
+            row = (crop, video_id, face, 0, 0.99, 1, 2, 30, 40)
+            found.append(dict(zip(crop_faces.FACES_COLUMNS, row, strict=True)))
+        checkpoint = crop_faces.make_checkpoint([frame], settings)
+        content = checkpoint | {"skipped": [], "faces": found}
+        (faces / "faces.json").write_text(json.dumps(content), encoding="utf-8")
+    columns = ["video_id", "source", "dataset", "label", "method", "identities", "official_split"]
+    table = pd.DataFrame(rows, columns=[*columns, "frames", "status"])
+    table.to_csv(folder / "frames" / "videos.csv", index=False)
+
+
+def run(script: str, folder: Path) -> tuple[float, float]:
+    """Run a script in the folder: seconds, and the peak of its memory in MiB."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, ROOT / script],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    message = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{script} failed: {message.strip().splitlines()[-1]}")
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return time.perf_counter() - start, usage.ru_maxrss / unit
+
+
+def main(crops: tuple[int, ...] = CROPS) -> None:
+    """Time scripts 02 and 03 over made-up data sets.
+
+    Args:
+        crops: Their sizes, one after another.
+    """
+    print("    crops   02: seconds     MiB   03: seconds     MiB")
+    for count in crops:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_input(folder, count)
+            of_02 = run("02-crop-faces-with-mtcnn.py", folder)
+            of_03 = run("03-prepare-fake-real-dataset.py", folder)
+        line = "{:14.1f}{:8.0f}{:14.1f}{:8.0f}".format(*of_02, *of_03)
+        print(f"{count:9,}{line}", flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
