@@ -336,7 +336,9 @@ def read_videos(frames_dir: Path) -> list[str]:
         raise FileNotFoundError(f"There is no videos.csv in {frames_dir}: {advice}")
     columns = {"video_id": str, "frames": int, "status": str}
     try:
-        videos = pd.read_csv(table_path, usecols=list(columns), dtype=columns, na_filter=False)
+        videos = pd.read_csv(
+            table_path, usecols=list(columns), dtype=columns, na_filter=False, index_col=False
+        )
         for video_id in videos["video_id"]:
             # It names a folder, so that a table made elsewhere could lead out of frames/ with it.
             if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]", video_id):

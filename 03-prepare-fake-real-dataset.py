@@ -65,7 +65,8 @@ def read_table(path: Path, columns: list[str], made_by: str, option: str) -> pd.
             f"There is no {path}: run {made_by} first, or say with {option} where its folder is."
         )
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False).fillna("")  # short rows
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+        table = table.fillna("")  # what short rows lack
     except (ValueError, OSError) as error:
         raise ValueError(
             f"{path} is not readable as a table ({error}): run {made_by} again."

@@ -55,15 +55,11 @@ train_cnn = importlib.import_module("04-train-cnn")
 
 # --------------------------------------------------------------------------------------------------
 # folders
-MODEL = Path(
-    "model/best_model.keras"
-)  # a model that 04 wrote; take none from people you don't trust
+MODEL = Path("model/best_model.keras")  # what 04 wrote; take none from people you don't trust
 DETECTIONS_DIR = Path("detections")  # gets what is found
 # sampling
 FRAMES_PER_SECOND = 2.0  # scored of each second; neighbouring frames tell little more
-FEWEST_FRAMES = (
-    5  # that a verdict on a track rests on; a clip too short for it is scored more densely
-)
+FEWEST_FRAMES = 5  # that a verdict on a face rests on; of a clip too short for it more are scored
 # verdict
 PICTURE_MARGIN = 0.15  # a picture has no interval: within this of the threshold it is undecided
 # tracks
@@ -346,17 +342,30 @@ def mark_faces(frame: np.ndarray, faces: Iterable[tuple[int, np.ndarray, float]]
     return marked
 
 
-def follow_tracks(result: dict, frame: int) -> Iterator[tuple[int, np.ndarray, float]]:
-    """Yield track, box and p_fake of the tracks in a frame, between those scored in proportion."""
-    for track in result["tracks"]:
-        faces = track["faces"]
-        frames = [face["frame"] for face in faces]
+def arrange_tracks(result: dict) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Arrange the tracks for drawing: number, frames (n,), and x, y, width, height, p_fake (5, n).
+
+    Once a video, as lists would be made into arrays again for each of its frames.
+    """
+    sides = ("x", "y", "width", "height", "p_fake")
+    return [
+        (
+            track["track"],
+            np.array([face["frame"] for face in track["faces"]]),
+            np.array([[face[side] for face in track["faces"]] for side in sides], float),
+        )
+        for track in result["tracks"]
+    ]
+
+
+def find_boxes(
+    tracks: list[tuple[int, np.ndarray, np.ndarray]], frame: int
+) -> Iterator[tuple[int, np.ndarray, float]]:
+    """Yield number, box and p_fake of the tracks in a frame, between those scored in proportion."""
+    for track, frames, values in tracks:
         if frames[0] <= frame <= frames[-1]:
-            sides = ("x", "y", "width", "height", "p_fake")
-            *box, p_fake = (
-                np.interp(frame, frames, [face[side] for face in faces]) for side in sides
-            )
-            yield track["track"], np.array(box), p_fake
+            *box, p_fake = (np.interp(frame, frames, of) for of in values)
+            yield track, np.array(box), p_fake
 
 
 def write_marked_video(source: Path, result: dict, path: Path) -> None:
@@ -367,7 +376,7 @@ def write_marked_video(source: Path, result: dict, path: Path) -> None:
     Raises:
         OSError: ffmpeg, which comes with imageio-ffmpeg, does not write it.
     """
-    video = convert.open_video(source)
+    video, tracks = convert.open_video(source), arrange_tracks(result)
     rate = video.get(cv2.CAP_PROP_FPS)
     rate = rate if 1 <= rate <= 240 else 25.0
     size = result["width"], result["height"]
@@ -395,7 +404,7 @@ def write_marked_video(source: Path, result: dict, path: Path) -> None:
             ):
                 if frame is None:
                     continue
-                marked = mark_faces(frame, follow_tracks(result, index))
+                marked = mark_faces(frame, find_boxes(tracks, index))
                 if frame.shape[1::-1] != size:
                     marked = cv2.resize(marked, size)
                 encoder.stdin.write(marked.tobytes())
@@ -414,7 +423,8 @@ def write_marked_video(source: Path, result: dict, path: Path) -> None:
 
 def write_marked_picture(source: Path, result: dict, path: Path) -> None:
     """Write the picture with its faces marked, as PNG."""
-    _, png = cv2.imencode(".png", mark_faces(read_picture(source), follow_tracks(result, 0)))
+    marked = mark_faces(read_picture(source), find_boxes(arrange_tracks(result), 0))
+    _, png = cv2.imencode(".png", marked)
     unfinished = path.with_name(path.name + ".partial")
     unfinished.write_bytes(png)
     unfinished.replace(path)

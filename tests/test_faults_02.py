@@ -105,7 +105,7 @@ def test_a_crash_of_a_worker_costs_its_video_only(tmp_path: Path) -> None:
     assert {folder.name for folder in faces.glob("v?")} == {f"v{n}" for n in range(6)} - crashed
     assert not crashed & set(pd.read_csv(faces / "faces.csv").video_id)
     assert not list(faces.glob("*.partial"))
-    assert len(crop.main(frames, faces, workers=1)) == 240
+    assert set(crop.main(frames, faces, workers=1).video_id) == {f"v{n}" for n in range(6)}
     assert pd.read_csv(faces / "skipped.csv").empty
 
 
@@ -268,7 +268,6 @@ def test_broken_frames_are_named_and_odd_ones_searched(tmp_path: Path) -> None:
         b"video_id,frames,status\n..,3,ok\n",
         b"video_id,frames,status\n,3,ok\n",
         b"video_id,frames,status\nv0,3,ok\nv0,3,ok\n",
-        b"video_id,frames,status\nv0,3,ok,more,and,more\nv1,3\n",
         b"\xff\xfe" + "video_id,frames,status\nv0,3,ok\n".encode("utf-16-le"),
         b"video_id,frames,status\n\x80\x81,3,ok\n",
         b'video_id,frames,status\n"v0,3,ok\n',
