@@ -16,7 +16,8 @@ folder and file names, or by the lists that come with them; the names of outer f
 matter. A file that fits none is left out and written down: no label is guessed.
 
 Frames are read one after another until none comes: the frame count and the rate that a file
-claims are not believed. A run that was stopped goes on where it was.
+claims are not believed. A run that was stopped goes on where it was. A video that was changed, or
+whose settings were, is converted again, and the frames of one that is gone are deleted.
 """
 
 import json
@@ -25,17 +26,23 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
+import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from hashlib import sha1
+from multiprocessing import resource_tracker
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
+import filelock
 import numpy as np
 import pandas as pd
+import pebble
 import tyro
 from tqdm import tqdm
 
@@ -50,15 +57,18 @@ FRAMES_PER_VIDEO = None  # None: every frame; else so many of each video, spread
 PNG_COMPRESSION = 1  # 0 to 9, all lossless: 1 writes 1.5 times as fast as 3, files 8 % larger
 # machine
 WORKERS = os.cpu_count() or 1  # videos converted side by side, one process each
+SECONDS_PER_VIDEO = 3600  # a video that takes longer is given up and named; None: no limit
 # --------------------------------------------------------------------------------------------------
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+# What a video may be inside, whatever its name: no playlist, which would show other files' frames.
+CONTAINERS = "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpegts,mpeg,flv,asf,ogg"
 DESCRIBING_LISTS = ("metadata.json", "dataset.json", "labels.csv")
 SPLIT_LISTS = ("train.json", "val.json", "test.json", "list_of_testing_videos.txt")
 COMPANION_SUFFIXES = (".json", ".csv", ".txt", ".md", ".pdf", ".py")  # beside videos, not videos
+LARGEST_LIST = 100_000_000  # bytes, some million videos; a larger file would fill the memory
 DESCRIPTION = ["dataset", "label", "method", "compression", "identities", "official_split"]
 CONVERSION = ["width", "height", "fps", "frames", "status", "reason"]
-SAMPLING = ["frames_per_second", "frames_per_video"]  # the settings that the frames depend on
 Description = dict[str, str]  # the columns of DESCRIPTION, and `prefix`, the start of the video_id
 
 
@@ -189,10 +199,11 @@ def describe_by_name(source: PurePosixPath) -> Description | None:
     Raises: ValueError, with the reason, if the folder fits and the name does not.
     """
     for layout in LAYOUTS:
-        folder = re.search(f"(^|/){layout.folder}$", source.parent.as_posix(), re.IGNORECASE)
+        parent = source.parent.as_posix()
+        folder = re.search(rf"(^|/){layout.folder}\Z", parent, re.IGNORECASE | re.ASCII)
         if folder is None:
             continue
-        name = re.fullmatch(layout.name, source.stem, re.IGNORECASE)
+        name = re.fullmatch(layout.name, source.stem, re.IGNORECASE | re.ASCII)
         if name is None:
             raise ValueError(f"not named like the {layout.label}s there, such as {layout.example}")
         found = folder.groupdict(default="") | name.groupdict()
@@ -277,9 +288,17 @@ def describe_dfdc_preview(name: str, entry: dict) -> Description:
     }
 
 
+def join_entries(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A dictionary of the pairs; a name that comes again with another entry gets None."""
+    entries = {}
+    for name, entry in pairs:
+        entries[name] = entry if entries.get(name, entry) == entry else None
+    return entries
+
+
 def read_json_object(path: Path) -> dict:
     """Raises: ValueError if the file holds no JSON object."""
-    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=join_entries)
     if not isinstance(content, dict):
         raise ValueError("a JSON object of file names is expected")
     return content
@@ -288,11 +307,23 @@ def read_json_object(path: Path) -> dict:
 def read_labels_csv(path: Path) -> dict:
     """The labels.csv of DFDC's test set (filename,label; 1 is fake), as metadata.json has it."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=["filename", "label"])
-    labels = table["label"].map({"0": "REAL", "1": "FAKE"})
-    return {
-        name: {"label": label, "split": "test"}
-        for name, label in zip(table["filename"], labels, strict=True)
-    }
+    labels = table["label"].map({"0": "REAL", "1": "FAKE"}).fillna("")
+    entries = ({"label": label, "split": "test"} for label in labels)
+    return join_entries(zip(table["filename"], entries, strict=True))
+
+
+def read_split_list(path: Path) -> set[str]:
+    """The numbers in a list of FaceForensics++, which holds pairs: [["071", "054"], ...].
+
+    Raises: ValueError if it holds anything else.
+    """
+    pairs = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) for pair in pairs):
+        raise ValueError("a JSON list of pairs is expected")
+    people = [person for pair in pairs for person in pair]
+    if not all(isinstance(person, str) for person in people):
+        raise ValueError("a pair of it is not of two texts")
+    return set(people)
 
 
 def described_by_list(
@@ -302,11 +333,17 @@ def described_by_list(
     described = {}
     for name, entry in entries.items():
         try:
-            described[name] = describe(name, entry)
-            if described[name]["label"] not in ("real", "fake"):
+            description = describe(name, entry)
+            if description["label"] not in ("real", "fake"):
                 raise ValueError
+            "".join(description.values()).encode()  # each must be text that can be written down
+            described[name] = description
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            described[name] = {"reason": "its entry in the list has no label REAL or FAKE"}
+            reason = "its entry in the list has no label REAL or FAKE, or it has several entries"
+            described[name] = {"reason": reason}
+        path = PurePosixPath(name)
+        if not path.name or path.is_absolute() or ".." in path.parts:
+            described[name] = {"reason": "named by a list that may not: it is not below its folder"}
     return described
 
 
@@ -318,17 +355,21 @@ def read_lists(
     for path in list_paths:
         file, folder, name = videos_dir / path, path.parent, path.name.lower()
         try:
+            if fault := find_fault(file):
+                raise ValueError(fault)
+            if file.stat().st_size > LARGEST_LIST:
+                raise ValueError(f"it is larger than {LARGEST_LIST:,} bytes")
             if name == "list_of_testing_videos.txt":  # lines such as: 1 YouTube-real/00170.mp4
                 lines = file.read_text(encoding="utf-8-sig").split("\n")
                 tests = {line.split()[1].lower() for line in lines if line.strip()}
                 lists.celeb_tests[folder] = tests
-            elif name in ("train.json", "val.json", "test.json"):  # [["071", "054"], ...]
+            elif name in ("train.json", "val.json", "test.json"):
                 roots = {folder}
                 if folder.name == "splits":
                     roots |= {folder.parent, folder.parent.parent}
-                for pair in json.loads(file.read_text(encoding="utf-8-sig")):
-                    split_of = {(root, person): name[:-5] for root in roots for person in pair}
-                    lists.ffpp_splits.update(split_of)
+                people = read_split_list(file)
+                split_of = {(root, person): name[:-5] for root in roots for person in people}
+                lists.ffpp_splits.update(split_of)
             else:
                 entries = read_labels_csv(file) if name == "labels.csv" else read_json_object(file)
                 describe = describe_dfdc_preview if name == "dataset.json" else describe_dfdc
@@ -340,16 +381,11 @@ def read_lists(
                     }
                 for video, description in described_by_list(entries, describe).items():
                     lists.described[folder / video] = description
-                    lists.folders.add((folder / video).parent)
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-            OSError,
-        ) as error:
-            unreadable[path] = f"not readable as the list that its name says: {error}"
+                    if folder in (folder / video).parents:
+                        lists.folders.add((folder / video).parent)
+        except (ValueError, LookupError, TypeError, RecursionError, OSError) as error:
+            reason = " ".join(str(error).split())
+            unreadable[path] = f"not readable as the list that its name says: {reason}"
     return lists, unreadable
 
 
@@ -372,19 +408,28 @@ def official_split(source: PurePosixPath, video: Description, lists: Lists) -> s
 
 def find_files(
     videos_dir: Path,
-) -> tuple[list[PurePosixPath], list[PurePosixPath], list[PurePosixPath]]:
+) -> tuple[list[PurePosixPath], list[PurePosixPath], dict[PurePosixPath, str]]:
     """Walk through videos/, links included; a folder that a link leads back to is seen once.
 
-    Returns: videos (files, and folders of numbered stills), lists, and other files; as paths
-    below videos/, sorted, so that the order on the disk changes nothing.
+    Returns: videos (files, and folders of numbered stills), lists, and what is neither or cannot
+    be read, with the reason; as paths below videos/, sorted, so that the order on the disk changes
+    nothing.
     """
-    videos, lists, others, seen = [], [], [], set()
-    for folder, subfolders, names in os.walk(videos_dir, followlinks=True):
+    videos, lists, left_out, seen = [], [], {}, set()
+
+    def leave_out(error: OSError) -> None:
+        folder = Path(error.filename).relative_to(videos_dir)
+        left_out[PurePosixPath(folder.as_posix())] = f"cannot be read: {error.strerror}"
+
+    for folder, subfolders, names in os.walk(videos_dir, onerror=leave_out, followlinks=True):
+        # Links last: a folder is then known by its own name, and not by a link's beside it.
+        subfolders.sort(key=lambda name: (Path(folder, name).is_symlink(), name))
+        below = PurePosixPath(Path(folder).relative_to(videos_dir).as_posix())
         if (real_folder := os.path.realpath(folder)) in seen:
             subfolders.clear()
+            left_out[below] = "a link to a folder that was seen already"
             continue
         seen.add(real_folder)
-        below = PurePosixPath(Path(folder).relative_to(videos_dir).as_posix())
         names = [name for name in names if not name.startswith(".")]
         if names and all(re.fullmatch(r"\d{3,}(\.jpe?g|\.png)?", n.lower()) for n in names):
             videos.append(below)
@@ -396,12 +441,39 @@ def find_files(
             elif name.lower() in DESCRIBING_LISTS + SPLIT_LISTS:
                 lists.append(below / name)
             elif suffix not in COMPANION_SUFFIXES:
-                others.append(below / name)
-    return sorted(videos), sorted(lists), sorted(others)
+                left_out[below / name] = f"not a video ({' '.join(VIDEO_SUFFIXES)})"
+    return sorted(videos), sorted(lists), left_out
+
+
+def list_files(path: Path) -> list[Path]:
+    """The file itself, or the stills in a folder of them, in order."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if not file.name.startswith("."))
+
+
+def find_fault(path: Path) -> str:
+    """Why a file, or a still in a folder of them, cannot be read; empty if it can be opened."""
+    try:
+        for file in list_files(path):
+            if not stat.S_ISREG(file.stat().st_mode):
+                return "not a plain file"  # Opening a pipe would wait for ever.
+            if not os.access(file, os.R_OK):
+                return "cannot be read: no permission"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return ""
+
+
+def as_text(path: PurePosixPath) -> str:
+    """A path that can be written to a table: bytes that are no UTF-8 are spelt out."""
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
 def describe(source: PurePosixPath, lists: Lists) -> Description:
     """What a video is. Raises: ValueError with the reason if that cannot be told."""
+    if as_text(source) != source.as_posix():
+        raise ValueError("its name is not text (UTF-8): rename it")
     if re.search("manipulated_sequences/.*masks/", source.as_posix(), re.IGNORECASE):
         raise ValueError("a mask of FaceForensics++, not a video of a face")
     video = lists.described.get(source) or describe_by_name(source)
@@ -418,12 +490,14 @@ def describe(source: PurePosixPath, lists: Lists) -> Description:
 def name_videos(catalogue: pd.DataFrame) -> pd.Series:
     """A video_id for each row: of letters, digits, _ . and -, unique, at most 89 characters long.
 
+    It is a file name on every system, and never one of an unfinished folder (.partial).
+
     Names that would be cut, or be the same but for upper and lower case, get a piece of their
     path's SHA-1, so that an id depends on no other video's order.
     """
     stems = catalogue["source"].map(lambda source: PurePosixPath(source).stem)
     names = (catalogue["prefix"] + "-" + stems).str.replace(r"[^A-Za-z0-9_.-]", "_", regex=True)
-    names = names.str.rstrip(".")
+    names = names.str.rstrip(".").str.replace(r"\.(?=partial$)", "_", case=False, regex=True)
     unclear = names.str.lower().duplicated(keep=False) | (names.str.len() > 80)
     hashes = catalogue["source"].map(lambda source: sha1(os.fsencode(source)).hexdigest()[:8])
     return names.mask(unclear, names.str[:80] + "-" + hashes)
@@ -441,19 +515,21 @@ def make_catalogue(videos_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"There is no folder {videos_dir}: put your videos there, give another with "
             "--videos-dir, or make practice videos with 00-make-sample-videos.py."
         )
-    sources, list_paths, others = find_files(videos_dir)
-    lists, left_out = read_lists(videos_dir, list_paths, sources)
-    left_out |= {path: "not a video (" + " ".join(VIDEO_SUFFIXES) + ")" for path in others}
+    sources, list_paths, left_out = find_files(videos_dir)
+    lists, unreadable = read_lists(videos_dir, list_paths, sources)
+    left_out |= unreadable
     rows = []
     for source in sources:
         try:
+            if fault := find_fault(videos_dir / source):
+                raise ValueError(fault)
             rows.append({"source": source.as_posix()} | describe(source, lists))
         except ValueError as error:
             left_out[source] = str(error)
     for path in set(lists.described) - set(sources):
-        left_out[path] = "named by a list, but not there"
+        left_out[path] = lists.described[path].get("reason", "named by a list, but not there")
     left_out = pd.DataFrame(
-        sorted((path.as_posix(), reason) for path, reason in left_out.items()),
+        sorted((as_text(path), reason) for path, reason in left_out.items()),
         columns=["path", "reason"],
     )
     if not rows:
@@ -474,7 +550,7 @@ class Stills:
     """A folder of numbered stills, read as cv2.VideoCapture reads a video, at VidTIMIT's 25 fps."""
 
     def __init__(self, folder: Path) -> None:
-        self.paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        self.paths = list_files(folder)
         self.position = -1
 
     def grab(self) -> bool:
@@ -482,7 +558,10 @@ class Stills:
         return self.position < len(self.paths)
 
     def retrieve(self) -> tuple[bool, np.ndarray | None]:
-        data = np.frombuffer(self.paths[self.position].read_bytes(), np.uint8)
+        try:
+            data = np.frombuffer(self.paths[self.position].read_bytes(), np.uint8)
+        except OSError:  # It is no fault of the frames' disk, which would end the run.
+            return False, None
         frame = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
         return frame is not None, frame
 
@@ -497,8 +576,9 @@ def open_video(path: Path) -> cv2.VideoCapture | Stills:
     """
     if path.is_dir():
         return Stills(path)
-    # One decoding thread: the processes side by side use the other cores.
-    video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    # One decoding thread: the processes side by side use the other cores. An absolute path: FFmpeg
+    # would take a name such as http:clip.mp4 for an address.
+    video = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     if not video.isOpened():
         raise ValueError("does not open as a video")
     video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
@@ -508,12 +588,12 @@ def open_video(path: Path) -> cv2.VideoCapture | Stills:
 def grab_frames(video: cv2.VideoCapture | Stills) -> Iterator[tuple[int, float]]:
     """Step through a video without converting its frames: yields each one's index and seconds.
 
-    Where the time stamps stand still or run back, a frame counts as 1/25 s.
+    Where the time stamps stand still, run back or pass 10 days, a frame counts as 1/25 s.
     """
     index, seconds = 0, -1 / 25
     while video.grab():
         stamp = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        seconds = stamp if stamp > seconds else seconds + 1 / 25
+        seconds = stamp if seconds < stamp < 864_000 else seconds + 1 / 25
         yield index, seconds
         index += 1
 
@@ -574,6 +654,20 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     partial.replace(path)
 
 
+def partial_folder(target: Path) -> Path:
+    """Where the frames of a video are until all of them are there, or that are to be deleted."""
+    return target.with_name(target.name.removesuffix(".partial") + ".partial")
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder; where that is broken off, no rest of it bears the name of a whole one."""
+    partial = partial_folder(folder)
+    if folder != partial:
+        shutil.rmtree(partial, ignore_errors=True)
+        folder.rename(partial)
+    shutil.rmtree(partial)
+
+
 def convert_video(
     video_path: Path,
     target: Path,
@@ -586,10 +680,10 @@ def convert_video(
 
     Returns: the columns of CONVERSION; they also go into target/video.json with `checkpoint`.
     status is ok, partial (some frames could not be had) or failed (none could); reason says why.
+    Raises: OSError if the frames cannot be written. What is wrong with the video goes into the row.
     """
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = partial_folder(target)
+    partial.mkdir()
     row = {"width": "", "height": "", "fps": "", "frames": 0, "status": "ok", "reason": ""}
     first = last = None
     grabbed = undecoded = 0
@@ -617,14 +711,13 @@ def convert_video(
         elif grabbed < 0.98 * claimed - 2:
             reason = f"ends after {grabbed:,} of the {claimed:,.0f} frames that it claims"
             row |= {"status": "partial", "reason": reason}
-    except (ValueError, cv2.error) as error:
-        row |= {"status": "partial", "reason": str(error).strip().replace("\n", " ")}
+    except (ValueError, ArithmeticError, MemoryError, cv2.error) as error:
+        row |= {"status": "partial", "reason": " ".join(str(error).split()) or "too large"}
     if row["frames"] == 0:
         row |= {"status": "failed", "reason": row["reason"] or "no frame of it decodes"}
     if grabbed > 1:
         row["fps"] = round((grabbed - 1) / (last - first), 3)
     write_json(checkpoint | {"conversion": row}, partial / "video.json")
-    shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return row
 
@@ -641,22 +734,33 @@ def make_checkpoint(files: list[Path], settings: dict) -> dict:
 
 
 def finished_conversion(target: Path, checkpoint: dict) -> dict | None:
-    """The row of a video that an earlier run finished from the same file with the same settings.
-
-    Raises: ValueError if the folder is there and was not made by this script.
-    """
-    if not target.exists():
+    """The row of a video that an earlier run finished from the same file with the same settings."""
+    try:
+        earlier = json.loads((target / "video.json").read_text(encoding="utf-8"))
+        row = earlier.pop("conversion")
+        saved = sum(1 for _ in target.glob("*.png"))
+        whole = earlier == checkpoint and list(row) == CONVERSION and row["frames"] == saved
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    if not (target / "video.json").is_file():
-        raise ValueError(
-            f"{target} was not made by this script (it has no video.json): move it away, or "
-            "choose another folder with --frames-dir."
-        )
-    earlier = json.loads((target / "video.json").read_text(encoding="utf-8"))
-    return earlier.pop("conversion") if earlier.items() >= checkpoint.items() else None
+    return row if whole else None
 
 
 # --- The run --------------------------------------------------------------------------------------
+
+
+def lock_folder(folder: Path) -> filelock.AcquireReturnProxy:
+    """Hold a folder for this run alone, until the `with` ends or the process dies, however it dies.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return filelock.FileLock(folder / ".lock").acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise ValueError(
+            f"{folder}: another run is writing to it; wait for its end, or name another folder."
+        ) from error
 
 
 def end_with_main() -> None:
@@ -669,59 +773,127 @@ def end_with_main() -> None:
     threading.Thread(target=wait_for_main, daemon=True).start()
 
 
+@contextmanager
+def hidden_from_ctrl_c() -> Iterator[None]:
+    """The processes that are started in here do not get Ctrl-C: the main process ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # as on Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # Started by the first process, it would undo the next line.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def start_worker() -> None:
     """One process converts one video with one thread; decoders' own messages would hide the bar."""
     end_with_main()
     cv2.setNumThreads(1)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", f"format_whitelist;{CONTAINERS}")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
+def check_own_folders(catalogue: pd.DataFrame, frames_dir: Path) -> None:
+    """Raises: ValueError if a folder that a video is to get was not made by this script."""
+    for target in (frames_dir / video_id for video_id in catalogue["video_id"]):
+        if target.exists() and not (target / "video.json").is_file():
+            raise ValueError(
+                f"{target} was not made by this script (it has no video.json): move it away, or "
+                "choose another folder with --frames-dir."
+            )
+
+
+def delete_outdated(frames_dir: Path, done: Iterable[str]) -> None:
+    """Delete what is unfinished, of another video or setting, or of a video that is gone."""
+    for folder in [path for path in frames_dir.iterdir() if path.name not in done]:
+        if (folder.suffix == ".partial" and folder.is_dir()) or (folder / "video.json").is_file():
+            delete_folder(folder)
+
+
+def row_of(future: Future[dict], seconds_per_video: float | None) -> dict:
+    """The row of a video; if its process died, or was ended at the limit of time, one that says so.
+
+    That video gets no folder, so that the next run tries it again.
+    """
+    try:
+        return future.result()
+    except TimeoutError:
+        reason = f"given up after {seconds_per_video:,} seconds (--seconds-per-video)"
+    except pebble.ProcessExpired as error:
+        reason = f"the process that read it crashed (exit code {error.exitcode})"
+    row = dict.fromkeys(CONVERSION, "")
+    return row | {"frames": 0, "status": "failed", "reason": f"{reason}; the next run tries again"}
+
+
 def convert_videos(
-    catalogue: pd.DataFrame, videos_dir: Path, frames_dir: Path, settings: dict, workers: int
+    catalogue: pd.DataFrame,
+    videos_dir: Path,
+    frames_dir: Path,
+    settings: dict,
+    seconds_per_video: float | None,
+    workers: int,
 ) -> pd.DataFrame:
     """Convert all videos of the catalogue, several side by side, but for those already done.
 
     Returns: the columns of CONVERSION, one row a video, by video_id.
+    Raises: OSError if the frames cannot be written.
     """
     conversions, jobs = {}, []
     for video_id, source in zip(catalogue["video_id"], catalogue["source"], strict=True):
-        path = videos_dir / source
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        checkpoint = make_checkpoint(files, {name: settings[name] for name in SAMPLING})
+        checkpoint = make_checkpoint(list_files(videos_dir / source), settings)
         earlier = finished_conversion(frames_dir / video_id, checkpoint)
         if earlier is None:
             jobs.append((checkpoint["bytes"], video_id, source, checkpoint))
         else:
             conversions[video_id] = earlier
     if conversions:
-        print(f"{len(conversions):,} of {len(catalogue):,} videos were done")
-    jobs.sort(reverse=True)  # The longest first, so that no process ends with one all alone.
-    with (
-        ProcessPoolExecutor(
-            max(1, min(workers, len(jobs))),
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=start_worker,
-        ) as pool,
-        tqdm(total=len(jobs), unit="video", disable=not jobs) as bar,
-    ):
-        futures = {
-            pool.submit(
-                convert_video, videos_dir / source, frames_dir / video_id, checkpoint, **settings
-            ): video_id
-            for _, video_id, source, checkpoint in jobs
-        }
-        for future in as_completed(futures):
-            conversions[futures[future]] = future.result()
-            bar.update()
+        print(f"{len(conversions):,} of {len(catalogue):,} videos were done", flush=True)
+    delete_outdated(frames_dir, conversions)
+    jobs.sort()  # The longest is taken first, so that no process ends with one all alone.
+    workers = max(1, min(workers, len(jobs)))
+    spawn = multiprocessing.get_context("spawn")
+    # Unlike the standard library's, this pool outlives a worker that crashes. It looks at all its
+    # tasks ten times a second, so it gets a few at a time.
+    pool = pebble.ProcessPool(workers, initializer=start_worker, context=spawn)
+    with pool, tqdm(total=len(jobs), unit="video", disable=not jobs) as bar:
+        try:
+            with hidden_from_ctrl_c():
+                _ = pool.active  # To ask starts the processes.
+            running = {}
+            while jobs or running:
+                while jobs and len(running) < 4 * workers:
+                    _, video_id, source, checkpoint = jobs.pop()
+                    task = (videos_dir / source, frames_dir / video_id, checkpoint)
+                    future = pool.schedule(convert_video, task, settings, seconds_per_video)
+                    running[future] = video_id
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    conversions[running.pop(future)] = row_of(future, seconds_per_video)
+                    bar.update()
+        except RuntimeError as error:
+            raise OSError(f"the processes that convert the videos ended: {error}") from error
+        finally:
+            pool.stop()
+            pool.join()
+            for folder in frames_dir.glob("*.partial"):
+                shutil.rmtree(folder, ignore_errors=True)
     return pd.DataFrame.from_dict(conversions, orient="index", columns=CONVERSION)
+
+
+def printable(line: str) -> str:
+    """A line as the terminal can show it: line ends, and letters that it lacks, are spelt out."""
+    line = line if line.isprintable() else ascii(line)[1:-1]
+    encoding = sys.stdout.encoding or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def print_left_out(left_out: pd.DataFrame) -> None:
     """Each reason once, with the number of files and the first of them."""
     for reason, paths in left_out.groupby("reason")["path"]:
         more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
-        print(f"left out     {reason}: {', '.join(paths[:3])}{more}")
+        print(printable(f"left out     {reason}: {', '.join(paths[:3])}{more}"))
 
 
 def print_summary(table: pd.DataFrame, left_out: pd.DataFrame, frames_dir: Path) -> None:
@@ -734,7 +906,7 @@ def print_summary(table: pd.DataFrame, left_out: pd.DataFrame, frames_dir: Path)
     for status in ("partial", "failed"):
         broken = table[table["status"] == status]
         for source, reason in broken[["source", "reason"]].head(10).itertuples(index=False):
-            print(f"{status:12} {source}: {reason}")
+            print(printable(f"{status:12} {source}: {reason}"))
         if len(broken) > 10:
             print(f"{status:12} {len(broken) - 10:,} more, see the status column of videos.csv")
     print_left_out(left_out)
@@ -747,6 +919,7 @@ def main(
     frames_per_video: int | None = FRAMES_PER_VIDEO,
     png_compression: int = PNG_COMPRESSION,
     workers: int = WORKERS,
+    seconds_per_video: float | None = SECONDS_PER_VIDEO,
 ) -> pd.DataFrame:
     """Save the frames of the videos as images, and write down what each video is.
 
@@ -757,18 +930,24 @@ def main(
         frames_per_video: So many frames of each video, spread evenly; None is every frame.
         png_compression: 0 (fast, large) to 9 (slow, small); lossless all.
         workers: Videos converted side by side.
+        seconds_per_video: A video that takes longer is given up; None is no limit.
 
     Returns:
         The table videos.csv.
 
     Raises:
         FileNotFoundError: videos_dir is not there.
-        ValueError: It holds no video to convert, or a setting makes no sense.
+        ValueError: It holds no video to convert, a setting makes no sense, or another run is
+            writing to frames_dir.
+        OSError: frames_dir cannot be written to, such as when the disk is full.
     """
     if frames_per_second is not None and frames_per_video is not None:
         raise ValueError("Give --frames-per-second or --frames-per-video, not both.")
-    if (frames_per_second or 1) <= 0 or (frames_per_video or 1) <= 0:
-        raise ValueError("--frames-per-second and --frames-per-video must be above 0.")
+    numbers = frames_per_second, frames_per_video, seconds_per_video
+    if not all(number is None or 0 < number < math.inf for number in numbers):
+        raise ValueError(
+            "--frames-per-second, --frames-per-video and --seconds-per-video must be above 0."
+        )
     settings = {
         "frames_per_second": frames_per_second,
         "frames_per_video": frames_per_video,
@@ -776,10 +955,21 @@ def main(
     }
 
     catalogue, left_out = make_catalogue(videos_dir)
-    conversions = convert_videos(catalogue, videos_dir, frames_dir, settings, workers)
-    table = catalogue.join(conversions, on="video_id")
-    write_table(table, frames_dir / "videos.csv")
-    write_table(left_out, frames_dir / "left-out.csv")
+    check_own_folders(catalogue, frames_dir)
+    with lock_folder(frames_dir):
+        (frames_dir / "videos.csv").unlink(missing_ok=True)  # It may name frames that now change.
+        try:
+            conversions = convert_videos(
+                catalogue, videos_dir, frames_dir, settings, seconds_per_video, workers
+            )
+            table = catalogue.join(conversions, on="video_id")
+            write_table(left_out, frames_dir / "left-out.csv")
+            write_table(table, frames_dir / "videos.csv")
+        except OSError as error:
+            raise OSError(
+                f"{frames_dir}: stopped by an error ({error}); what is finished is kept, and the "
+                "same command goes on once that is mended."
+            ) from error
     print_summary(table, left_out, frames_dir)
     if not table["frames"].any():
         raise ValueError(f"Not one frame could be read from the videos in {videos_dir}.")
@@ -789,5 +979,8 @@ def main(
 if __name__ == "__main__":
     try:
         tyro.cli(main)
+    except KeyboardInterrupt:
+        print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")

@@ -100,7 +100,7 @@ def load_detector(path: Path) -> Detector:
 # --- The faces and their scores -------------------------------------------------------------------
 
 
-def find_files(paths: Iterable[Path]) -> list[Path]:
+def list_inputs(paths: Iterable[Path]) -> list[Path]:
     """List the files given, and the videos and pictures below the folders given, in order."""
     known = (*convert.VIDEO_SUFFIXES, *PICTURE_SUFFIXES)
     files = []
@@ -559,7 +559,7 @@ def tabulate(results: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*RESULTS, "reason"])
 
 
-def describe(result: dict) -> str:
+def word_verdict(result: dict) -> str:
     """Say the verdict in a line."""
     if "reason" in result:
         return f"{'not scored':13}{result['file']}: {result['reason']}"
@@ -610,7 +610,7 @@ def main(
     if not 0 < frames_per_second < float("inf"):
         raise ValueError(f"--frames-per-second is {frames_per_second}; give a number above 0.")
     detector = load_detector(model)
-    sources = find_files(files)
+    sources = list_inputs(files)
     if not sources:
         raise ValueError(f"There is no video or picture in {', '.join(map(str, files))}.")
     results = []
@@ -624,7 +624,7 @@ def main(
                 results.append(result)
                 target = detections_dir / name
                 write_outputs(source, result, suspicious, detector.model, target, annotate, explain)
-            say(describe(results[-1]))
+            say(word_verdict(results[-1]))
         train_cnn.write_table(tabulate(results), detections_dir / "results.csv")
     if json:
         print(dump_json(results))

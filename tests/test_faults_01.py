@@ -1,0 +1,566 @@
+"""01 when things go wrong: killed, stopped, two at once, a full disk, broken videos and lists."""
+
+import importlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, assert_stops, run_script, write_video
+from faults import (
+    jpeg,
+    kill_again_and_again,
+    read_tree,
+    running,
+    skip_as_root,
+    small_disk,
+    wait_for,
+    wait_for_end_of_all,
+    workers_of,
+    write_avi,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+resource = pytest.importorskip("resource", reason="signals and limits are not for Windows")
+SCRIPT = "01-convert-video-to-image.py"
+convert = importlib.import_module("01-convert-video-to-image")
+
+
+@pytest.fixture(scope="module")
+def eight_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with videos/ of eight short videos, and whole/, what an undisturbed run makes."""
+    folder = tmp_path_factory.mktemp("eight")
+    for number in range(8):
+        label = "real" if number % 2 else "fake"
+        write_video(folder / f"videos/{label}/{number}.mp4", 25, (320, 240), seed=number)
+    assert run_script(SCRIPT, "--frames-dir", "whole", cwd=folder).returncode == 0
+    assert len(read_tree(folder / "whole")) == 8 * 26 + 3
+    return folder
+
+
+@pytest.fixture
+def long_video(tmp_path: Path) -> Path:
+    """A folder with videos/ of one video that takes long, and two that do not."""
+    write_avi(tmp_path / "videos/real/long.avi", [jpeg((640, 480))] * 250, (640, 480))
+    for name in ("a", "b"):
+        write_avi(tmp_path / f"videos/fake/{name}.avi", [jpeg((64, 48))] * 3)
+    return tmp_path
+
+
+def finished_folders(frames_dir: Path) -> dict[str, tuple[int, int]]:
+    """The folders with a final name; each with what tells it from one that was made again."""
+    folders = [path for path in frames_dir.glob("*/") if path.suffix != ".partial"]
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folders}
+
+
+def is_converting(frames_dir: Path) -> bool:
+    return any(frames_dir.glob("*.partial/*.png"))
+
+
+# --- Stopped runs ---------------------------------------------------------------------------------
+
+
+def test_killed_at_20_moments_and_gone_on(eight_videos: Path) -> None:
+    frames, whole = eight_videos / "frames", read_tree(eight_videos / "whole")
+    shutil.rmtree(frames, ignore_errors=True)
+    finished = {}
+
+    def check() -> None:
+        if not frames.exists():
+            return
+        now = finished_folders(frames)
+        assert {name: now[name] for name in finished} == finished, "something was done again"
+        finished.update(now)
+        for name, content in read_tree(frames).items():
+            if not re.match(r"[^/]*\.partial", name):
+                assert whole[name] == content, f"{name} is not whole"
+
+    arguments = "--frames-dir", "frames", "--workers", 1
+    with running(SCRIPT, *arguments, cwd=eight_videos) as run:  # one that surely had begun
+        wait_for(lambda: is_converting(frames), run)
+    check()
+    kill_again_and_again(SCRIPT, *arguments, cwd=eight_videos, times=19, longest=2.2, check=check)
+    done = len(finished)
+    result = run_script(SCRIPT, *arguments, cwd=eight_videos)
+    assert result.returncode == 0
+    assert (f"{done} of 8 videos were done" in result.stdout) == (done > 0)
+    check()
+    assert read_tree(frames) == whole
+
+
+@pytest.mark.parametrize("moment", ["converting", "starting"])
+def test_ctrl_c(long_video: Path, moment: str) -> None:
+    frames = long_video / "frames"
+    with running(SCRIPT, cwd=long_video) as run:
+        wait_for(lambda: workers_of(run), run)
+        if moment == "converting":
+            wait_for(lambda: len(finished_folders(frames)) == 2 and is_converting(frames), run)
+        os.killpg(run.pid, signal.SIGINT)  # as the terminal does: to all of them
+        assert run.wait(timeout=5) == 130
+        wait_for_end_of_all(run)
+    said = (long_video / "said").read_text()
+    assert said.endswith(f"{SCRIPT}: stopped; the same command goes on.\n")
+    assert "Traceback" not in said and "Error" not in said and "leaked" not in said
+    assert not list(frames.glob("*.partial"))
+    if moment == "converting":
+        write_avi(long_video / "videos/real/long.avi", [jpeg((64, 48))])
+        again = run_script(SCRIPT, cwd=long_video)
+        assert "2 of 3 videos were done" in again.stdout
+
+
+def test_two_runs_at_once(long_video: Path) -> None:
+    frames = long_video / "frames"
+    convert.main(long_video / "videos", frames, frames_per_video=1, workers=1)
+    with running(SCRIPT, cwd=long_video) as run:
+        wait_for(lambda: is_converting(frames), run)
+        os.killpg(run.pid, signal.SIGSTOP)  # so that it does not end before the second begins
+        assert_stops(run_script(SCRIPT, cwd=long_video), "frames", "another run")
+        assert is_converting(frames)
+        run.kill()
+        run.wait()
+    # What stands there now is of the killed run's setting, and no table says that it is all.
+    assert not (frames / "videos.csv").exists()
+    for path in frames.glob("*/video.json"):
+        assert json.loads(path.read_text())["settings"]["frames_per_video"] is None
+    convert.main(long_video / "videos", frames, frames_per_video=2, workers=1)  # no lock is left
+    assert len(list(frames.glob("*/*.png"))) == 3 * 2
+
+
+def test_a_worker_that_crashes_or_hangs_costs_its_video_only(long_video: Path) -> None:
+    frames = long_video / "frames"
+    shutil.copy(long_video / "videos/real/long.avi", long_video / "videos/real/too.avi")
+
+    def two_are_begun() -> bool:
+        return len({path.parent for path in frames.glob("*.partial/*.png")}) == 2
+
+    with running(SCRIPT, "--workers", 2, "--seconds-per-video", 3, cwd=long_video) as run:
+        wait_for(two_are_begun, run)
+        first, second = workers_of(run)
+        os.kill(first, signal.SIGSEGV)
+        os.kill(second, signal.SIGSTOP)  # deaf to all but SIGKILL, like a decoder that hangs
+        assert run.wait(timeout=60) == 0
+    table = pd.read_csv(frames / "videos.csv", keep_default_na=False)
+    assert table["status"].tolist() == ["ok", "ok", "failed", "failed"]
+    reasons = " ".join(sorted(table["reason"])).strip()
+    assert re.fullmatch("given up after 3.0 seconds .* crashed .exit code -11.*again", reasons)
+    assert "Traceback" not in (long_video / "said").read_text()
+    before = finished_folders(frames)
+    assert sorted(before) == ["plain-fake-a", "plain-fake-b"]
+    table = convert.main(long_video / "videos", frames, workers=2)
+    assert table["frames"].tolist() == [3, 3, 250, 250]
+    assert before.items() <= finished_folders(frames).items()
+
+
+# --- Changed input --------------------------------------------------------------------------------
+
+
+def test_what_changed_is_done_again_and_what_is_gone_is_deleted(tmp_path: Path) -> None:
+    videos, frames = tmp_path / "videos", tmp_path / "frames"
+    for name in ("same", "replaced", "removed", "cut"):
+        write_avi(videos / f"real/{name}.avi", [jpeg((64, 48))] * 3)
+    convert.main(videos, frames, workers=1)
+    before = finished_folders(frames)
+    write_avi(videos / "real/replaced.avi", [jpeg((64, 48), seed=1)] * 2)
+    (videos / "real/removed.avi").unlink()
+    next((frames / "plain-real-cut").glob("*.png")).unlink()  # a frame that the table names
+    (frames / "mine").mkdir()
+    (frames / "mine/note.txt").write_text("not made by 01")
+    (frames / "plain-real-gone.partial").mkdir()
+    table = convert.main(videos, frames, workers=1)
+    after = finished_folders(frames)
+    assert table["source"].tolist() == ["real/cut.avi", "real/replaced.avi", "real/same.avi"]
+    assert table["frames"].tolist() == [3, 2, 3]
+    assert len(list(frames.glob("*/*.png"))) == 3 + 2 + 3
+    assert sorted(after) == ["mine", "plain-real-cut", "plain-real-replaced", "plain-real-same"]
+    assert after["plain-real-same"] == before["plain-real-same"]
+    assert not list(frames.glob("*.partial"))
+
+
+@pytest.mark.parametrize("change", [{"frames_per_video": 2}, {"png_compression": 9}])
+def test_a_folder_never_holds_frames_of_two_settings(tmp_path: Path, change: dict) -> None:
+    videos, frames = tmp_path / "videos", tmp_path / "frames"
+    for name in ("a", "b"):
+        write_avi(videos / f"real/{name}.avi", [jpeg((64, 48))] * 3)
+    convert.main(videos, frames, workers=1)
+    (frames / "plain-real-a/video.json").write_text("edited by hand")
+    convert.main(videos, frames, workers=1, **change)
+    convert.main(videos, tmp_path / "undisturbed", workers=1, **change)
+    assert read_tree(frames) == read_tree(tmp_path / "undisturbed")
+
+
+# --- A full disk ----------------------------------------------------------------------------------
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).bytes(640 * 480 * 4)  # so large, saved as PNG, that few fit
+    for number in range(6):
+        path = tmp_path / f"videos/real/{number}.avi"
+        write_avi(path, [noise], (640, 480), b"\0\0\0\0", 32)
+    command = SCRIPT, "--workers", 2
+    convert.main(tmp_path / "videos", tmp_path / "whole", workers=2)
+    with small_disk(tmp_path / "frames", 4) as resize:
+        assert_stops(run_script(*command, cwd=tmp_path), "frames", "No space left", "goes on")
+        whole, before = read_tree(tmp_path / "whole"), finished_folders(tmp_path / "frames")
+        assert 0 < len(before) < 6
+        assert read_tree(tmp_path / "frames").items() <= whole.items()
+        resize(40)
+        result = run_script(*command, cwd=tmp_path)
+        assert result.returncode == 0
+        assert f"{len(before)} of 6 videos were done" in result.stdout
+        assert read_tree(tmp_path / "frames") == whole
+        assert before.items() <= finished_folders(tmp_path / "frames").items()
+
+
+def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
+    write_avi(tmp_path / "videos/real/a.avi", [jpeg((640, 480))])
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+
+    result = subprocess.run(
+        [sys.executable, ROOT / SCRIPT],
+        cwd=tmp_path,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+    )
+    assert_stops(result, "frames", "too large", "goes on")
+    assert set(read_tree(tmp_path / "frames")) == {".lock"}
+
+
+# --- Broken videos --------------------------------------------------------------------------------
+
+
+def write_odd_videos(folder: Path) -> dict[str, tuple[str, int]]:
+    """Videos of all kinds; returns the status and the number of frames that each is to get."""
+    five = [jpeg((64, 48), seed=seed) for seed in range(5)]
+    raw = b"\0\0\0\0"
+    grey = [jpeg((64, 48), grey=True)]
+    sizes = [jpeg(size) for size in ((64, 48), (320, 240), (20, 20), (1200, 100))]
+    expected = {}
+
+    def add(name: str, status: str, saved: int, frames: list[bytes], **header: object) -> None:
+        write_avi(folder / f"{name}.avi", frames, **header)
+        expected[name] = status, saved
+
+    add("plain", "ok", 5, five)
+    add("one-frame", "ok", 1, five[:1])
+    add("header-only", "failed", 0, [])
+    add("zero-rate", "ok", 5, five, rate=(0, 1))
+    add("zero-scale", "ok", 5, five, rate=(25, 0))
+    add("absurd-rate", "ok", 5, five, rate=(2**32 - 1, 1))
+    add("absurdly-slow", "ok", 5, five, rate=(1, 2**32 - 1))
+    add("claims-none", "ok", 5, five, claimed=0)
+    add("claims-absurdly-many", "partial", 5, five, claimed=2**32 - 1)
+    add("absurd-size", "ok", 5, five, size=(2**31 - 1, 2**31 - 1))
+    add("absurd-size-raw", "failed", 0, [b"\1" * 100], size=(60_000, 60_000), codec=raw)
+    add("1x1", "ok", 1, [jpeg((1, 1))], size=(1, 1))
+    add("8000x8000", "ok", 1, [jpeg((8000, 8000))], size=(8000, 8000))
+    add("grey", "ok", 1, grey)
+    add("ten-bit", "ok", 2, [b"\x10\x40\x08\x20" * 32 * 48] * 2, size=(48, 48), codec=b"v210")
+    add("alpha", "ok", 2, [bytes(range(256)) * 48] * 2, codec=raw, bits=32)
+    add("variable-rate", "partial", 3, [five[0], b"", b"", five[1], b"", five[2]])
+    add("changes-size", "ok", 4, sizes)
+    add("no-pictures", "failed", 0, [b"junk" * 50] * 5)
+    add("audio-only", "failed", 0, [b"\0\1" * 4000], codec=raw, audio=True)
+    for name, content in {
+        "empty": b"",
+        "text": b"not a video",
+        "playlist": b"ffconcat version 1.0\nfile plain.avi\n",
+        "zeros": bytes(10_000),
+    }.items():
+        (folder / f"{name}.mp4").write_bytes(content)
+        expected[name] = "failed", 0
+    return expected
+
+
+def test_odd_videos(tmp_path: Path) -> None:
+    expected = write_odd_videos(tmp_path / "videos/real")
+    table = convert.main(tmp_path / "videos", tmp_path / "frames", workers=2)
+    stems = table["source"].map(lambda source: PurePosixPath(source).stem)
+    found = zip(stems, zip(table["status"], table["frames"], strict=True), strict=True)
+    assert dict(found) == expected
+    assert ((table["reason"] == "") == (table["status"] == "ok")).all()
+    for video_id, frames in zip(table["video_id"], table["frames"], strict=True):
+        assert len(list((tmp_path / "frames" / video_id).glob("*.png"))) == frames
+
+
+def test_videos_cut_and_with_flipped_bytes(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mp4", frames=10).read_bytes()
+    drawn = random.Random(0)
+    folder = tmp_path / "videos/real"
+    folder.mkdir(parents=True)
+    for number in range(20):
+        (folder / f"cut-{number}.mp4").write_bytes(whole[: drawn.randrange(len(whole))])
+        flipped = bytearray(whole)
+        for _ in range(50):
+            flipped[drawn.randrange(len(whole))] ^= drawn.randrange(1, 256)
+        (folder / f"flipped-{number}.mp4").write_bytes(flipped)
+    (folder / "whole.mp4").write_bytes(whole)
+    table = convert.main(tmp_path / "videos", tmp_path / "frames", workers=2)
+    assert len(table) == 41
+    assert table["status"].isin(["ok", "partial", "failed"]).all()
+    assert ((table["frames"] == 0) == (table["status"] == "failed")).all()
+    assert table.set_index("source").loc["real/whole.mp4", "frames"] == 10
+
+
+# --- Names and links ------------------------------------------------------------------------------
+
+ODD_NAMES = [
+    "with spaces",
+    'it\'s "quoted"',
+    "two\nlines\r\n",
+    "comma,semicolon;",
+    "日本 é ß",
+    "--workers",
+    "-",
+    "%03d",
+    "http:clip",
+    "x" * 246,
+    "CON",
+    "nul.tar",
+    "dots...",
+    "a.partial",
+    "a",
+    "A",
+    "a b",
+    "a_b",
+    "*?<>|:",
+    "$(reboot)",
+]
+
+
+def test_odd_names(tmp_path: Path) -> None:
+    content = write_video(tmp_path / "a.mp4", frames=1).read_bytes()
+    (tmp_path / "videos/real").mkdir(parents=True)
+    for name in ODD_NAMES:
+        (tmp_path / f"videos/real/{name}.mp4").write_bytes(content)
+    not_text = os.fsencode(tmp_path / "videos/real/") + b"/caf\xe9.mp4"
+    Path(os.fsdecode(not_text)).write_bytes(content)
+    (tmp_path / "videos/real/日本\n.wmv").touch()
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}  # a terminal that lacks letters
+    command = [sys.executable, str(ROOT / SCRIPT)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment)
+    assert result.returncode == 0, result.stderr.decode()
+    table = pd.read_csv(tmp_path / "frames/videos.csv", dtype=str, keep_default_na=False)
+    assert sorted(table["source"]) == sorted(f"real/{name}.mp4" for name in ODD_NAMES)
+    assert set(table["status"]) == {"ok"}
+    folders = [path.name for path in (tmp_path / "frames").glob("*/")]
+    assert sorted(folders) == sorted(table["video_id"])
+    left_out = pd.read_csv(tmp_path / "frames/left-out.csv")
+    assert left_out["path"].tolist() == [r"real/caf\udce9.mp4", "real/日本\n.wmv"]
+    assert "not text" in left_out["reason"][0]
+    assert rb"real/\u65e5\u672c\n.wmv" in result.stdout
+
+
+WINDOWS_DEVICES = re.compile(r"(CON|PRN|AUX|NUL|COM[0-9]|LPT[0-9])(\..*)?", re.IGNORECASE)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(ODD_NAMES) | st.text(min_size=1), max_size=8, unique=True))
+def test_names_are_valid_on_windows(names: list[str]) -> None:
+    sources = [f"real/{name.replace('/', '_')}.mp4" for name in names] + ["real/AUX.mp4"]
+    sources = sorted(set(sources))
+    prefixes = [convert.describe_by_plain_folder(PurePosixPath(s))["prefix"] for s in sources]
+    ids = convert.name_videos(pd.DataFrame({"source": sources, "prefix": prefixes}))
+    for name in ids:
+        assert not set(name) & set('<>:"/\\|?*') and name.isprintable() and name.isascii()
+        assert not name.endswith((".", " ", ".partial"))
+        assert not WINDOWS_DEVICES.fullmatch(name)
+        assert len(f"{name}-000042-00.png.partial") < 255
+    assert ids.str.lower().is_unique
+
+
+def test_links_pipes_and_locked_doors(tmp_path: Path) -> None:
+    real = tmp_path / "videos/real"
+    write_avi(real / "a.avi", [jpeg((64, 48))])
+    write_avi(tmp_path / "elsewhere/b.avi", [jpeg((64, 48))])
+    (real / "z-outside").symlink_to(tmp_path / "elsewhere")
+    (real / "up").symlink_to(tmp_path / "videos")
+    (real / "again").symlink_to(real / "z-outside")
+    (real / "itself.avi").symlink_to("itself.avi")
+    (real / "nowhere.avi").symlink_to("nothing.avi")
+    (real / "file.avi").symlink_to(tmp_path / "elsewhere/b.avi")
+    (real / "folder.avi").mkdir()
+    os.mkfifo(real / "pipe.avi")
+    os.mkfifo(tmp_path / "videos/metadata.json")
+    (real / "stills").mkdir()
+    os.mkfifo(real / "stills/001")
+    table = convert.main(tmp_path / "videos", tmp_path / "frames", workers=1)
+    assert set(table["source"]) == {"real/a.avi", "real/again/b.avi", "real/file.avi"}
+    left_out = pd.read_csv(tmp_path / "frames/left-out.csv").set_index("path")["reason"].to_dict()
+    assert left_out == {
+        "metadata.json": "not readable as the list that its name says: not a plain file",
+        "real/itself.avi": "cannot be read: Too many levels of symbolic links",
+        "real/nowhere.avi": "cannot be read: No such file or directory",
+        "real/pipe.avi": "not a plain file",
+        "real/stills": "not a plain file",
+        "real/up": "a link to a folder that was seen already",
+        "real/z-outside": "a link to a folder that was seen already",
+    }
+
+
+def test_what_may_not_be_read(tmp_path: Path) -> None:
+    skip_as_root()
+    real = tmp_path / "videos/real"
+    for name in ("a", "locked", "folder/b"):
+        write_avi(real / f"{name}.avi", [jpeg((64, 48))])
+    (real / "locked.avi").chmod(0)
+    (real / "folder").chmod(0)
+    try:
+        convert.main(tmp_path / "videos", tmp_path / "frames", workers=1)
+        left_out = pd.read_csv(tmp_path / "frames/left-out.csv").set_index("path")["reason"]
+        assert left_out.to_dict() == {
+            "real/folder": "cannot be read: Permission denied",
+            "real/locked.avi": "cannot be read: no permission",
+        }
+    finally:
+        (real / "folder").chmod(0o755)
+        (real / "locked.avi").chmod(0o644)
+    assert len(convert.main(tmp_path / "videos", tmp_path / "frames", workers=1)) == 3
+
+
+# --- Broken lists ---------------------------------------------------------------------------------
+
+REAL = '{"label": "REAL"}'
+UNREADABLE_LISTS = {  # a list, and a part of the reason for which it is left out
+    "list/metadata.json": ("[1, 2]", "a JSON object"),
+    "text/metadata.json": ("a.mp4 REAL", "Expecting value"),
+    "empty/metadata.json": ("", "Expecting value"),
+    "deep/metadata.json": ("[" * 100_000, "recursion"),
+    "latin/metadata.json": ('{"caf\xe9.mp4": 1}'.encode("latin-1"), "decode"),
+    "number/metadata.json": (f'{{"a.mp4": {"9" * 5000}}}', "integer string"),
+    "columns/labels.csv": ("name,label\na.mp4,1\n", "filename"),
+    "rows/labels.csv": ('filename,label\n"a.mp4,1\n', "EOF inside string"),
+    "latin/labels.csv": ("filename,label\ncaf\xe9.mp4,1\n".encode("latin-1"), "decode"),
+    "none/labels.csv": ("", "No columns"),
+    "splits/train.json": ('{"071": "054"}', "a JSON list"),
+    "splits/val.json": ("[[71, 54]]", "two texts"),
+    "splits/test.json": ('["071", "054"]', "a JSON list"),
+    "celeb/List_of_testing_videos.txt": ("1\n", "index out of range"),
+    "utf16/List_of_testing_videos.txt": ("1 a.mp4".encode("utf-16"), "decode"),
+}
+ODD_ENTRIES = {  # an entry of metadata.json, and a part of the reason for which it is left out
+    '"../real/a.mp4": ' + REAL: "not below its folder",
+    '"/etc/a.mp4": ' + REAL: "not below its folder",
+    '"b.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE"}': "several entries",
+    '"c.mp4": {"label": "REAL", "label": "FAKE"}': "several entries",
+    '"d.mp4": {"label": 1}': "no label",
+    '"e.mp4": "REAL"': "no label",
+    '"f.mp4": {"label": "REAL", "split": 7}': "no label",
+    '"g.mp4": {"label": "FAKE", "original": ["a.mp4"]}': "no label",
+    '"h.mp4": {"label": "FAKE", "original": "\\ud800.mp4"}': "no label",
+    '"i\\ud800.mp4": ' + REAL: "no label",
+    '"": ' + REAL: "not below its folder",
+    '"j.mp4": null': "no label",
+}
+
+
+def test_broken_lists(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    write_avi(videos / "real/a.avi", [jpeg((64, 48))])
+    for path, (content, _) in UNREADABLE_LISTS.items():
+        (videos / path).parent.mkdir(exist_ok=True)
+        content = content if isinstance(content, bytes) else content.encode()
+        (videos / path).write_bytes(content)
+    (videos / "huge").mkdir()
+    with (videos / "huge/metadata.json").open("wb") as file:
+        file.truncate(200_000_000)
+    (videos / "dfdc").mkdir()
+    for name in "bcdefghj":
+        shutil.copy(videos / "real/a.avi", videos / f"dfdc/{name}.mp4")
+    (videos / "dfdc/metadata.json").write_text(
+        "{" + ", ".join([f'"good.mp4": {REAL}, "good.mp4": {REAL}', *ODD_ENTRIES]) + "}"
+    )
+    shutil.copy(videos / "real/a.avi", videos / "dfdc/good.mp4")
+    table = convert.main(videos, tmp_path / "frames", workers=1)
+    assert table["source"].tolist() == ["dfdc/good.mp4", "real/a.avi"]
+    left_out = pd.read_csv(tmp_path / "frames/left-out.csv").set_index("path")["reason"]
+    for path, (_, reason) in UNREADABLE_LISTS.items():
+        assert reason in left_out.pop(path)
+    assert "larger than" in left_out.pop("huge/metadata.json")
+    assert len(left_out) == len(ODD_ENTRIES)
+    names = [re.match(r'"(.*?)":', entry)[1] for entry in ODD_ENTRIES]
+    paths = ["/etc/a.mp4" if name.startswith("/") else f"dfdc/{name}".rstrip("/") for name in names]
+    for path, reason in zip(paths, ODD_ENTRIES.values(), strict=True):
+        assert reason in left_out[path], path
+
+
+# --- The parsers, under hypothesis ----------------------------------------------------------------
+
+WORDS = [
+    *("original_sequences", "manipulated_sequences", "youtube", "actors", "c23", "videos"),
+    *("Deepfakes", "FaceShifter", "Face\u017fhifter", "DeepFakeDetection", "Celeb-real"),
+    *("YouTube-real", "Celeb-synthesis", "higher_quality", "fadg0", "video", "real", "fake"),
+    *("000", "000_003", "01__kitchen", "01_02__walk__ABCD", "id0_0001", "id0_id1_0001", "001"),
+    *("sa1-video-fram1", "masks", "...", " ", "\n", ";"),
+]
+PATHS = st.lists(
+    st.sampled_from(WORDS) | st.text(min_size=1, max_size=8).map(lambda s: s.replace("/", "_")),
+    min_size=1,
+    max_size=6,
+).map(lambda parts: PurePosixPath(*parts[:-1], f"{parts[-1]}.mp4"))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+ENTRIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "label": st.sampled_from(["REAL", "FAKE", "real"]) | JSON,
+        "split": st.sampled_from(["train", "validation", "test"]) | JSON,
+        "original": st.just("a.mp4") | JSON,
+        "set": JSON,
+        "target_id": JSON,
+        "swapped_id": JSON,
+    },
+)
+LISTS = st.dictionaries(st.just("a.mp4") | st.text(), ENTRIES | JSON, max_size=4) | JSON
+NAMES = convert.DESCRIBING_LISTS + convert.SPLIT_LISTS
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PATHS, min_size=1, max_size=4), LISTS, st.sampled_from(NAMES))
+def test_any_names_and_lists_give_rows_or_reasons(
+    tmp_path_factory: pytest.TempPathFactory, paths: list[PurePosixPath], content: object, name: str
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "lists"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+    paths = [PurePosixPath("a.mp4"), *paths]
+    lists, unreadable = convert.read_lists(folder, [PurePosixPath(name)], paths)
+    assert all(unreadable.values())
+    for path in paths:
+        try:
+            video = convert.describe(path, lists)
+        except ValueError as error:
+            assert str(error) and "\n" not in str(error)
+            continue
+        assert set(convert.DESCRIPTION) <= set(video)
+        assert video["label"] in ("real", "fake") and video["prefix"]
+        assert video["official_split"] in ("", "train", "val", "test")
+        assert all(isinstance(text, str) for text in video.values())
+        "".join(video.values()).encode()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode), st.sampled_from(NAMES))
+def test_any_bytes_are_a_list_or_have_a_reason(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "bytes"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+    _, unreadable = convert.read_lists(folder, [PurePosixPath(name)], [])
+    assert set(unreadable) <= {PurePosixPath(name)}
+    assert all("\n" not in reason for reason in unreadable.values())
