@@ -655,7 +655,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def partial_folder(target: Path) -> Path:
-    """Where the frames of a video are until all of them are there, or that are to be deleted."""
+    """Where the files of a video are until all of them are there, or that are to be deleted."""
     return target.with_name(target.name.removesuffix(".partial") + ".partial")
 
 

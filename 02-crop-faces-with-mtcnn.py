@@ -299,7 +299,7 @@ def write_crops(
     skipped.csv for each frame that cannot be read.
     Raises: OSError if the crops cannot be written.
     """
-    folder = partial_folder(faces_dir, video_id)
+    folder = partial_folder(faces_dir / video_id)
     folder.mkdir(parents=True, exist_ok=True)
     images, rows, skipped = {}, [], []
     for index, path in frames.items():
@@ -362,9 +362,9 @@ def list_frames(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), folder / match[0]) for match in matches if match))
 
 
-def partial_folder(faces_dir: Path, video_id: str) -> Path:
-    """Where the crops of a video are until all of them are there."""
-    return faces_dir / f"{video_id}.partial"
+def partial_folder(target: Path) -> Path:
+    """Where the files of a video are until all of them are there, or that are to be deleted."""
+    return target.with_name(target.name.removesuffix(".partial") + ".partial")
 
 
 def make_checkpoint(files: list[Path], settings: dict) -> dict:
@@ -557,7 +557,7 @@ def crop_videos(
                     found["faces"] += part["faces"]
                     crashes += part["crashes"]
                     bar.update(part["frames"])
-                folder = partial_folder(faces_dir, video_id)
+                folder = partial_folder(faces_dir / video_id)
                 if crashes:
                     crashed.append(crashes[0])
                     shutil.rmtree(folder, ignore_errors=True)

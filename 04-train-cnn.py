@@ -46,7 +46,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: less chatter
+# Before TensorFlow is imported: it is quieter, and on CPUs that have oneDNN off a third faster.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import cv2
 import efficientnet.tfkeras as efn  # knows the model's layers: without it the file does not load
@@ -1243,7 +1245,7 @@ an attack alone can undo it. The intervals are about the chance in drawing video
 # --- The run --------------------------------------------------------------------------------------
 
 
-def print_summary(
+def print_report(
     metrics: dict, history: pd.DataFrame, judged: str, split_dir: Path, model_dir: Path
 ) -> None:
     """Print the few numbers that a reader would check."""
@@ -1416,7 +1418,7 @@ def main(
             shutil.rmtree(finished, ignore_errors=True)
             unfinished.rename(finished)
             shutil.rmtree(finished)
-    print_summary(metrics, history, judged, split_dir, model_dir)
+    print_report(metrics, history, judged, split_dir, model_dir)
     return metrics
 
 

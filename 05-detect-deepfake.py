@@ -33,7 +33,7 @@ from json import dumps as dump_json
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-# As 02 and 04 have them, before TensorFlow is imported: it is quieter, and twice as fast.
+# As 02 and 04 have them, before TensorFlow is imported: it is quieter, and faster.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
@@ -80,7 +80,7 @@ RESULTS = ["file", "verdict", "p_fake", "low", "high", "threshold", "track", "fr
 COLORS = matplotlib.colormaps["RdYlGn_r"]  # of p_fake: green, yellow, red
 
 
-class Detector(NamedTuple):
+class Scorer(NamedTuple):
     """What scores a face: the model, and the temperature and threshold that belong to it."""
 
     path: Path
@@ -88,13 +88,13 @@ class Detector(NamedTuple):
     decision: train_cnn.Decision
 
 
-def load_detector(path: Path) -> Detector:
+def load_scorer(path: Path) -> Scorer:
     """Load a model and what was saved with it, running none of it as code.
 
     Raises:
         FileNotFoundError, ValueError: there is none, or it is none of 04's.
     """
-    return Detector(path, train_cnn.load_model(path), train_cnn.read_decision(path))
+    return Scorer(path, train_cnn.load_model(path), train_cnn.read_decision(path))
 
 
 # --- The faces and their scores -------------------------------------------------------------------
@@ -179,15 +179,15 @@ def find_faces(
                 yield row, crop_faces.crop_face(small, face.box, crop_faces.MARGIN)
 
 
-def score_crops(crops: list[np.ndarray], detector: Detector) -> np.ndarray:
+def score_crops(crops: list[np.ndarray], scorer: Scorer) -> np.ndarray:
     """Score crops, BGR uint8 of any sizes: p_fake, calibrated, float64 (n,)."""
     images = np.stack([train_cnn.prepare_crop(crop) for crop in crops]).astype(np.float32)
-    p_real = detector.model.predict_on_batch(images)[:, 0]
-    return train_cnn.calibrate(p_real, detector.decision.temperature)
+    p_real = scorer.model.predict_on_batch(images)[:, 0]
+    return train_cnn.calibrate(p_real, scorer.decision.temperature)
 
 
 def score_file(
-    path: Path, frames_per_second: float, detector: Detector
+    path: Path, frames_per_second: float, scorer: Scorer
 ) -> tuple[int, tuple[int, int], pd.DataFrame, list[tuple[float, int, np.ndarray]]]:
     """Score every face of a file, a few frames at a time: memory does not grow with its length.
 
@@ -205,7 +205,7 @@ def score_file(
             scored += len(some)
             size = size if any(size) else some[0][2].shape[1::-1]
             found = list(find_faces(some))
-            scores = score_crops([crop for _, crop in found], detector) if found else []
+            scores = score_crops([crop for _, crop in found], scorer) if found else []
             for (row, crop), p_fake in zip(found, scores, strict=True):
                 suspicious.append((float(p_fake), len(rows), crop))
                 rows.append(row | {"p_fake": round(float(p_fake), 6)})
@@ -291,16 +291,16 @@ def judge_file(tracks: list[dict], picture: bool) -> dict:
 
 
 def detect(
-    path: Path, frames_per_second: float, detector: Detector
+    path: Path, frames_per_second: float, scorer: Scorer
 ) -> tuple[dict, list[tuple[float, int, np.ndarray]]]:
     """Detect: the content of <name>.json, and the most suspicious crops as score_file gives them.
 
     Raises:
         ValueError, OSError: the file cannot be read.
     """
-    frames, (width, height), faces, suspicious = score_file(path, frames_per_second, detector)
+    frames, (width, height), faces, suspicious = score_file(path, frames_per_second, scorer)
     faces.insert(0, "track", join_tracks(faces))
-    threshold, picture = detector.decision.threshold, is_picture(path)
+    threshold, picture = scorer.decision.threshold, is_picture(path)
     tracks = []
     for track, its_faces in faces.groupby("track"):
         judged = judge_track(its_faces, picture, threshold)
@@ -311,7 +311,7 @@ def detect(
         "kind": "picture" if picture else "video",
         **judge_file(tracks, picture),
         "threshold": round(threshold, 4),
-        "model": str(detector.path),
+        "model": str(scorer.path),
         "frames_scored": frames,
         "width": width,
         "height": height,
@@ -609,7 +609,7 @@ def main(
     say = partial(print, file=sys.stderr if json else sys.stdout, flush=True)
     if not 0 < frames_per_second < float("inf"):
         raise ValueError(f"--frames-per-second is {frames_per_second}; give a number above 0.")
-    detector = load_detector(model)
+    scorer = load_scorer(model)
     sources = list_inputs(files)
     if not sources:
         raise ValueError(f"There is no video or picture in {', '.join(map(str, files))}.")
@@ -617,13 +617,13 @@ def main(
     with train_cnn.lock_folder(detections_dir):
         for source, name in zip(sources, name_outputs(sources), strict=True):
             try:
-                result, suspicious = detect(source, frames_per_second, detector)
+                result, suspicious = detect(source, frames_per_second, scorer)
             except (ValueError, OSError, cv2.error) as error:
                 results.append({"file": str(source), "reason": " ".join(str(error).split())})
             else:
                 results.append(result)
                 target = detections_dir / name
-                write_outputs(source, result, suspicious, detector.model, target, annotate, explain)
+                write_outputs(source, result, suspicious, scorer.model, target, annotate, explain)
             say(word_verdict(results[-1]))
         train_cnn.write_table(tabulate(results), detections_dir / "results.csv")
     if json:

@@ -102,7 +102,7 @@ def test_a_frame_gives_the_crops_that_01_and_02_save(inputs: Path, tmp_path: Pat
 
 
 def test_the_scores_are_the_model_s_calibrated(inputs: Path, model: Path) -> None:
-    loaded = detect.load_detector(model)
+    loaded = detect.load_scorer(model)
     (_, crop), *_ = detect.find_faces([(0, 0.0, make_frame((200, 60, 1.0)))])
     image = train_cnn.prepare_crop(crop)[None].astype(np.float32)
     p_real = float(loaded.model(image, training=False)[0, 0])
