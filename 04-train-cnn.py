@@ -642,6 +642,15 @@ def prepare_training(model: keras.Model, settings: dict, steps: int) -> None:
     )
 
 
+def seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
+    """Give every dropout its random state for an epoch; the file of a model does not hold it."""
+    inner = [layer for part in model.layers for layer in getattr(part, "layers", [])]
+    dropouts = [layer for layer in [*model.layers, *inner] if hasattr(layer, "seed_generator")]
+    for number, layer in enumerate(dropouts):
+        state = np.random.default_rng((seed, epoch, number)).integers(2**31, size=2)
+        layer.seed_generator.state.assign(state)
+
+
 def find_best(history: pd.DataFrame) -> int:
     """Tell the best epoch: of the highest AUC of the validation videos, then of the lowest loss.
 
@@ -693,6 +702,7 @@ def train_model(
     for epoch in range(len(history) + 1, epochs + 1):
         if len(history) and len(history) - find_best(history) >= settings["patience"]:
             break
+        seed_dropout(model, seed, epoch)
         batches = serve_crops(images, parts["train"], batch_size, (seed, epoch))
         progress = Progress(batches, len(parts["train"]), f"epoch {epoch} of {epochs}")
         trained = model.fit(progress.watch(batches), callbacks=[progress], shuffle=False, verbose=0)
@@ -1098,7 +1108,7 @@ def draw_scores(predictions: pd.DataFrame, decision: Decision, title: str) -> Fi
         is_fake, p_fake = get_truth_and_score(predictions, unit)
         for label, color, of in (("fake", "C3", is_fake), ("real", "C0", ~is_fake)):
             axes.hist(
-                p_fake[of], 25, (0, 1), alpha=0.6, color=color, label=f"{label}, {of.sum():,}"
+                p_fake[of], 25, range=(0, 1), alpha=0.6, color=color, label=f"{label}, {of.sum():,}"
             )
         axes.axvline(decision.threshold, color="0.3", linestyle="--", label="threshold")
         set_up(axes, f"Scores by {unit}", "p_fake", f"{unit}s")
