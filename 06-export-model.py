@@ -22,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # As 04 has them, before TensorFlow is imported: it is quieter and faster.
@@ -187,22 +188,22 @@ def main(
     loaded, decision = train_cnn.load_model(model), train_cnn.read_decision(model)
     images = read_crops(crops_dir, crops)
     score = make_scorer(loaded, decision)
-    contents = {
-        "onnx": convert_to_onnx(score, decision),
-        "tflite": convert_to_tflite(score, loaded),
+    steps = {
+        "onnx": (partial(convert_to_onnx, score, decision), run_onnx),
+        "tflite": (partial(convert_to_tflite, score, loaded), run_tflite),
     }
-    scorers = {
-        "keras": run_keras(loaded, decision),
-        "onnx": run_onnx(contents["onnx"]),
-        "tflite": run_tflite(contents["tflite"]),
-    }
+    contents, differences = {}, {"keras": 0.0}
+    scorers = {"keras": run_keras(loaded, decision)}
     truth = scorers["keras"](images)
-    differences = {name: float(np.abs(run(images) - truth).max()) for name, run in scorers.items()}
-    for name, largest in TOLERANCE.items():
-        if not differences[name] <= largest:  # so that NaN stops it too
+    for name, (convert, run) in steps.items():
+        contents[name] = convert()
+        scorers[name] = run(contents[name])
+        differences[name] = float(np.abs(scorers[name](images) - truth).max())
+        if not differences[name] <= TOLERANCE[name]:  # so that NaN stops it too
             raise ValueError(
                 f"{model}: its scores as {name} differ from its own by up to "
-                f"{differences[name]:.4f} on {crops_dir}, more than {largest}; nothing was written."
+                f"{differences[name]:.4f} on {crops_dir}, more than {TOLERANCE[name]}; nothing "
+                "was written."
             )
     speeds = measure_speed(scorers, images)
     sizes = {"keras": model.stat().st_size} | {name: len(of) for name, of in contents.items()}

@@ -1,8 +1,13 @@
 """What several tests need: small videos made on the spot, and scripts run as a user runs them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+# As the scripts have it, and before any test imports TensorFlow: a run in the tests' own process
+# is to do the arithmetic of one in a process of its own.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import cv2
 import numpy as np

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, assert_stops, run_script, write_video
+from faults import jpeg, write_avi
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -345,7 +346,7 @@ def test_a_second_run_converts_only_what_changed(tmp_path: Path, snapshot: calla
 
 
 def test_no_worker_outlives_a_killed_run(tmp_path: Path) -> None:
-    write_video(tmp_path / "videos/real/a.mp4", frames=3000, size=(640, 480))
+    write_avi(tmp_path / "videos/real/a.avi", [jpeg((640, 480))] * 3000, (640, 480))
     run = subprocess.Popen([sys.executable, ROOT / SCRIPT], cwd=tmp_path)
     partial = tmp_path / "frames/plain-real-a.partial"
     while not len(list(partial.glob("*.png"))) > 5:

@@ -91,7 +91,7 @@ def splits_of_identities(videos: pd.DataFrame) -> dict[tuple[str, str], set[str]
     return seen
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(CATALOGUES, st.integers(0, 100))
 def test_no_identity_in_two_splits_and_no_real_left_out(videos: pd.DataFrame, seed: int) -> None:
     videos["split"] = prepare.split_videos(videos, "identity", RATIO, seed)

@@ -30,6 +30,7 @@ train = importlib.import_module("04-train-cnn")
 SCRIPT = "04-train-cnn.py"
 VIDEOS = {"train": 4, "val": 1, "test": 1}  # of each label
 CROPS = 6  # a video
+OPTIONS = dict(start="lite0", epochs=6, batch_size=8, learning_rate=1e-3, resamples=20)
 BROKEN = ("train/fake/empty-000000-00.png", "train/real/torn-000000-00.jpg")
 
 
@@ -76,9 +77,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     write_split(split_dir)
     (split_dir / BROKEN[0]).write_bytes(b"")
     (split_dir / BROKEN[1]).write_bytes(b"no picture at all")
-    metrics = train.main(
-        split_dir, model_dir, "lite0", epochs=6, batch_size=8, learning_rate=1e-3, resamples=20
-    )
+    metrics = train.main(split_dir, model_dir, **OPTIONS)
     return Trained(
         split_dir=split_dir,
         model_dir=model_dir,
@@ -812,48 +811,45 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float) -> None:
 
 
 def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(
-    tmp_path: Path, small_split: Path, capsys: pytest.CaptureFixture[str]
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same seed gives the same history to the last digit, killed or not."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    options = dict(start="lite0", epochs=3, batch_size=2, resamples=20, learning_rate=1e-4)
-    train.main(small_split, whole, **options)
-    command = [sys.executable, ROOT / SCRIPT, "--split-dir", small_split, "--model-dir", killed]
-    for name, value in options.items():
+    split_dir, killed = trained.split_dir, tmp_path / "killed"
+    command = [sys.executable, ROOT / SCRIPT, "--split-dir", split_dir, "--model-dir", killed]
+    for name, value in OPTIONS.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
     )
     wait_for(killed / "unfinished" / "0001", process, 200)
     with pytest.raises(ValueError, match="another run is writing to it"):
-        train.main(small_split, killed, **options)
+        train.main(split_dir, killed, **OPTIONS)
     process.kill()
     process.wait()
     assert not (killed / "best_model.keras").exists()
 
     with pytest.raises(ValueError, match="lies there, and it differs in seed") as raised:
-        train.main(small_split, killed, **options, seed=2)
+        train.main(split_dir, killed, **OPTIONS, seed=2)
     assert "(1 there, 2 now)" in str(raised.value)
-    touched = next((small_split / "train" / "real").iterdir())
+    touched = next((split_dir / "train" / "real").iterdir())
     content = touched.read_bytes(), touched.stat()
     touched.write_bytes(content[0])
     with pytest.raises(ValueError, match="it differs in crops; give its own command"):
-        train.main(small_split, killed, **options)
+        train.main(split_dir, killed, **OPTIONS)
     os.utime(touched, ns=(content[1].st_atime_ns, content[1].st_mtime_ns))
 
     capsys.readouterr()
-    train.main(small_split, killed, **options)
+    train.main(split_dir, killed, **OPTIONS)
     printed = capsys.readouterr().out
-    assert "of 3 were done" in printed and "epoch 1 of 3" not in printed
+    assert "of 6 were done" in printed and "epoch 1 of 6" not in printed
+    folders = trained.model_dir, killed
     for name in ("predictions.csv", "history.csv"):
-        tables = [pd.read_csv(folder / name) for folder in (whole, killed)]
+        tables = [pd.read_csv(folder / name) for folder in folders]
         timed = ["crops_per_second", "waiting"]
         first, second = (table.drop(columns=timed, errors="ignore") for table in tables)
         pd.testing.assert_frame_equal(first, second, check_exact=True)
     assert not (killed / "unfinished").exists() and not (killed / "finished.partial").exists()
-    weights = [
-        train.load_model(folder / "best_model.keras").get_weights() for folder in (whole, killed)
-    ]
+    weights = [train.load_model(folder / "best_model.keras").get_weights() for folder in folders]
     assert all(map(np.array_equal, *weights))
 
 

@@ -91,13 +91,17 @@ def test_killed_at_any_moment_it_goes_on(
 def test_a_crash_of_a_worker_costs_its_video_only(tmp_path: Path) -> None:
     frames, faces = write_frames(tmp_path / "frames", videos=6, frames=40), tmp_path / "faces"
     options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
+
+    def two_are_begun() -> bool:
+        return len({path.parent for path in faces.glob("*.partial/*.png")}) == 2
+
     with faults.running(SCRIPT, *options, cwd=tmp_path) as run:
-        faults.wait_for(lambda: list(faces.glob("*.partial/*.png")), run)
-        for worker in faults.workers_of(run):  # one of them at least is at work
+        faults.wait_for(two_are_begun, run)
+        for worker in faults.workers_of(run):
             os.kill(worker, signal.SIGKILL)
-        assert run.wait(timeout=120) == 0, (tmp_path / "said").read_text()
+        assert run.wait(timeout=240) == 0, (tmp_path / "said").read_text()
     skipped = pd.read_csv(faces / "skipped.csv")
-    assert 1 <= len(skipped) <= 2
+    assert 1 <= len(skipped) <= 2  # one, if both were at the same video
     assert skipped.reason.str.fullmatch(
         r"the process that searched it crashed \(exit code -9\); the next run tries again"
     ).all()
