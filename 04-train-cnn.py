@@ -324,8 +324,12 @@ def serve_crops(
         return batch, labels
 
     batches = tf.data.Dataset.from_tensor_slices((rows, labels)).batch(batch_size)
-    batches = batches.enumerate().map(lambda step, batch: gather(step, *batch), tf.data.AUTOTUNE)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    batches = batches.enumerate().map(lambda step, batch: gather(step, *batch), os.cpu_count())
+    # tf.data's own tuning looks again after 10 ms, 20 ms, up to a minute, and TensorFlow 2.21 lets
+    # the end of an epoch wait for its next look.
+    untuned = tf.data.Options()
+    untuned.autotune.enabled = False
+    return batches.prefetch(8).with_options(untuned)
 
 
 def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -13,14 +13,14 @@ import importlib
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 train_cnn = importlib.import_module("04-train-cnn")
 
-import keras  # noqa: E402 - after 04, which quiets TensorFlow first
-import numpy as np  # noqa: E402
+import numpy as np  # noqa: E402 - after 04, which quiets TensorFlow first
 import pandas as pd  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tyro  # noqa: E402
@@ -32,11 +32,19 @@ def serve_one_batch(count: int) -> tf.data.Dataset:
     """The same batch for a whole epoch."""
     images = np.random.default_rng(1).uniform(0, 255, (BATCH_SIZE, 128, 128, 3))
     labels = np.arange(BATCH_SIZE)[:, None] % 2
-    batch = tf.data.Dataset.from_tensors((images.astype(np.float32), labels.astype(np.float32)))
-    return batch.cache().repeat(count // BATCH_SIZE)
+    crops = images.astype(np.float32), labels.astype(np.float32)
+    batch = tf.data.Dataset.from_tensor_slices(crops).batch(BATCH_SIZE)
+    return without_tuning(batch.cache().repeat(count // BATCH_SIZE))
 
 
-def serve_with_generator(split_dir: Path, crops: pd.DataFrame) -> keras.utils.PyDataset:
+def without_tuning(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """The same, as script 04 has it: tf.data's tuning makes the end of an epoch wait for it."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.with_options(options)
+
+
+def serve_with_generator(split_dir: Path, crops: pd.DataFrame) -> tf.data.Dataset:
     """ImageDataGenerator with the ranges of script 04; it reads and decodes in every epoch."""
     generator = tf.keras.preprocessing.image.ImageDataGenerator(
         rotation_range=train_cnn.ROTATION,
@@ -48,7 +56,7 @@ def serve_with_generator(split_dir: Path, crops: pd.DataFrame) -> keras.utils.Py
         fill_mode="nearest",
     )
     table = crops.assign(crop=[str((split_dir / crop).resolve()) for crop in crops.crop])
-    return generator.flow_from_dataframe(
+    batches = generator.flow_from_dataframe(
         table,
         x_col="crop",
         y_col="label",
@@ -57,6 +65,15 @@ def serve_with_generator(split_dir: Path, crops: pd.DataFrame) -> keras.utils.Py
         batch_size=BATCH_SIZE,
         seed=1,
     )
+
+    def generate() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for batch in range(len(batches)):
+            images, labels = batches[batch]
+            yield images, labels[:, None]
+
+    # Given to fit as it is, Keras 3.15 finds no shape for its labels, and stops.
+    signature = tf.TensorSpec((None, 128, 128, 3)), tf.TensorSpec((None, 1))
+    return without_tuning(tf.data.Dataset.from_generator(generate, output_signature=signature))
 
 
 def main(
@@ -76,7 +93,6 @@ def main(
     train_cnn.prepare_training(
         model, {"learning_rate": 1e-5, "warm_up_steps": 0, "decay": "constant"}, steps=10**6
     )
-    model.fit(serve_one_batch(2 * BATCH_SIZE), verbose=0)  # TensorFlow compiles in it
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -90,6 +106,8 @@ def main(
             "script 04": lambda: train_cnn.serve_crops(images, table, BATCH_SIZE, (1, 2)),
             "ImageDataGenerator": lambda: serve_with_generator(split_dir, table),
         }
+        for serve in ways.values():  # TensorFlow compiles in it, for each
+            model.fit(serve(), steps_per_epoch=2, verbose=0)
         rows, noted = [], []
         for _ in range(rounds):
             for name, serve in ways.items():
