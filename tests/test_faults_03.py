@@ -176,6 +176,7 @@ def test_rows_that_lead_out_of_the_folder_are_left_out(
         ("../secret-000000-00.png", ".."),
         ("dfd-real-01/dfd-real-01-000000-01.png", "dfd-real-02"),
         ("", ""),
+        ("long" * 100, "dfd-real-00"),
     ]
     path = folder / "faces" / "faces.csv"
     table = pd.concat([pd.read_csv(path), pd.DataFrame(rows, columns=["crop", "video_id"])])
@@ -185,7 +186,7 @@ def test_rows_that_lead_out_of_the_folder_are_left_out(
     assert len(run(folder)) == len(expected)
     assert read(folder) == before
     said = capsys.readouterr().out
-    assert "6 crops of faces.csv, not of the form video_id/video_id-000042-00.png" in said
+    assert "7 crops of faces.csv, not of the form video_id/video_id-000042-00.png" in said
 
 
 def test_crops_that_are_gone_and_labels_that_are_none_are_counted(
@@ -193,10 +194,13 @@ def test_crops_that_are_gone_and_labels_that_are_none_are_counted(
 ) -> None:
     (folder / "faces" / "dfd-real-03" / "dfd-real-03-000002-00.png").unlink()
     edit(folder / "frames" / "videos.csv", "DFD,fake,m,05", "DFD,perhaps,m,05")
+    long = "long" * 100  # well formed, and longer than a file's name can be
+    with (folder / "faces" / "faces.csv").open("a") as table:
+        table.write(f"{long}/{long}-000000-00.png,{long}\n")
     run(folder)
     said = capsys.readouterr().out
-    assert "1 crops of faces.csv, not on disk: dfd-real-03/dfd-real-03-000002-00.png" in said
-    assert "8 crops of faces.csv, their video not in videos.csv, or of no label" in said
+    assert "2 crops of faces.csv, not on disk: dfd-real-03/dfd-real-03-000002-00.png" in said
+    assert "9 crops of faces.csv, their video not in videos.csv, or of no label" in said
 
 
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "\x00\x01"])
