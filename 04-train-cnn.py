@@ -88,7 +88,7 @@ SEED = 1  # of the random weights, the order of the crops, the augmentation and 
 
 # augmentation: each crop of each epoch is changed at random within these, either way. The known
 # recipe has 10 degrees, 0.1, 0.2 and 0.1 in the first four: that resamples every pixel, which blurs
-# the traces that are to be learned, and measured worse (see the README).
+# the traces that are to be learned, and measured no better (see the README).
 ROTATION = 0  # degrees
 SHIFT = 0.05  # of the width and of the height, in whole pixels
 SHEAR = 0  # slope of the uprights
