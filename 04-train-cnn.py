@@ -14,7 +14,7 @@ Writes  model/best_model.keras                        the best epoch's model, an
         model/history.csv                             loss, accuracy and AUC of every epoch
         model/{training_curves,scores,worst_mistakes}.png
         model/unfinished/                             what a stopped training goes on from
-Next    05-detect-deepfake.py
+Next    06-detect-deepfake.py
 
 The model takes RGB images, 128 x 128, as they are, 0 to 255: what its weights expect of them
 (ImageNet's mean and standard deviation) is its first layer. Its output is p_real, the probability

@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-# Prints the path of one fake and of one real video of the test part, for 05.
+# Prints the path of one fake and of one real video of the test part, for 06.
 define TEST_VIDEOS
 import pandas; \
 crops = pandas.read_csv('split_dataset/crops.csv'); \
@@ -21,7 +21,7 @@ run: $(VENV)/installed
 	$(PY) 02-crop-faces-with-mtcnn.py
 	$(PY) 03-prepare-fake-real-dataset.py
 	$(PY) 04-train-cnn.py --epochs 3
-	$(PY) 05-detect-deepfake.py $$($(PY) -c "$(TEST_VIDEOS)")
+	$(PY) 06-detect-deepfake.py $$($(PY) -c "$(TEST_VIDEOS)")
 	@echo "The verdicts on a fake and a real video of people that training did not see: look into detections/"
 
 test: $(VENV)/installed-for-tests

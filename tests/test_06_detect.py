@@ -1,4 +1,4 @@
-"""05: the very crops of 01 and 02, tracks, verdicts, and what a user of the shell sees."""
+"""06: the very crops of 01 and 02, tracks, verdicts, and what a user of the shell sees."""
 
 import importlib
 import json
@@ -18,9 +18,9 @@ from test_02_crop import make_frame
 convert = importlib.import_module("01-convert-video-to-image")
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
 train_cnn = importlib.import_module("04-train-cnn")
-detect = importlib.import_module("05-detect-deepfake")
+detect = importlib.import_module("06-detect-deepfake")
 
-SCRIPT = "05-detect-deepfake.py"
+SCRIPT = "06-detect-deepfake.py"
 
 
 def write_frames(path: Path, frames: list[np.ndarray], fps: float = 2) -> Path:

@@ -1,8 +1,8 @@
 """Write the model as ONNX and as TFLite, for those who serve it without Keras.
 
-    python 06-export-model.py
-    python 06-export-model.py --crops-dir split_dataset/val --crops 20
-    python 06-export-model.py --model my-model/best_model.keras --export-dir my-export
+    python 07-export-model.py
+    python 07-export-model.py --crops-dir split_dataset/val --crops 20
+    python 07-export-model.py --model my-model/best_model.keras --export-dir my-export
 
 Reads   model/best_model.keras            the model, its temperature and its threshold, by 04
         split_dataset/test/               crops of faces, to check the exported models on
@@ -11,7 +11,7 @@ Writes  model/export/detector.onnx        32-bit weights, for ONNX Runtime
         model/export/detector.json        the threshold, and what goes in and comes out
 
 Both take `rgb_0_to_255`, float32 (n, 128, 128, 3): crops of faces with a margin of 30 %, RGB, as
-they are. They give `p_fake`, float32 (n, 1), 0..1: the scores of 05, calibrated, with all that lies
+they are. They give `p_fake`, float32 (n, 1), 0..1: the scores of 06, calibrated, with all that lies
 between inside. A file gets its name only if its scores agree with the Keras model's.
 """
 
@@ -123,7 +123,7 @@ def convert_to_tflite(score: tf.types.experimental.Callable, model: keras.Model)
 
 
 def run_keras(model: keras.Model, decision: train_cnn.Decision) -> Scorer:
-    """Score as 05 does."""
+    """Score as 06 does."""
 
     def run(images: np.ndarray) -> np.ndarray:
         return train_cnn.calibrate(model.predict_on_batch(images), decision.temperature)

@@ -1,4 +1,4 @@
-"""06: the exported models give the Keras model's scores, or are not written."""
+"""07: the exported models give the Keras model's scores, or are not written."""
 
 import importlib
 import json
@@ -13,14 +13,14 @@ import tensorflow as tf
 from conftest import assert_stops, run_script
 
 train_cnn = importlib.import_module("04-train-cnn")
-export = importlib.import_module("06-export-model")
+export = importlib.import_module("07-export-model")
 
-SCRIPT = "06-export-model.py"
+SCRIPT = "07-export-model.py"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model as 04 writes it, its top untrained, crops, and what 06 makes of them."""
+    """A model as 04 writes it, its top untrained, crops, and what 07 makes of them."""
     folder = tmp_path_factory.mktemp("export")
     train_cnn.keras.utils.set_random_seed(1)
     built = train_cnn.build_model(train_cnn.LITE0_WEIGHTS)
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def truth(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The crops, and their p_fake as 05 has it."""
+    """The crops, and their p_fake as 06 has it."""
     images = export.read_crops(folder / "crops", 99)
     model = train_cnn.load_model(folder / "model.keras")
     return images, train_cnn.calibrate(model.predict_on_batch(images), 1.5)

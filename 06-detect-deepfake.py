@@ -1,9 +1,9 @@
 """Tell how likely the faces in videos and pictures are to be deepfakes.
 
-    python 05-detect-deepfake.py clip.mp4
-    python 05-detect-deepfake.py clip.mp4 photo.jpg a-folder --frames-per-second 5
-    python 05-detect-deepfake.py clip.mp4 --explain
-    python 05-detect-deepfake.py clip.mp4 --json --no-annotate > result.json
+    python 06-detect-deepfake.py clip.mp4
+    python 06-detect-deepfake.py clip.mp4 photo.jpg a-folder --frames-per-second 5
+    python 06-detect-deepfake.py clip.mp4 --explain
+    python 06-detect-deepfake.py clip.mp4 --json --no-annotate > result.json
 
 Reads   videos, pictures, folders of them
         model/best_model.keras            the model, its temperature and its threshold, by 04
@@ -12,7 +12,7 @@ Writes  detections/results.csv            one row a file, of this run
         detections/<name>-marked.mp4      the video, or picture (.png), with a box on every face
         detections/<name>-timeline.png    p_fake over time, a line a face
         detections/<name>-explain.png     what moved the score, with --explain
-Next    06-export-model.py
+Next    07-export-model.py
 
 A frame goes through the very steps of 01, 02 and 04: the width rule, the detector, the margin, the
 size. The faces of one person through a video are a track, joined by the overlap of their boxes (as
