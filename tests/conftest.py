@@ -10,8 +10,13 @@ from pathlib import Path
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import cv2
+import hypothesis
 import numpy as np
 import pytest
+
+# A busy machine is no fault: an example may take as long as it takes.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 ROOT = Path(__file__).resolve().parents[1]
 
