@@ -248,7 +248,7 @@ def test_missing_clip_is_made_again_alone(
     missing, kept = sorted(folder.glob("*.mp4"))
     frames, kept_time = read_frames(missing), kept.stat().st_mtime_ns
     missing.unlink()
-    (folder / (missing.name + ".partial")).write_bytes(b"half a clip")
+    missing.with_suffix(".partial.mp4").write_bytes(b"half a clip")
     capsys.readouterr()
     samples.main(videos_dir=smallest, **SMALLEST)
     assert kept.stat().st_mtime_ns == kept_time
@@ -262,13 +262,17 @@ def test_killed_run_is_finished_by_the_next(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), *arguments]
     folder = tmp_path / "videos" / "dfdc_practice"
     run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
-    while not list(folder.glob("*.mp4")) and run.poll() is None:
+
+    def list_finished() -> list[Path]:
+        return [path for path in folder.glob("*.mp4") if ".partial." not in path.name]
+
+    while not list_finished() and run.poll() is None:
         time.sleep(0.005)
     run.kill()
     run.communicate(timeout=60)  # ends when the last process that could write to the pipe has
     assert run.returncode != 0, "the run ended before it could be killed"
     assert not (folder / "metadata.json").exists()
-    done = {name: changed for name, changed in list_times(folder).items() if name.endswith("mp4")}
+    done = {path.name: path.stat().st_mtime_ns for path in list_finished()}
     assert 1 <= len(done) < 6
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert f"kept of before  {len(done):7,} clips" in finished.stdout
