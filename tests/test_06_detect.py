@@ -1,9 +1,11 @@
 """06: the very crops of 01 and 02, tracks, verdicts, and what a user of the shell sees."""
 
 import importlib
+import inspect
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import imageio_ffmpeg
@@ -21,6 +23,15 @@ train_cnn = importlib.import_module("04-train-cnn")
 detect = importlib.import_module("06-detect-deepfake")
 
 SCRIPT = "06-detect-deepfake.py"
+# What a run without options is made with.
+SETTINGS = SimpleNamespace(
+    **{name: one.default for name, one in inspect.signature(detect.main).parameters.items()}
+)
+
+
+def sample(path: Path, frames_per_second: float) -> list[tuple[int, float, np.ndarray]]:
+    settings = SimpleNamespace(**{**vars(SETTINGS), "frames_per_second": frames_per_second})
+    return list(detect.sample_frames(path, settings, []))
 
 
 def write_frames(path: Path, frames: list[np.ndarray], fps: float = 2) -> Path:
@@ -89,8 +100,8 @@ def test_a_frame_gives_the_crops_that_01_and_02_save(inputs: Path, tmp_path: Pat
     convert.main(tmp_path / "videos", tmp_path / "frames")
     crop_faces.main(tmp_path / "frames", tmp_path / "faces", workers=1)
     saved = pd.read_csv(tmp_path / "faces" / "faces.csv")
-    frames = list(detect.sample_frames(videos / "two.mp4", 1000))
-    found = list(detect.find_faces(frames))
+    frames = sample(videos / "two.mp4", 1000)
+    found = list(detect.find_faces(frames, train_cnn.Decision(1.0, 0.5)))
     assert len(found) == len(saved) == 8
     for (row, crop), (_, other) in zip(found, saved.iterrows(), strict=True):
         image = cv2.imread(str(tmp_path / "faces" / other.crop))
@@ -103,7 +114,7 @@ def test_a_frame_gives_the_crops_that_01_and_02_save(inputs: Path, tmp_path: Pat
 
 def test_the_scores_are_the_model_s_calibrated(inputs: Path, model: Path) -> None:
     loaded = detect.load_scorer(model)
-    (_, crop), *_ = detect.find_faces([(0, 0.0, make_frame((200, 60, 1.0)))])
+    (_, crop), *_ = detect.find_faces([(0, 0.0, make_frame((200, 60, 1.0)))], loaded.decision)
     image = train_cnn.prepare_crop(crop)[None].astype(np.float32)
     p_real = float(loaded.model(image, training=False)[0, 0])
     logit = np.log(p_real / (1 - p_real))
@@ -115,11 +126,11 @@ def test_the_scores_are_the_model_s_calibrated(inputs: Path, model: Path) -> Non
 def test_frames_are_taken_evenly_and_more_of_a_short_video(tmp_path: Path) -> None:
     blank = [make_frame(size=(64, 48))]
     long = write_frames(tmp_path / "long.mp4", blank * 100, fps=10)
-    assert [index for index, _, _ in detect.sample_frames(long, 2)] == list(range(0, 100, 5))
+    assert [index for index, _, _ in sample(long, 2)] == list(range(0, 100, 5))
     short = write_frames(tmp_path / "short.mp4", blank * 20, fps=20)
-    assert len(list(detect.sample_frames(short, 2))) == 2 * detect.FEWEST_FRAMES
+    assert len(sample(short, 2)) == 2 * detect.FEWEST_FRAMES
     tiny = write_frames(tmp_path / "tiny.mp4", blank * 3, fps=20)
-    assert len(list(detect.sample_frames(tiny, 2))) == 3
+    assert len(sample(tiny, 2)) == 3
 
 
 # Tracks and verdicts
@@ -146,7 +157,9 @@ def test_two_people_are_two_tracks(detections: Path) -> None:
 def make_faces(rows: list[tuple[int, float]]) -> pd.DataFrame:
     """Faces of 100 x 100 pixels, from (frame, x)."""
     table = pd.DataFrame(rows, columns=["frame", "x"])
-    return table.assign(y=0, width=100, height=100, seconds=table.frame / 2, p_fake=0.5)
+    looks = [np.array([1.0])] * len(table)  # all alike
+    table = table.assign(y=0, width=100, height=100, seconds=table.frame / 2, p_fake=0.5)
+    return table.assign(look=looks)
 
 
 @pytest.mark.parametrize(
@@ -165,21 +178,22 @@ def make_faces(rows: list[tuple[int, float]]) -> pd.DataFrame:
     ],
 )
 def test_faces_are_joined_by_overlap(rows: list[tuple[int, float]], tracks: list[int]) -> None:
-    assert detect.join_tracks(make_faces(rows)).tolist() == tracks
+    assert detect.join_tracks(make_faces(rows), SETTINGS).tolist() == tracks
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 400)), max_size=25))
 @settings(deadline=None)
 def test_no_track_has_two_faces_of_a_frame(rows: list[tuple[int, int]]) -> None:
     faces = make_faces(sorted(rows))
-    tracks = detect.join_tracks(faces)
+    tracks = detect.join_tracks(faces, SETTINGS)
     assert not faces.assign(track=tracks).duplicated(["frame", "track"]).any()
     assert sorted(tracks.unique()) == list(range(1, tracks.nunique() + 1))
 
 
 def judge(scores: list[float], threshold: float = 0.5, picture: bool = False) -> dict:
     faces = make_faces([(5 * number, 0) for number in range(len(scores))])
-    return detect.judge_track(faces.assign(p_fake=scores), picture, threshold)
+    decision = train_cnn.Decision(1.0, threshold)
+    return detect.judge_track(faces.assign(p_fake=scores), picture, decision, SETTINGS)
 
 
 def test_a_verdict_needs_its_whole_interval_on_one_side() -> None:
@@ -210,17 +224,19 @@ def test_a_file_has_its_most_suspicious_track_that_rests_on_enough_frames() -> N
         {
             "track": number,
             "verdict": str(number),
+            "doubt": "",
             "p_fake": p,
             "interval_95": None,
             "frames": frames,
         }
         for number, p, frames in ((1, 0.4, 20), (2, 0.9, 2), (3, 0.6, 8))
     ]
-    assert detect.judge_file(tracks, picture=False)["track"] == 3
-    assert detect.judge_file(tracks, picture=True)["track"] == 2
-    assert detect.judge_file(tracks[1:2], picture=False)["track"] == 2
-    assert detect.judge_file([], picture=False) == {
+    assert detect.judge_file(tracks, picture=False, fewest_frames=5)["track"] == 3
+    assert detect.judge_file(tracks, picture=True, fewest_frames=5)["track"] == 2
+    assert detect.judge_file(tracks[1:2], picture=False, fewest_frames=5)["track"] == 2
+    assert detect.judge_file([], picture=False, fewest_frames=5) == {
         "verdict": "no face",
+        "doubt": "",
         "p_fake": None,
         "interval_95": None,
         "track": None,
@@ -238,7 +254,7 @@ def test_no_face_is_never_a_number(detections: Path) -> None:
 
 
 def test_it_writes_everything_about_every_file(detections: Path, inputs: Path) -> None:
-    names = sorted(path.name for path in detections.iterdir() if path.name != ".lock")
+    names = sorted(path.name for path in detections.iterdir() if not path.name.startswith("."))
     assert names == [
         "photo-explain.png",
         "photo-marked.png",
