@@ -11,16 +11,20 @@ Writes  prepared_dataset/{real,fake}/                     as many fake crops as 
 Next    04-train-cnn.py
 
 Frames of one video, a fake and the video it was made from, and videos of one person are so alike
-that a model which has seen one knows the other. What shares an identity therefore stays together
-(a connected component of the data set's videos), as far as file names and lists tell identities.
-A component that no split can hold is divided by person, and the fakes between people of different
-splits are left out. The last act is to read the folders on disk and to count who is in two splits.
+that a model which has seen one knows the other. Videos that share an identity therefore stay
+together (a connected component of the data set's videos), as far as file names and lists tell
+identities. A component that no split can hold is divided by person, and the fakes between people of
+different splits are left out. At the end the folders on disk are read and people in two splits are
+counted. The crops are hard links: one edited in place changes in faces/ too, unless --files copy.
 """
 
 import os
 import shutil
+import signal
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -42,6 +46,7 @@ SPLIT_DIR = Path("split_dataset")  # gets the same crops, split
 # split
 SPLIT_BY = "identity"  # or "official": the lists that the data sets publish, which may leak people
 SPLIT_RATIO = (0.8, 0.1, 0.1)  # training, validation and test, in real crops of each data set
+DFDC_PARTS = 10  # parts of DFDC, at least, for each part to stay whole: people recur within a part
 SEED = 0  # same videos, same seed: same crops in the same splits
 # disk
 FILES = "link"  # "link": no disk space (a copy where the disk has no hard links), or "copy"
@@ -49,58 +54,97 @@ FILES = "link"  # "link": no disk space (a copy where the disk has no hard links
 
 SPLITS = ("train", "val", "test")
 LABELS = ("fake", "real")
-DFDC_PARTS = 10  # from so many parts on, a whole part of DFDC goes to one split
 
 
-# --- The videos that have crops -------------------------------------------------------------------
+def main(
+    frames_dir: Path = FRAMES_DIR,
+    faces_dir: Path = FACES_DIR,
+    prepared_dir: Path = PREPARED_DIR,
+    split_dir: Path = SPLIT_DIR,
+    split_by: Literal["identity", "official"] = SPLIT_BY,
+    split_ratio: tuple[float, float, float] = SPLIT_RATIO,
+    dfdc_parts: int = DFDC_PARTS,
+    seed: int = SEED,
+    files: Literal["link", "copy"] = FILES,
+) -> pd.DataFrame:
+    """Balance the real and fake crops, and split them so that no person is seen on two sides.
 
+    Args:
+        frames_dir: folder whose videos.csv has the labels and the identities
+        faces_dir: folder with the crops
+        prepared_dir: folder for the balanced crops, flat; made anew
+        split_dir: folder for the same crops, split; made anew
+        split_by: by identity, or by the lists that the data sets publish
+        split_ratio: shares of training, validation and test
+        dfdc_parts: parts of DFDC, at least, for each part to stay whole
+        seed: another seed deals other people to other splits
+        files: hard links, or copies
 
-def read_table(path: Path, columns: list[str], made_by: str, option: str) -> pd.DataFrame:
-    """Read a table of an earlier step, all columns as text.
+    Returns:
+        The crops on disk, one row each: split, folder (the label), video_id, dataset, identities.
 
-    Raises: FileNotFoundError or ValueError if it is missing, or is not that table.
+    Raises:
+        FileNotFoundError: a table of an earlier step is not there
+        ValueError: the numbers, tables or crops given do not do, or a folder cannot be replaced
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no {path}: run {made_by} first, or say with {option} where its folder is."
-        )
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-        table = table.fillna("")  # what short rows lack
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{path} is not readable as a table ({error}): run {made_by} again."
-        ) from error
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise ValueError(f"{path} has no column {missing[0]}: run {made_by} again.")
-    if table[columns[0]].duplicated().any():
-        twice = table[columns[0]][table[columns[0]].duplicated()].iloc[0]
-        raise ValueError(f"{path} has {columns[0]} {twice} twice: run {made_by} again.")
-    return table
+    if min(split_ratio) <= 0 or not np.isfinite(sum(split_ratio)):
+        raise ValueError(f"--split-ratio is {split_ratio}; give three numbers above 0.")
+    for option, value, least in (("--dfdc-parts", dfdc_parts, 1), ("--seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{option} is {value}; give {least} or more.")
+    one, other = prepared_dir.resolve(), split_dir.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise ValueError(f"{prepared_dir}, {split_dir}: give two folders, neither in the other.")
+
+    # Whole videos are dealt to the splits first; then each split keeps as many fakes as reals.
+    videos, crops = read_videos_and_crops(frames_dir, faces_dir)
+    videos["split"] = split_videos(videos, split_by, split_ratio, seed, dfdc_parts)
+    taken = balance(videos[videos["split"] != ""], seed)
+    chosen = choose_crops(crops, videos, taken)
+    if empty := [split for split in SPLITS if split not in set(chosen["split"])]:
+        what = "too few separate people or source videos with real and fake crops of one data set"
+        raise ValueError(f"{faces_dir}: {what} to fill {empty[0]}/; add videos for three or more.")
+
+    # The new folders take the place of the old ones at the end of this block, if all went well.
+    with (
+        replacing(prepared_dir, "--prepared-dir") as new_prepared,
+        replacing(split_dir, "--split-dir") as new_split,
+    ):
+        write_crops(chosen, faces_dir, new_prepared, new_split, files)
+        on_disk = read_split_folders(new_split, videos)
+        in_two = count_in_two_splits(on_disk)
+        if len(on_disk) != len(chosen) or (on_disk["folder"] != on_disk["label"]).any():
+            raise ValueError(f"{new_split}: this is not what was planned; run again.")
+        if in_two and split_by == "identity":
+            raise ValueError(f"{new_split}: {in_two:,} people are in two splits; please report it.")
+
+    print_summary(on_disk, videos, taken, split_by, split_dir)
+    print(f"  {'audit':15} identities in two splits: {in_two:,}")
+    return on_disk
 
 
 def read_videos_and_crops(frames_dir: Path, faces_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The videos with at least one crop on disk, and those crops; both sorted by video_id.
+    """Read the videos with at least one crop on disk, and those crops; both sorted by video_id.
 
-    Returns: videos (the columns of videos.csv, and `crops`, how many), crops (crop, video_id).
-    Raises: FileNotFoundError or ValueError if there is nothing to balance.
+    Returns:
+        videos (the columns of videos.csv, and `crops`, how many), crops (crop, video_id)
+
+    Raises:
+        FileNotFoundError: a table is not there
+        ValueError: a table is not readable, or one of the labels has no crop
     """
-    videos = read_table(
-        frames_dir / "videos.csv",
-        ["video_id", "source", "dataset", "label", "method", "identities", "official_split"],
-        "01-convert-video-to-image.py",
-        "--frames-dir",
-    )
-    crops = read_table(
-        faces_dir / "faces.csv", ["crop", "video_id"], "02-crop-faces-with-mtcnn.py", "--faces-dir"
-    )[["crop", "video_id"]]
+    columns = ["video_id", "source", "dataset", "label", "method", "identities", "official_split"]
+    step_1 = "01-convert-video-to-image.py", "--frames-dir"
+    step_2 = "02-crop-faces-with-mtcnn.py", "--faces-dir"
+    videos = read_table(frames_dir / "videos.csv", columns, *step_1)
+    crops = read_table(faces_dir / "faces.csv", ["crop", "video_id"], *step_2)[["crop", "video_id"]]
     videos = videos[videos["label"].isin(LABELS)]
+    # Unicode has two ways to write an accent, and a Mac takes the other one.
+    videos["identities"] = videos["identities"].str.normalize("NFC")
+
     # A path of another form could lead out of faces/, and its name would not tell the video.
-    names = crops["video_id"] + "/" + crops["video_id"]
-    rests = [crop.removeprefix(name) for crop, name in zip(crops["crop"], names, strict=True)]
-    formed = pd.Series(rests, dtype=str).str.fullmatch(r"-[0-9]{6,12}-[0-9]{2,9}\.png")
-    formed &= crops["video_id"].str.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]")
+    form = r"([A-Za-z0-9_.-]*[A-Za-z0-9_-])/\1-[0-9]{6,12}-[0-9]{2,9}\.png\Z"
+    formed = crops["crop"].str.extract("^" + form, expand=False) == crops["video_id"]
     # Not pathlib's is_file, which raises an error for a name longer than the disk takes.
     on_disk = crops["crop"].map(lambda crop: os.path.isfile(faces_dir / crop))  # noqa: PTH113
     on_disk |= ~formed
@@ -108,78 +152,168 @@ def read_videos_and_crops(frames_dir: Path, faces_dir: Path) -> tuple[pd.DataFra
     for left_out, reason in (
         (~formed, "not of the form video_id/video_id-000042-00.png"),
         (~on_disk, "not on disk"),
-        (~known, "their video not in videos.csv, or of no label"),
+        (~known, "videos.csv does not list their video as real or fake"),
     ):
         if left_out.any():
             first = crops["crop"][left_out].iloc[0]
-            print(f"left out     {left_out.sum():,} crops of faces.csv, {reason}: {first}, ...")
+            print(f"left out: {left_out.sum():,} crops of faces.csv, {reason}: {first}, ...")
+
     crops = crops[formed & on_disk & known].sort_values("crop", ignore_index=True)
     counts = crops["video_id"].value_counts().rename("crops")
     videos = videos.join(counts, on="video_id", how="inner")
     for label in LABELS:
         if label not in set(videos["label"]):
-            raise ValueError(
-                f"{faces_dir} has no crop of a {label} video: both labels are needed to train, so "
-                f"put {label} videos into videos/ and run 01 and 02 again."
-            )
+            what = f"there is no crop of a {label} video, and training needs both labels"
+            raise ValueError(f"{faces_dir}: {what}; add {label} videos and run 01 and 02 again.")
     return videos.sort_values("video_id", ignore_index=True), crops
 
 
-# --- Who belongs together -------------------------------------------------------------------------
+def read_table(path: Path, columns: list[str], made_by: str, option: str) -> pd.DataFrame:
+    """Read a table of an earlier step, all columns as text.
+
+    Raises:
+        FileNotFoundError: the table is not there
+        ValueError: the file is not that table
+    """
+    if not path.is_file():
+        what_to_do = f"run {made_by} first, or name another with {option}"
+        raise FileNotFoundError(f"{path}: there is no such file; {what_to_do}.")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+        table = table.fillna("")  # what short rows lack
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as a table ({error}); run {made_by}.") from error
+    if missing := [column for column in columns if column not in table]:
+        raise ValueError(f"{path}: it has no column {missing[0]}; run {made_by} again.")
+    twice = table[columns[0]][table[columns[0]].duplicated()]
+    if len(twice):
+        raise ValueError(f"{path}: it has {columns[0]} {twice.iloc[0]} twice; run {made_by} again.")
+    return table
+
+
+def split_videos(
+    videos: pd.DataFrame, split_by: str, split_ratio: tuple, seed: int, dfdc_parts: int
+) -> pd.Series:
+    """Tell the split of each video (train, val, test), or an empty string for one left out.
+
+    Needs the columns video_id, source, dataset, label, method, identities, official_split and
+    crops, and does not depend on the order of the rows.
+    """
+    shares = pd.Series(split_ratio, index=SPLITS) / sum(split_ratio)
+    crops = pd.Series(0, index=["val", "test", "train"])
+    splits = []
+    for dataset, of_dataset in videos.sort_values("video_id").groupby("dataset"):
+        of_dataset = of_dataset.assign(component=find_components(of_dataset, dfdc_parts))
+        # Each data set has random numbers of its own, so that another one more changes nothing.
+        rng = np.random.default_rng([seed, *dataset.encode()])
+        if split_by == "official":
+            splits.append(split_by_official_list(of_dataset, shares, rng))
+        else:
+            # A data set with two components can fill two splits: the emptier ones so far.
+            served_first = [*sorted(["val", "test"], key=crops.get), "train"]
+            splits.append(split_by_identity(of_dataset, shares, served_first, rng))
+        crops = crops.add(of_dataset.groupby(splits[-1])["crops"].sum(), fill_value=0)[crops.index]
+    return pd.concat(splits).reindex(videos.index)
+
+
+def find_components(videos: pd.DataFrame, dfdc_parts: int) -> np.ndarray:
+    """Number the videos of one data set: the same number for all that share identities.
+
+    The names in DFDC carry no person, and people recur within a part: where there are
+    `dfdc_parts`, all videos of a part (one folder) belong together, as in the winning solution of
+    the challenge (Seferbekov, 2020).
+    """
+    links = list_identities(videos)
+    parts = videos["source"].map(lambda source: PurePosixPath(source).parent.as_posix())
+    if (videos["dataset"] == "DFDC").all() and parts.nunique() >= dfdc_parts:
+        links = links + parts.map(lambda part: [f"part {part}"])
+    names_of_links, names = pd.factorize(links.explode())
+    nodes = len(videos) + len(names)  # first the videos, then what they share
+    edges = np.repeat(np.arange(len(videos)), links.str.len()), len(videos) + names_of_links
+    graph = coo_array((np.ones(len(names_of_links)), edges), shape=(nodes, nodes))
+    return connected_components(graph, directed=False)[1][: len(videos)]
 
 
 def list_identities(videos: pd.DataFrame) -> pd.Series:
-    """The identities of each video, as a list; of one without, its own video_id."""
+    """List the identities of each video; a video without any is its own identity."""
     identities = videos["identities"].where(videos["identities"] != "", videos["video_id"])
     return identities.str.split(";")
 
 
-def find_components(videos: pd.DataFrame) -> np.ndarray:
-    """A number for each video of one data set, the same for all that share identities.
+def split_by_official_list(
+    videos: pd.DataFrame, shares: pd.Series, rng: np.random.Generator
+) -> pd.Series:
+    """Take the published split of each video of one data set; empty for one that no list names.
 
-    The names in DFDC carry no person, and people recur within a part: where there are enough
-    parts, all videos of a part (one folder) belong together, as in the winning solution of the
-    challenge (Seferbekov, 2020).
+    A data set with no list goes to the test split whole. Where the list has no validation part,
+    one is taken from the training part, by identity.
     """
-    links = list_identities(videos)
-    parts = videos["source"].map(lambda source: PurePosixPath(source).parent.as_posix())
-    if (videos["dataset"] == "DFDC").all() and parts.nunique() >= DFDC_PARTS:
-        links = links + parts.map(lambda part: [f"part {part}"])
-    videos_of_links = np.repeat(np.arange(len(videos)), links.str.len())
-    names_of_links, names = pd.factorize(links.explode())
-    size = len(videos) + len(names)  # the nodes: first the videos, then the identities
-    graph = coo_array(
-        (np.ones(len(names_of_links)), (videos_of_links, len(videos) + names_of_links)),
-        shape=(size, size),
-    )
-    return connected_components(graph, directed=False)[1][: len(videos)]
+    split_of_video = videos["official_split"].copy()
+    if (split_of_video == "").all():
+        return split_of_video.replace("", "test")
+    if "val" not in set(split_of_video) and "train" in set(split_of_video):
+        training = videos[split_of_video == "train"]
+        by_identity = split_by_identity(training, shares, ["val", "test", "train"], rng)
+        split_of_video.loc[training.index] = by_identity.replace("test", "train")
+    return split_of_video
 
 
-# --- The split ------------------------------------------------------------------------------------
+def split_by_identity(
+    videos: pd.DataFrame, shares: pd.Series, served_first: list[str], rng: np.random.Generator
+) -> pd.Series:
+    """Deal the videos of one data set to splits; empty for a fake between people of two splits.
+
+    Components stay whole while three of them have reals and none is larger than training may be.
+    """
+    components = videos["component"]
+    sizes = videos.pivot_table("crops", components, "label", "sum", fill_value=0)
+    sizes = sizes.reindex(columns=LABELS, fill_value=0)
+    too_large = (sizes > shares["train"] * sizes.sum()).any(axis=1)
+    too_large |= (sizes["real"] > 0).sum() < len(SPLITS)
+    people = list_identities(videos)
+    real_people = people[videos["label"] == "real"].explode()
+    too_large &= real_people.groupby(components).nunique().reindex(sizes.index) >= len(SPLITS)
+
+    # A component too large for one split is dealt person by person. A fake whose people went to
+    # two splits is left out.
+    split_of_video = pd.Series("", index=videos.index)
+    filled = pd.DataFrame(0, index=served_first, columns=LABELS)
+    for component in sizes.index[too_large]:
+        inside = videos[components == component]
+        targets = shares * sizes["real"].sum() - filled["real"]
+        split_of_person = deal_people(inside, targets, rng)
+        splits = people[inside.index].explode().map(split_of_person).groupby(level=0)
+        split_of_video.loc[inside.index] = splits.first().where(splits.nunique() == 1, "")
+        kept = inside.groupby([split_of_video.loc[inside.index], "label"])["crops"].sum().unstack()
+        filled = filled.add(kept.reindex(filled.index), fill_value=0)
+
+    # All others stay whole.
+    dealt = deal_components(sizes[~too_large], filled, shares, rng)
+    return split_of_video.where(components.map(too_large), components.map(dealt))
 
 
 def deal_people(videos: pd.DataFrame, targets: dict[str, float], rng: np.random.Generator) -> dict:
     """Deal the people of one large component to splits: a dictionary from identity to split.
 
-    Test and validation grow from a person drawn by lot, always by the one who shares most fake
-    crops with those already in, so that few fakes fall between splits. One is full at `targets`
-    real crops, or when its own fakes could match so many. Everyone else is for training.
+    Test and validation each start from a person drawn at random. The next one is always the person
+    who shares most fake crops with those already in, so that few fakes fall between splits. A split
+    is full when its real crops, or the fakes available to balance them, reach `targets`. Everyone
+    else is for training.
     """
     reals = defaultdict(int)
     shared = defaultdict(lambda: defaultdict(int))  # fake crops, by two people
-    people_of_videos = list_identities(videos)
-    for people, label, crops in zip(
-        people_of_videos, videos["label"], videos["crops"], strict=True
-    ):
+    rows = zip(list_identities(videos), videos["label"], videos["crops"], strict=True)
+    for people, label, crops in rows:
         for person in people:
             reals[person] += crops if label == "real" else 0
             for other in people if label == "fake" else ():
                 if other != person or len(people) == 1:
                     shared[person][other] += crops
+
     waiting = [str(person) for person in rng.permutation(sorted(reals))]
     split_of = dict.fromkeys(waiting, "train")
     for split in ("test", "val"):
-        gains = dict.fromkeys(waiting, 0)
+        gains = dict.fromkeys(waiting, 0)  # fake crops that each would bring to this split
         real_crops = fake_crops = 0
         while max(real_crops, fake_crops) < targets[split] and len(waiting) > 1:
             person = max(waiting, key=gains.get)
@@ -198,131 +332,41 @@ def deal_components(
 ) -> dict[int, str]:
     """Deal whole components to splits: a dictionary from component to split.
 
-    `sizes` has the real and fake crops of each component, `filled` those that each split has
+    `sizes` has the fake and real crops of each component, `filled` those that each split has
     already; splits that come first in it are served first when there are too few components.
-    Large ones go first and those of about one size by lot, each to the split that it fills least
-    beyond its share (Graham's rule for machines of different speeds). Fakes with no real follow
-    the reals in the same way.
+    Large components go first, those of about one size in random order, each to the split that is
+    furthest below its share afterwards (Graham's rule for machines of different speeds).
     """
-    split_of, groups = {}, {split: [] for split in SPLITS}
-    filled = filled.to_dict("index")
-    by_lot = sizes.loc[rng.permutation(sizes.index.sort_values())]
-    powers = np.log2(by_lot.clip(lower=1)).astype(int)  # within a factor of two is one size
-    by_size = {label: powers[label].sort_values(ascending=False, kind="stable") for label in LABELS}
-    with_reals = by_lot.loc[by_size["real"].index].query("real > 0")
-    for component, real, fake in with_reals[["real", "fake"]].itertuples():
-        split = min(SPLITS, key=lambda split: (filled[split]["real"] + real) / shares[split])
-        groups[split].append((component, real, fake))
-        filled[split]["real"] += real
-        filled[split]["fake"] += fake
+    groups = {split: [] for split in SPLITS}
+    filled = dict(zip(filled.index, filled.to_numpy(copy=True), strict=True))  # of fake and real
+    shuffled = sizes.loc[rng.permutation(sizes.index.sort_values())]
+    powers = np.log2(shuffled.clip(lower=1)).astype(int)  # within a factor of two is one size
+    order = {label: powers[label].sort_values(ascending=False, kind="stable") for label in LABELS}
+    with_reals = shuffled.loc[order["real"].index].query("real > 0")
+    for component, crops in zip(with_reals.index, with_reals.to_numpy(), strict=True):
+        split = min(SPLITS, key=lambda split: (filled[split] + crops)[1] / shares[split])
+        groups[split].append(component)
+        filled[split] += crops
+
+    # A split that got no real takes the smallest component of the split that has most.
     for split in filled:
         donor = max(SPLITS, key=lambda split: len(groups[split]))
-        if filled[split]["real"] == 0 and len(groups[donor]) > 1:
+        if filled[split][1] == 0 and len(groups[donor]) > 1:
             groups[split].append(groups[donor].pop())
-            for label, crops in zip(("real", "fake"), groups[split][-1][1:], strict=True):
-                filled[donor][label] -= crops
-                filled[split][label] += crops
-    for split, members in groups.items():
-        split_of |= {component: split for component, _, _ in members}
+            filled[donor] -= sizes.loc[groups[split][-1]].to_numpy()
+            filled[split] += sizes.loc[groups[split][-1]].to_numpy()
 
-    served = [split for split in SPLITS if filled[split]["real"] > 0] or ["train"]
-    fakes_only = by_lot.loc[by_size["fake"].index].query("real == 0")
-    for component, fake in fakes_only["fake"].items():
-        split = min(
-            served, key=lambda split: (filled[split]["fake"] + fake) / (filled[split]["real"] or 1)
-        )
-        split_of[component] = split
-        filled[split]["fake"] += fake
-    return split_of
-
-
-def split_by_identity(
-    videos: pd.DataFrame, shares: pd.Series, served_first: list[str], rng: np.random.Generator
-) -> pd.Series:
-    """The split of each video of one data set; empty for a fake between people of two splits.
-
-    Components stay whole while three of them have reals and none is larger than training may be.
-    """
-    components = pd.Series(find_components(videos), index=videos.index)
-    sizes = videos.pivot_table("crops", components, "label", "sum", fill_value=0)
-    sizes = sizes.reindex(columns=list(LABELS), fill_value=0)
-    too_large = (sizes > shares["train"] * sizes.sum()).any(axis=1)
-    if (sizes["real"] > 0).sum() < len(SPLITS):
-        too_large[:] = True
-    people = list_identities(videos)
-    real_people = people[videos["label"] == "real"].explode()
-    too_large &= real_people.groupby(components).nunique().reindex(sizes.index) >= len(SPLITS)
-
-    split_of_video = pd.Series("", index=videos.index)
-    filled = pd.DataFrame(0, index=served_first, columns=list(LABELS))
-    for component in sizes.index[too_large]:
-        inside = videos[components == component]
-        targets = shares * sizes["real"].sum() - filled["real"]
-        split_of_person = deal_people(inside, targets.to_dict(), rng)
-        splits = people[inside.index].explode().map(split_of_person).groupby(level=0)
-        split_of_video.loc[inside.index] = splits.first().where(splits.nunique() == 1, "")
-        kept = inside.groupby([split_of_video.loc[inside.index], "label"])["crops"].sum().unstack()
-        filled = filled.add(kept.reindex(filled.index), fill_value=0)
-    dealt = deal_components(sizes[~too_large], filled, shares, rng)
-    return split_of_video.where(components.map(too_large), components.map(dealt))
-
-
-def split_by_official_list(
-    videos: pd.DataFrame, shares: pd.Series, rng: np.random.Generator
-) -> pd.Series:
-    """The published split of each video of one data set; empty for one that no list names.
-
-    A data set with no list goes to the test split whole. Where the list has no validation part,
-    one is taken from the training part, by identity.
-    """
-    split_of_video = videos["official_split"].copy()
-    if (split_of_video == "").all():
-        return split_of_video.replace("", "test")
-    if "val" not in set(split_of_video) and "train" in set(split_of_video):
-        training = videos[split_of_video == "train"]
-        by_identity = split_by_identity(training, shares, ["val", "test", "train"], rng)
-        split_of_video.loc[training.index] = by_identity.replace("test", "train")
-    return split_of_video
-
-
-def split_videos(
-    videos: pd.DataFrame, split_by: str, split_ratio: tuple[float, float, float], seed: int
-) -> pd.Series:
-    """The split of each video (train, val, test), or an empty string for one that is left out.
-
-    Needs the columns video_id, source, dataset, label, method, identities, official_split and
-    crops, and does not depend on the order of the rows.
-    """
-    shares = pd.Series(split_ratio, index=SPLITS) / sum(split_ratio)
-    crops = pd.Series(0, index=["val", "test", "train"])
-    splits = []
-    for dataset, of_dataset in videos.sort_values("video_id").groupby("dataset"):
-        rng = np.random.default_rng([seed, *dataset.encode()])  # no data set's lot moves another's
-        if split_by == "official":
-            splits.append(split_by_official_list(of_dataset, shares, rng))
-        else:
-            # A data set with two components can fill two splits: the emptier ones so far.
-            served_first = [*sorted(["val", "test"], key=crops.get), "train"]
-            splits.append(split_by_identity(of_dataset, shares, served_first, rng))
-        crops = crops.add(of_dataset.groupby(splits[-1])["crops"].sum(), fill_value=0)[crops.index]
-    return pd.concat(splits).reindex(videos.index)
-
-
-# --- The balance ----------------------------------------------------------------------------------
-
-
-def share_evenly(available: pd.Series, wanted: int, rng: np.random.Generator) -> pd.Series:
-    """How many to take of each, `wanted` in all and as equal as can be; the odd ones by lot."""
-    order = available.loc[rng.permutation(available.index.sort_values())].sort_values(kind="stable")
-    taken = {}
-    for position, (name, most) in enumerate(order.items()):
-        taken[name] = min(most, wanted // (len(order) - position))
-        wanted -= taken[name]
-    return pd.Series(taken, dtype=int)
+    # Fakes with no real go where they are fewest beside the reals.
+    served = [split for split in SPLITS if filled[split][1] > 0] or ["train"]
+    for component, fake in shuffled.loc[order["fake"].index].query("real == 0")["fake"].items():
+        split = min(served, key=lambda split: (filled[split][0] + fake) / (filled[split][1] or 1))
+        groups[split].append(component)
+        filled[split][0] += fake
+    return {component: split for split, members in groups.items() for component in members}
 
 
 def balance(videos: pd.DataFrame, seed: int) -> pd.Series:
-    """How many crops to take of each video (by video_id) so that reals and fakes are even.
+    """Tell how many crops to take of each video (by video_id) so that reals and fakes are even.
 
     `videos` has a column split. Within each split and data set the label with more crops is
     brought down to the other, evenly over its methods, and evenly over the videos of a method.
@@ -339,142 +383,78 @@ def balance(videos: pd.DataFrame, seed: int) -> pd.Series:
     return pd.concat(taken)
 
 
-def choose_crops(crops: pd.DataFrame, videos: pd.DataFrame, taken: pd.Series) -> pd.DataFrame:
-    """The chosen crops, spread over the length of each video.
+def share_evenly(available: pd.Series, wanted: int, rng: np.random.Generator) -> pd.Series:
+    """Tell how many to take of each: `wanted` in all, as equal as can be, odd ones at random."""
+    order = available.loc[rng.permutation(available.index.sort_values())].sort_values(kind="stable")
+    taken = {}
+    for position, (name, most) in enumerate(order.items()):
+        taken[name] = min(most, wanted // (len(order) - position))
+        wanted -= taken[name]
+    return pd.Series(taken, dtype=int)
 
-    Returns: crop (path below faces/), video_id, dataset, method, label, split.
+
+def choose_crops(crops: pd.DataFrame, videos: pd.DataFrame, taken: pd.Series) -> pd.DataFrame:
+    """Choose crops spread over the length of each video.
+
+    Returns:
+        crop (path below faces/), video_id, dataset, method, label, split
     """
     groups = crops.groupby("video_id")["crop"]
     position, total = groups.cumcount(), groups.transform("size")
     wanted = crops["video_id"].map(taken).fillna(0).astype(int)
-    # So many steps of a straight line from 0 to `wanted` over the crops of a video.
+    # Take `wanted` of `total` crops at even spacing, as an integer line is drawn (Bresenham).
     chosen = (position + 1) * wanted // total > position * wanted // total
     description = videos.set_index("video_id")[["dataset", "method", "label", "split"]]
     return crops[chosen].join(description, on="video_id")
 
 
-# --- The folders ----------------------------------------------------------------------------------
+def write_crops(
+    chosen: pd.DataFrame, faces_dir: Path, prepared_dir: Path, split_dir: Path, files: str
+) -> None:
+    """Fill prepared_dir/{real,fake}/ and split_dir/{train,val,test}/{real,fake}/.
 
-
-def check_own_folder(folder: Path) -> None:
-    """Raises: ValueError if the folder holds a file that this script did not put there."""
-    if not folder.exists():
-        return
-    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
-    table = folder / "crops.csv"
-    try:
-        own = {"crops.csv", *pd.read_csv(table, dtype=str)["crop"]}
-    except (ValueError, LookupError, OSError):  # it is not there, or was edited by hand
-        own = set()
-    if foreign := sorted(files - own):
-        raise ValueError(
-            f"{folder} holds files that this script did not make, such as {foreign[0]}, and would "
-            "be deleted: move them away, or choose another folder."
-        )
-
-
-def lock_beside(folder: Path) -> filelock.AcquireReturnProxy:
-    """Hold a folder for this run alone; the lock lies beside it, since the folder is replaced.
-
-    Raises: ValueError if another run holds it.
+    split-folders draws single crops at random, and frames of one video would fall on both sides. It
+    is therefore given the crops of one split after another, each time with the whole ratio for it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return filelock.FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise ValueError(
-            f"{folder}: another run is writing to it; wait for its end, or name another folder."
-        ) from error
+    names = chosen["label"] + "/" + chosen["crop"].map(lambda crop: PurePosixPath(crop).name)
+    rule = faces_dir / "crop-rule.json"  # how the crops were cut, which a model must know
+    # Mark and table come first, so that the next run knows what an interrupted one has left.
+    for folder, paths in ((prepared_dir, names), (split_dir, chosen["split"] + "/" + names)):
+        folder.mkdir()
+        (folder / ".made-by").write_text(f"{Path(__file__).name}\n", encoding="utf-8")
+        chosen.assign(crop=paths).to_csv(folder / "crops.csv", index=False)
+        if rule.is_file():
+            shutil.copyfile(rule, folder / rule.name)
 
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a CSV table whole or not at all: to a temporary name beside it, then renamed."""
-    partial = path.with_name(path.name + ".partial")
-    table.to_csv(partial, index=False)
-    partial.replace(path)
+    waiting = {split: split_dir / "waiting" / split for split in SPLITS}
+    for folder in (prepared_dir, *waiting.values()):
+        for label in LABELS:
+            (folder / label).mkdir(parents=True)
+    rows = zip(chosen["crop"], names, chosen["split"], strict=True)
+    for crop, name, split in tqdm(rows, "crops prepared", total=len(chosen), unit="crop"):
+        write_file(faces_dir / crop, prepared_dir / name, files)
+        write_file(prepared_dir / name, waiting[split] / name, files)
+    for split, folder in waiting.items():
+        ratio = tuple(float(split == other) for other in SPLITS)
+        splitfolders.ratio(folder, split_dir, ratio=ratio, move=True)
+    shutil.rmtree(split_dir / "waiting")
 
 
 def write_file(source: Path, target: Path, files: str) -> None:
     """Put a file at a second place: as a hard link where that is wanted and can be, or a copy."""
-    try:
-        if files == "copy":
-            raise OSError
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def write_prepared(chosen: pd.DataFrame, faces_dir: Path, folder: Path, files: str) -> None:
-    """Fill folder/{real,fake}/ with the chosen crops, and its crops.csv."""
-    for label in LABELS:
-        (folder / label).mkdir(parents=True)
-    names = chosen["label"] + "/" + chosen["crop"].map(lambda crop: PurePosixPath(crop).name)
-    pairs = zip(chosen["crop"], names, strict=True)
-    for crop, name in tqdm(pairs, total=len(chosen), unit="crop", desc=PREPARED_DIR.name):
-        write_file(faces_dir / crop, folder / name, files)
-    write_table(chosen.assign(crop=names), folder / "crops.csv")
-
-
-def write_split(chosen: pd.DataFrame, prepared_dir: Path, folder: Path, files: str) -> None:
-    """Fill folder/{train,val,test}/{real,fake}/ with the prepared crops, and its crops.csv.
-
-    split-folders would draw single crops by lot, and frames of one video would fall on both
-    sides. It is therefore asked for one split after another, each time for the crops planned.
-    """
-    names = chosen["crop"].map(lambda crop: PurePosixPath(crop).name)
-    split_of = dict(zip(names, chosen["split"], strict=True))
-    waiting = folder / "waiting"
-    for label in LABELS:
-        (waiting / label).mkdir(parents=True)
-        for crop in (prepared_dir / label).iterdir():
-            write_file(crop, waiting / label / crop.name, files)
-    for split in SPLITS:
-        splitfolders.ratio(
-            waiting,
-            folder,
-            ratio=tuple(float(split == other) for other in SPLITS),
-            group=lambda crops, split=split: [c for c in crops if split_of[c.name] == split],
-            move=True,
-        )
-    shutil.rmtree(waiting)
-    paths = chosen["split"] + "/" + chosen["label"] + "/" + names
-    write_table(chosen.assign(crop=paths), folder / "crops.csv")
-
-
-def write_folders(
-    chosen: pd.DataFrame, faces_dir: Path, prepared_dir: Path, split_dir: Path, files: str
-) -> None:
-    """Make both folders anew beside the old ones, and put them in their place when complete."""
-    for folder in (prepared_dir, split_dir):
-        check_own_folder(folder)
-    folders = prepared_dir, split_dir
-    new, old = (
-        [folder.with_name(f"{folder.name}.{kind}") for folder in folders]
-        for kind in ("partial", "replaced.partial")
-    )
-    for folder in (*new, *old):
-        if folder.exists():
-            shutil.rmtree(folder)
-    write_prepared(chosen, faces_dir, new[0], files)
-    write_split(chosen, new[0], new[1], files)
-    # Whenever this is stopped, each of the two is old and whole, new and whole, or not there; and
-    # new crops never stand beside an old split.
-    for folder, aside in zip(folders, old, strict=True):
-        if folder.exists():
-            folder.rename(aside)
-    for folder, made in zip(folders, new, strict=True):
-        made.rename(folder)
-    for folder in old:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-# --- The check ------------------------------------------------------------------------------------
+    if files == "link":
+        with suppress(OSError):  # a disk without hard links
+            return os.link(source, target)
+    shutil.copyfile(source, target)
 
 
 def read_split_folders(split_dir: Path, videos: pd.DataFrame) -> pd.DataFrame:
-    """What really lies in split_dataset/: one row a crop (split, label, and its video's columns).
+    """Read what really lies in the split folders: a row a crop, with its video's columns.
 
     A crop's file name is its video_id and two more fields, frame and face.
+
+    Returns:
+        split, folder (the label by its place), video_id, dataset, label, identities
     """
     rows = [
         {"split": path.parts[-3], "folder": path.parts[-2], "video_id": path.stem.rsplit("-", 2)[0]}
@@ -484,123 +464,109 @@ def read_split_folders(split_dir: Path, videos: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).merge(columns, on="video_id", how="left")
 
 
-def count_in_two_splits(on_disk: pd.DataFrame) -> pd.Series:
-    """How many identities of each data set lie in more than one split."""
+def count_in_two_splits(on_disk: pd.DataFrame) -> int:
+    """Count the identities that lie in more than one split of their data set."""
     seen = on_disk.drop_duplicates(["split", "video_id"])
     seen = seen.assign(identity=list_identities(seen)).explode("identity")
-    return (seen.groupby(["dataset", "identity"])["split"].nunique() > 1).groupby("dataset").sum()
+    return (seen.groupby(["dataset", "identity"])["split"].nunique() > 1).sum()
 
 
-def count_splits(on_disk: pd.DataFrame) -> pd.DataFrame:
-    """Crops by label, videos and identities, for each data set and split, from the disk."""
-    crops = on_disk.pivot_table(
-        "video_id", ["dataset", "split"], "folder", "count", fill_value=0
-    ).reindex(columns=["real", "fake"], fill_value=0)
-    people = on_disk.assign(identities=list_identities(on_disk)).explode("identities")
-    counts = crops.assign(
-        videos=on_disk.groupby(["dataset", "split"])["video_id"].nunique(),
-        identities=people.groupby(["dataset", "split"])["identities"].nunique(),
-    )
-    counts.columns.name = None
-    order = [(d, s) for d in counts.index.levels[0] for s in SPLITS if (d, s) in counts.index]
-    return counts.loc[order]
-
-
-# --- The run --------------------------------------------------------------------------------------
-
-
-def print_unused(videos: pd.DataFrame, taken: pd.Series, split_by: str) -> None:
-    """What of the faces did not become part of the data set, and why."""
+def print_summary(
+    on_disk: pd.DataFrame, videos: pd.DataFrame, taken: pd.Series, split_by: str, split_dir: Path
+) -> None:
+    """Print what each split got, and what of the faces is in none, and why."""
+    people = on_disk.assign(identity=list_identities(on_disk)).explode("identity")
+    groups = people.groupby(["dataset", "split"])
+    counts = on_disk.groupby(["dataset", "split", "label"]).size().unstack()[["real", "fake"]]
+    counts = counts.assign(videos=groups["video_id"].nunique(), people=groups["identity"].nunique())
+    counts = counts.reindex(SPLITS, level="split").rename_axis(columns=None)
+    print(f"{split_dir}\n{counts.to_string(formatters=['{:,}'.format] * 4)}")
+    print(f"  {'crops':15} {len(on_disk):,} of {videos['crops'].sum():,}")
     between = videos[videos["split"] == ""]
     why = "between people of two splits" if split_by == "identity" else "not in the official list"
     if len(between):
-        print(f"left out     {len(between):,} videos {why} ({between['crops'].sum():,} crops)")
-    used = videos[videos["split"] != ""]
-    spare = used.set_index("video_id")["crops"].sub(taken, fill_value=0).astype(int)
-    for (label, dataset), part in used.groupby(["label", "dataset"]):
-        crops = spare[part["video_id"]].sum()
-        if crops:
-            why = (
-                "to be as many as the reals" if label == "fake" else "too few fakes in their split"
-            )
-            print(f"left out     {crops:,} {label} crops of {dataset}, {why}")
-    if split_by == "identity" and "DFDC" in set(videos["dataset"]):
-        print("note         DFDC names no people: that nobody is in two splits is known for its")
-        print("             source videos only")
+        print(f"  {'left out':15} {len(between):,} videos {why} ({between['crops'].sum():,} crops)")
+    used = videos[videos["split"] != ""].set_index("video_id")
+    spare = used["crops"].sub(taken, fill_value=0).groupby([used["label"], used["dataset"]]).sum()
+    why = {"fake": "to be as many as the reals", "real": "too few fakes in their split"}
+    for (label, dataset), crops in spare[spare > 0].items():
+        print(f"  {'left out':15} {crops:,.0f} {label} crops of {dataset}, {why[label]}")
     if split_by == "official":
-        print(
-            "note         the official lists leak: in FaceForensics++ some sequences of one video"
-        )
-        print("             stand on two sides, in Celeb-DF most people do")
+        print(f"  {'note':15} official lists leak most people of Celeb-DF, some of FaceForensics++")
+    elif "DFDC" in set(videos["dataset"]):
+        print(f"  {'note':15} DFDC names no people: source videos are in one split, people may be")
+        print(f"  {'':15} in several")
 
 
-def main(
-    frames_dir: Path = FRAMES_DIR,
-    faces_dir: Path = FACES_DIR,
-    prepared_dir: Path = PREPARED_DIR,
-    split_dir: Path = SPLIT_DIR,
-    split_by: Literal["identity", "official"] = SPLIT_BY,
-    split_ratio: tuple[float, float, float] = SPLIT_RATIO,
-    seed: int = SEED,
-    files: Literal["link", "copy"] = FILES,
-) -> pd.DataFrame:
-    """Balance the real and fake crops, and split them so that no person is seen on two sides.
+# --- Machinery ------------------------------------------------------------------------------------
 
-    Args:
-        frames_dir: Its videos.csv has the labels and the identities.
-        faces_dir: The crops.
-        prepared_dir: Gets the balanced crops, flat; made anew.
-        split_dir: Gets the same crops, split; made anew.
-        split_by: By identity, or by the lists that the data sets publish.
-        split_ratio: Training, validation and test.
-        seed: Another seed deals other people to other splits.
-        files: Hard links, or copies.
 
-    Returns:
-        The crops on disk, one row each: split, folder (the label), video_id, dataset, identities.
+@contextmanager
+def replacing(folder: Path, option: str) -> Iterator[Path]:
+    """Lend the name of a new folder, which takes the place of the old one at the end of the block.
+
+    Whenever a run is stopped, the folder is old and whole, new and whole, or not there. A link to a
+    folder stays a link.
 
     Raises:
-        FileNotFoundError: A table of an earlier step is not there.
-        ValueError: There is not enough to fill three splits with both labels.
-        RuntimeError: An identity was found in two splits.
+        ValueError: it cannot be written, is in use, or holds what this script did not make
     """
-    if min(split_ratio) <= 0:
-        raise ValueError("Each of the three shares of --split-ratio must be above 0.")
-    videos, crops = read_videos_and_crops(frames_dir, faces_dir)
-    videos["split"] = split_videos(videos, split_by, split_ratio, seed)
-    taken = balance(videos[videos["split"] != ""], seed)
-    chosen = choose_crops(crops, videos, taken)
-    if empty := [split for split in SPLITS if split not in set(chosen["split"])]:
-        raise ValueError(
-            f"{faces_dir} has too few separate people or source videos to fill {empty[0]} with "
-            "real and fake crops of one data set: at least three of each are needed, so add videos."
-        )
+    folder = folder.resolve()
+    new, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "replaced.partial"))
     try:
-        with lock_beside(prepared_dir), lock_beside(split_dir):
-            write_folders(chosen, faces_dir, prepared_dir, split_dir, files)
-            on_disk = read_split_folders(split_dir, videos)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
+            for each in (folder, new, old):
+                check_own_folder(each, option)
+            delete_own_folder(new)
+            delete_own_folder(old)
+            yield new
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+            delete_own_folder(old)
+    except filelock.Timeout as error:
+        raise ValueError(f"{folder}: another run is writing to it; wait for its end.") from error
     except OSError as error:
-        raise OSError(
-            f"{split_dir}: stopped by an error ({error}); run it again once that is mended."
-        ) from error
+        raise ValueError(f"{folder}: stopped by an error ({error}); run it again.") from error
 
-    print(count_splits(on_disk).to_string(formatters=["{:,}".format] * 4))
-    print(f"crops        {len(on_disk):,} of {len(crops):,} ({split_dir})")
-    print_unused(videos, taken, split_by)
-    in_two = count_in_two_splits(on_disk).sum()
-    print(f"identities in two splits: {in_two:,}")
-    if len(on_disk) != len(chosen) or (on_disk["folder"] != on_disk["label"]).any():
-        raise RuntimeError(f"{split_dir} does not hold what was planned: delete it and run again.")
-    if in_two and split_by == "identity":
-        raise RuntimeError(f"{split_dir} has people in two splits: please report this as a fault.")
-    return on_disk
+
+def check_own_folder(folder: Path, option: str) -> None:
+    """Refuse to replace a folder with anything in it that this script did not make.
+
+    Raises:
+        ValueError: it is a file, or holds a file that its own table does not name
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: this is no folder; name another with {option}.")
+    own = set()
+    if (folder / ".made-by").is_file():
+        own |= {".made-by", "crop-rule.json", "crops.csv"}
+        with suppress(ValueError, LookupError, OSError):  # there is none, or it was edited by hand
+            own |= set(pd.read_csv(folder / "crops.csv", dtype=str)["crop"])
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix().removeprefix("waiting/")
+        if name not in own and (path.is_symlink() or not path.is_dir()):
+            why = f"it holds {name}, which this script did not make"
+            raise ValueError(f"{folder}: {why}; move it away, or name another with {option}.")
+
+
+def delete_own_folder(folder: Path) -> None:
+    """Delete a folder of ours, the mark last: a deletion that is interrupted can go on."""
+    if folder.exists():
+        for path in sorted(folder.iterdir(), reverse=True):  # waiting, train, ..., .made-by
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        folder.rmdir()
 
 
 if __name__ == "__main__":
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
+        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         tyro.cli(main)
     except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: stopped; run it again to begin anew.", file=sys.stderr)
+        print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")

@@ -108,7 +108,9 @@ def main(crops_per_video: int = CROPS_PER_VIDEO, seed: int = SEED) -> pd.DataFra
     crop_ids["crop"] = crop_ids["video_id"] + "-" + crop_ids.groupby("video_id").cumcount().map(str)
 
     start = time.perf_counter()
-    videos["split"] = prepare.split_videos(videos, "identity", (0.8, 0.1, 0.1), seed)
+    videos["split"] = prepare.split_videos(
+        videos, "identity", prepare.SPLIT_RATIO, seed, prepare.DFDC_PARTS
+    )
     taken = prepare.balance(videos[videos["split"] != ""], seed)
     chosen = prepare.choose_crops(crop_ids, videos, taken)
     seconds = time.perf_counter() - start

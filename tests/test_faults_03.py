@@ -2,13 +2,17 @@
 
 import importlib
 import os
+import shutil
+import signal
+import unicodedata
+from contextlib import suppress
 from pathlib import Path
 
 import faults
 import filelock
 import pandas as pd
 import pytest
-from conftest import run_script
+from conftest import assert_stops, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,10 +92,17 @@ def test_killed_at_any_moment_a_folder_is_old_or_new_or_not_there(folder: Path) 
 def test_whatever_was_left_by_a_kill_is_cleared_away(folder: Path) -> None:
     run(folder)
     new = read(folder)
-    for name in FOLDERS:
-        (folder / f"{name}.partial" / "real").mkdir(parents=True)
-        (folder / f"{name}.partial" / "real" / "half.png").write_bytes(b"half")
+    for name in FOLDERS:  # stopped while it wrote a crop, and while it deleted the old folder
+        shutil.copytree(folder / name, folder / f"{name}.partial")
+        shutil.rmtree(next((folder / f"{name}.partial").glob("*/")))
+        next((folder / f"{name}.partial").rglob("*.png")).write_bytes(b"half")
+    waiting = folder / "split_dataset.partial" / "waiting" / "train"
+    (folder / "split_dataset.partial" / "train").rename(waiting.parent.mkdir() or waiting)
     (folder / "split_dataset").rename(folder / "split_dataset.replaced.partial")
+    (folder / "split_dataset.replaced.partial" / "crops.csv").unlink()
+    for label in ("real", "fake"):
+        for split in ("train", "val", "test"):
+            shutil.rmtree(folder / "split_dataset.replaced.partial" / split / label)
     run(folder)
     assert read(folder) == new
     assert not list(folder.glob("*.partial"))
@@ -114,7 +125,7 @@ def test_a_full_disk_leaves_the_old_folders_whole(tmp_path: Path) -> None:
         run(folder, seed=1, files="copy")
         old = read(folder)
         resize(faults_used(tmp_path / "disk") + 0.05)
-        with pytest.raises(OSError, match=r"split_dataset: stopped by an error .*No space left"):
+        with pytest.raises(ValueError, match=r"split_dataset: stopped by an error .*No space left"):
             run(folder, seed=2, files="copy")
         assert read(folder) == old
         resize(20)
@@ -160,7 +171,7 @@ def test_a_row_twice_is_named(folder: Path) -> None:
     path = folder / "frames" / "videos.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines, lines[1]]))
-    with pytest.raises(ValueError, match="has video_id dfd-real-00 twice: run 01-"):
+    with pytest.raises(ValueError, match="has video_id dfd-real-00 twice; run 01-"):
         run(folder)
 
 
@@ -200,7 +211,7 @@ def test_crops_that_are_gone_and_labels_that_are_none_are_counted(
     run(folder)
     said = capsys.readouterr().out
     assert "2 crops of faces.csv, not on disk: dfd-real-03/dfd-real-03-000002-00.png" in said
-    assert "9 crops of faces.csv, their video not in videos.csv, or of no label" in said
+    assert "9 crops of faces.csv, videos.csv does not list their video as real or fake" in said
 
 
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "\x00\x01"])
@@ -210,7 +221,7 @@ def test_a_split_with_a_crops_csv_of_another_kind_is_not_deleted(
     run(folder)
     (folder / "split_dataset" / "crops.csv").write_text(content)
     before = read(folder)
-    with pytest.raises(ValueError, match="holds files that this script did not make"):
+    with pytest.raises(ValueError, match="which this script did not make; move it away"):
         run(folder)
     assert read(folder) == before
 
@@ -239,3 +250,160 @@ def test_no_table_of_faces_ends_in_anything_but_a_sentence(
         pass
     finally:
         path.write_bytes(whole)
+
+
+# Folders and numbers that cannot be meant
+
+
+@pytest.mark.parametrize("name", ["split_dataset", "prepared_dataset"])
+@pytest.mark.parametrize("end", ["", ".partial", ".replaced.partial"])
+def test_what_this_script_did_not_make_is_never_deleted(
+    name: str, end: str, folder: Path, snapshot: callable
+) -> None:
+    (folder / f"{name}{end}" / "mine").mkdir(parents=True)
+    (folder / f"{name}{end}" / "mine" / "thesis.txt").write_text("three years")
+    before = snapshot(folder)
+    option = f"--{name.replace('dataset', 'dir').replace('_', '-')}"
+    words = rf"{name}{end}: it holds mine/thesis.txt, which this script did not make; .* {option}\."
+    with pytest.raises(ValueError, match=words):
+        run(folder)
+    after = snapshot(folder)
+    assert {path: after[path] for path in after if not path.endswith(".lock")} == before
+
+
+def test_own_files_beside_the_mark_and_links_are_not_deleted_either(folder: Path) -> None:
+    run(folder)
+    before = read(folder)
+    for add in (
+        lambda path: path.write_text("mine"),
+        lambda path: path.symlink_to(folder / "faces", target_is_directory=True),
+        lambda path: path.symlink_to("nowhere"),
+    ):
+        mine = folder / "split_dataset" / "train" / "mine"
+        add(mine)
+        with pytest.raises(ValueError, match="split_dataset: it holds train/mine, which this"):
+            run(folder)
+        mine.unlink()
+        assert read(folder) == before
+
+
+def test_a_file_in_the_place_of_a_folder_stays(folder: Path, snapshot: callable) -> None:
+    before = snapshot(folder)
+    with pytest.raises(ValueError, match=r"videos\.csv: this is no folder; .* --split-dir"):
+        prepare.main(
+            folder / "frames",
+            folder / "faces",
+            folder / "prepared_dataset",
+            folder / "frames" / "videos.csv",
+        )
+    assert {name: snapshot(folder)[name] for name in before} == before
+
+
+def test_a_linked_folder_works_again_and_again_and_stays_a_link(folder: Path) -> None:
+    run(folder)
+    expected = read(folder)
+    for name in FOLDERS:
+        shutil.rmtree(folder / name)
+        (folder / name).symlink_to(folder / "disk" / name)  # dangling at first
+    for _ in range(3):
+        run(folder)
+        assert read(folder) == expected
+        assert all((folder / name).is_symlink() for name in FOLDERS)
+        assert sorted(path.name for path in (folder / "disk").glob("[!.]*")) == list(FOLDERS)
+
+
+def test_planted_links_are_not_followed(folder: Path) -> None:
+    victim = folder / "victim.txt"
+    victim.write_text("mine")
+    for planted in (".made-by", "crops.csv", "crop-rule.json"):
+        (folder / "split_dataset.partial").mkdir()
+        (folder / "split_dataset.partial" / planted).symlink_to(victim)
+        with suppress(ValueError):
+            run(folder)
+        assert victim.read_text() == "mine"
+        shutil.rmtree(folder / "split_dataset.partial", ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("prepared_dir", "split_dir"),
+    [("a", "a"), ("a", "b/../a"), ("a", "a/b"), ("a/b", "a"), ("link", "a")],
+)
+def test_one_folder_for_both_is_refused(prepared_dir: str, split_dir: str, folder: Path) -> None:
+    (folder / "link").symlink_to("a")
+    with pytest.raises(ValueError, match="give two folders, neither in the other"):
+        prepare.main(folder / "frames", folder / "faces", folder / prepared_dir, folder / split_dir)
+    assert not (folder / "a").exists()
+
+
+def test_the_working_folder_is_refused_with_a_sentence(folder: Path, snapshot: callable) -> None:
+    before = snapshot(folder)
+    wrong = run_script(SCRIPT, "--prepared-dir", "out/prepared", "--split-dir", ".", cwd=folder)
+    assert_stops(wrong, "give two folders, neither in the other")
+    wrong = run_script(SCRIPT, "--prepared-dir", "../prepared", "--split-dir", ".", cwd=folder)
+    assert_stops(wrong, "which this script did not make", "--split-dir")
+    assert {name: snapshot(folder)[name] for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("split_ratio", (float("nan"),) * 3),
+        ("split_ratio", (0.8, float("nan"), 0.1)),
+        ("split_ratio", (float("inf"), 1, 1)),
+        ("split_ratio", (1e308,) * 3),
+        ("split_ratio", (1, 1, 0)),
+        ("split_ratio", (1, -1, 1)),
+        ("seed", -1),
+        ("dfdc_parts", 0),
+    ],
+)
+def test_a_number_out_of_its_range_is_named(option: str, value: object, folder: Path) -> None:
+    with pytest.raises(ValueError, match=rf"--{option.replace('_', '-')}.* is .*; give"):
+        run(folder, **{option: value})
+    assert read(folder) == {}
+
+
+def test_a_name_with_an_accent_is_one_name_however_it_is_written(folder: Path) -> None:
+    path = folder / "frames" / "videos.csv"
+    videos = pd.read_csv(path, dtype=str, keep_default_na=False)
+    videos["identities"] = "José" + videos["identities"]
+    forms = videos["label"].map({"real": "NFC", "fake": "NFD"})
+    videos["identities"] = [
+        unicodedata.normalize(form, name)
+        for form, name in zip(forms, videos["identities"], strict=True)
+    ]
+    videos.to_csv(path, index=False)
+    on_disk = run(folder)
+    people = on_disk["video_id"].str[-2:]  # the number that the real and the fake share
+    assert (on_disk.groupby(people)["split"].nunique() == 1).all()
+
+
+def test_the_crop_rule_goes_with_the_crops(folder: Path) -> None:
+    run(folder)
+    assert not any((folder / name / "crop-rule.json").exists() for name in FOLDERS)
+    rule = '{"frames": "reduced", "margin": 0.3, "square": false}'
+    for _ in range(2):
+        (folder / "faces" / "crop-rule.json").write_text(rule)
+        run(folder)
+        for name in FOLDERS:
+            assert (folder / name / "crop-rule.json").read_text() == rule
+        rule = '{"frames": "full"}'
+    assert (folder / "faces" / "crop-rule.json").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_it_with_a_sentence_and_the_old_folders(name: str, tmp_path: Path) -> None:
+    folder = write_input(tmp_path / "work", people=30, crops=100)
+    run(folder, seed=1)
+    old = read(folder)
+    with faults.running(SCRIPT, "--seed", 2, cwd=folder) as running:
+        faults.wait_for(lambda: list(folder.glob("prepared_dataset.partial/real/*")), running)
+        running.send_signal(getattr(signal, name))
+        assert running.wait() == 130
+    assert (folder / "said").read_text().splitlines()[-1] == (
+        f"{SCRIPT}: stopped; the same command goes on."
+    )
+    found = read(folder)
+    assert found == old
+    run(folder, seed=2)
+    assert not list(folder.glob("*.partial"))
