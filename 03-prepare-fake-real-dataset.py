@@ -110,7 +110,7 @@ def main(
         replacing(prepared_dir, "--prepared-dir") as new_prepared,
         replacing(split_dir, "--split-dir") as new_split,
     ):
-        write_crops(chosen, faces_dir, new_prepared, new_split, files)
+        write_chosen(chosen, faces_dir, new_prepared, new_split, files)
         on_disk = read_split_folders(new_split, videos)
         in_two = count_in_two_splits(on_disk)
         if len(on_disk) != len(chosen) or (on_disk["folder"] != on_disk["label"]).any():
@@ -118,7 +118,7 @@ def main(
         if in_two and split_by == "identity":
             raise ValueError(f"{new_split}: {in_two:,} people are in two splits; please report it.")
 
-    print_summary(on_disk, videos, taken, split_by, split_dir)
+    print_split(on_disk, videos, taken, split_by, split_dir)
     print(f"  {'audit':15} identities in two splits: {in_two:,}")
     return on_disk
 
@@ -408,7 +408,7 @@ def choose_crops(crops: pd.DataFrame, videos: pd.DataFrame, taken: pd.Series) ->
     return crops[chosen].join(description, on="video_id")
 
 
-def write_crops(
+def write_chosen(
     chosen: pd.DataFrame, faces_dir: Path, prepared_dir: Path, split_dir: Path, files: str
 ) -> None:
     """Fill prepared_dir/{real,fake}/ and split_dir/{train,val,test}/{real,fake}/.
@@ -471,7 +471,7 @@ def count_in_two_splits(on_disk: pd.DataFrame) -> int:
     return (seen.groupby(["dataset", "identity"])["split"].nunique() > 1).sum()
 
 
-def print_summary(
+def print_split(
     on_disk: pd.DataFrame, videos: pd.DataFrame, taken: pd.Series, split_by: str, split_dir: Path
 ) -> None:
     """Print what each split got, and what of the faces is in none, and why."""
