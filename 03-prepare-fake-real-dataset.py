@@ -22,7 +22,7 @@ import os
 import shutil
 import signal
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -33,8 +33,9 @@ import numpy as np
 import pandas as pd
 import splitfolders
 import tyro
-from scipy.sparse import coo_array
+from scipy.sparse import block_array
 from scipy.sparse.csgraph import connected_components
+from sklearn.preprocessing import MultiLabelBinarizer
 from tqdm import tqdm
 
 # --------------------------------------------------------------------------------------------------
@@ -112,13 +113,16 @@ def main(
     ):
         write_chosen(chosen, faces_dir, new_prepared, new_split, files)
         on_disk = read_split_folders(new_split, videos)
-        in_two = count_in_two_splits(on_disk)
+        people = on_disk.assign(identity=list_identities(on_disk)).explode("identity")
+        in_two = (people.groupby(["dataset", "identity"])["split"].nunique() > 1).sum()
         if len(on_disk) != len(chosen) or (on_disk["folder"] != on_disk["label"]).any():
             raise ValueError(f"{new_split}: this is not what was planned; run again.")
         if in_two and split_by == "identity":
             raise ValueError(f"{new_split}: {in_two:,} people are in two splits; please report it.")
 
-    print_split(on_disk, videos, taken, split_by, split_dir)
+    print(split_dir)
+    print_split(people, videos, taken, split_by)
+    print(f"  {'crops':15} {len(on_disk):,} of {len(crops):,}")
     print(f"  {'audit':15} identities in two splits: {in_two:,}")
     return on_disk
 
@@ -227,10 +231,8 @@ def find_components(videos: pd.DataFrame, dfdc_parts: int) -> np.ndarray:
     parts = videos["source"].map(lambda source: PurePosixPath(source).parent.as_posix())
     if (videos["dataset"] == "DFDC").all() and parts.nunique() >= dfdc_parts:
         links = links + parts.map(lambda part: [f"part {part}"])
-    names_of_links, names = pd.factorize(links.explode())
-    nodes = len(videos) + len(names)  # first the videos, then what they share
-    edges = np.repeat(np.arange(len(videos)), links.str.len()), len(videos) + names_of_links
-    graph = coo_array((np.ones(len(names_of_links)), edges), shape=(nodes, nodes))
+    shared = MultiLabelBinarizer(sparse_output=True).fit_transform(links)
+    graph = block_array([[None, shared], [shared.T, None]])  # nodes: the videos, then their links
     return connected_components(graph, directed=False)[1][: len(videos)]
 
 
@@ -300,30 +302,26 @@ def deal_people(videos: pd.DataFrame, targets: dict[str, float], rng: np.random.
     is full when its real crops, or the fakes available to balance them, reach `targets`. Everyone
     else is for training.
     """
-    reals = defaultdict(int)
-    shared = defaultdict(lambda: defaultdict(int))  # fake crops, by two people
+    reals, shared = Counter(), defaultdict(Counter)  # crops; fake crops, by two people
     rows = zip(list_identities(videos), videos["label"], videos["crops"], strict=True)
     for people, label, crops in rows:
         for person in people:
-            reals[person] += crops if label == "real" else 0
-            for other in people if label == "fake" else ():
-                if other != person or len(people) == 1:
-                    shared[person][other] += crops
+            reals[person] += crops * (label == "real")
+            others = [other for other in people if other != person] or people
+            shared[person].update({other: crops * (label == "fake") for other in others})
 
     waiting = [str(person) for person in rng.permutation(sorted(reals))]
     split_of = dict.fromkeys(waiting, "train")
     for split in ("test", "val"):
-        gains = dict.fromkeys(waiting, 0)  # fake crops that each would bring to this split
+        gains = Counter()  # fake crops that each person would bring to this split
         real_crops = fake_crops = 0
         while max(real_crops, fake_crops) < targets[split] and len(waiting) > 1:
-            person = max(waiting, key=gains.get)
+            person = max(waiting, key=gains.__getitem__)
             waiting.remove(person)
             split_of[person] = split
             real_crops += reals[person]
             fake_crops += gains[person] + shared[person][person]
-            for other, crops in shared[person].items():
-                if other in gains:
-                    gains[other] += crops
+            gains.update(shared[person])
     return split_of
 
 
@@ -333,9 +331,9 @@ def deal_components(
     """Deal whole components to splits: a dictionary from component to split.
 
     `sizes` has the fake and real crops of each component, `filled` those that each split has
-    already; splits that come first in it are served first when there are too few components.
-    Large components go first, those of about one size in random order, each to the split that is
-    furthest below its share afterwards (Graham's rule for machines of different speeds).
+    already, the splits that are served first on top. Large components go first, those of about one
+    size in random order, each to the split that is furthest below its share afterwards (Graham's
+    rule for machines of different speeds).
     """
     groups = {split: [] for split in SPLITS}
     filled = dict(zip(filled.index, filled.to_numpy(copy=True), strict=True))  # of fake and real
@@ -456,32 +454,21 @@ def read_split_folders(split_dir: Path, videos: pd.DataFrame) -> pd.DataFrame:
     Returns:
         split, folder (the label by its place), video_id, dataset, label, identities
     """
-    rows = [
-        {"split": path.parts[-3], "folder": path.parts[-2], "video_id": path.stem.rsplit("-", 2)[0]}
-        for path in split_dir.glob("*/*/*.png")
-    ]
+    paths = split_dir.glob("*/*/*.png")
+    rows = [(*path.parts[-3:-1], path.stem.rsplit("-", 2)[0]) for path in paths]
+    on_disk = pd.DataFrame(rows, columns=["split", "folder", "video_id"])
     columns = videos[["video_id", "dataset", "label", "identities"]]
-    return pd.DataFrame(rows).merge(columns, on="video_id", how="left")
+    return on_disk.merge(columns, on="video_id", how="left")
 
 
-def count_in_two_splits(on_disk: pd.DataFrame) -> int:
-    """Count the identities that lie in more than one split of their data set."""
-    seen = on_disk.drop_duplicates(["split", "video_id"])
-    seen = seen.assign(identity=list_identities(seen)).explode("identity")
-    return (seen.groupby(["dataset", "identity"])["split"].nunique() > 1).sum()
-
-
-def print_split(
-    on_disk: pd.DataFrame, videos: pd.DataFrame, taken: pd.Series, split_by: str, split_dir: Path
-) -> None:
-    """Print what each split got, and what of the faces is in none, and why."""
-    people = on_disk.assign(identity=list_identities(on_disk)).explode("identity")
-    groups = people.groupby(["dataset", "split"])
-    counts = on_disk.groupby(["dataset", "split", "label"]).size().unstack()[["real", "fake"]]
-    counts = counts.assign(videos=groups["video_id"].nunique(), people=groups["identity"].nunique())
-    counts = counts.reindex(SPLITS, level="split").rename_axis(columns=None)
-    print(f"{split_dir}\n{counts.to_string(formatters=['{:,}'.format] * 4)}")
-    print(f"  {'crops':15} {len(on_disk):,} of {videos['crops'].sum():,}")
+def print_split(seen: pd.DataFrame, videos: pd.DataFrame, taken: pd.Series, split_by: str) -> None:
+    """Print what each split got (`seen`: a row for each person of each crop), what not, and why."""
+    groups = seen.groupby(["dataset", "split"])
+    crops = seen.reset_index(names="crop").groupby(["dataset", "split", "label"])["crop"].nunique()
+    counts = crops.unstack()[["real", "fake"]].rename_axis(columns=None).reindex(SPLITS, level=1)
+    counts = counts.assign(videos=groups["video_id"].nunique())
+    counts = counts.assign(identities=groups["identity"].nunique())
+    print(counts.to_string(formatters=["{:,}".format] * 4))
     between = videos[videos["split"] == ""]
     why = "between people of two splits" if split_by == "identity" else "not in the official list"
     if len(between):
@@ -494,8 +481,7 @@ def print_split(
     if split_by == "official":
         print(f"  {'note':15} official lists leak most people of Celeb-DF, some of FaceForensics++")
     elif "DFDC" in set(videos["dataset"]):
-        print(f"  {'note':15} DFDC names no people: source videos are in one split, people may be")
-        print(f"  {'':15} in several")
+        print(f"  {'note':15} DFDC names no people: they may recur, only source videos do not")
 
 
 # --- Machinery ------------------------------------------------------------------------------------
