@@ -421,7 +421,7 @@ def score_crops(crops: list[np.ndarray], scorer: Scorer) -> list[float]:
     p_real = scorer.predict(images).numpy()[:, 0]
     if not np.isfinite(p_real).all():
         raise ValueError("the model gives no number for a face in it: its file is damaged")
-    return train_cnn.calibrate(p_real, scorer.decision.temperature).tolist()
+    return train_cnn.calibrate(p_real, scorer.decision).tolist()
 
 
 # --- Tracks and verdicts --------------------------------------------------------------------------

@@ -16,6 +16,7 @@ between inside. A file gets its name only if its scores agree with the Keras mod
 """
 
 import importlib
+import json
 import os
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
+import filelock
 import keras
 import numpy as np
 import onnx
@@ -95,7 +97,7 @@ def make_scorer(model: keras.Model, decision: train_cnn.Decision) -> tf.types.ex
             features = layer(features, training=False)
         logit = tf.linalg.matmul(features, layers[-1].kernel) + layers[-1].bias
         logit = tf.clip_by_value(logit, -limit, limit)  # as 04's calibrate() does
-        return {OUTPUT: tf.sigmoid(-logit / decision.temperature)}
+        return {OUTPUT: tf.sigmoid(-logit / decision.temperature + decision.shift)}
 
     return score
 
@@ -126,7 +128,7 @@ def run_keras(model: keras.Model, decision: train_cnn.Decision) -> Scorer:
     """Score as 06 does."""
 
     def run(images: np.ndarray) -> np.ndarray:
-        return train_cnn.calibrate(model.predict_on_batch(images), decision.temperature)
+        return train_cnn.calibrate(model.predict_on_batch(images), decision)
 
     return run
 
@@ -207,7 +209,8 @@ def main(
             )
     speeds = measure_speed(scorers, images)
     sizes = {"keras": model.stat().st_size} | {name: len(of) for name, of in contents.items()}
-    with train_cnn.lock_folder(export_dir):
+    export_dir.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(export_dir / ".lock", timeout=0):
         for name, content in contents.items():
             write_bytes(content, export_dir / f"detector.{name}")
         about = {
@@ -218,7 +221,12 @@ def main(
             "checked_on_crops": len(images),
             "largest_difference": differences,
         }
-        train_cnn.write_json(about, export_dir / "detector.json")
+        train_cnn.write_whole(
+            export_dir / "detector.json",
+            lambda partial: partial.write_text(
+                json.dumps(about, indent=2) + "\n", encoding="utf-8"
+            ),
+        )
     print(f"{len(images):,} crops of {crops_dir}; {export_dir}")
     print("          largest difference    size    crops/s")
     for name, difference in differences.items():

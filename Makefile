@@ -21,6 +21,7 @@ run: $(VENV)/installed
 	$(PY) 02-crop-faces-with-mtcnn.py
 	$(PY) 03-prepare-fake-real-dataset.py
 	$(PY) 04-train-cnn.py --epochs 3
+	$(PY) 05-evaluate-model.py
 	$(PY) 06-detect-deepfake.py $$($(PY) -c "$(TEST_VIDEOS)")
 	@echo "The verdicts on a fake and a real video of people that training did not see: look into detections/"
 

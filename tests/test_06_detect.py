@@ -64,7 +64,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "best_model.keras"
     train_cnn.keras.utils.set_random_seed(1)
     built = train_cnn.build_model(train_cnn.LITE0_WEIGHTS)
-    train_cnn.write_model(built, train_cnn.Decision(1.5, 0.3), path)
+    train_cnn.write_model(built, train_cnn.Decision(1.5, threshold=0.3), path)
     return path
 
 
@@ -101,7 +101,7 @@ def test_a_frame_gives_the_crops_that_01_and_02_save(inputs: Path, tmp_path: Pat
     crop_faces.main(tmp_path / "frames", tmp_path / "faces", workers=1)
     saved = pd.read_csv(tmp_path / "faces" / "faces.csv")
     frames = sample(videos / "two.mp4", 1000)
-    found = list(detect.find_faces(frames, train_cnn.Decision(1.0, 0.5)))
+    found = list(detect.find_faces(frames, train_cnn.Decision(1.0, threshold=0.5)))
     assert len(found) == len(saved) == 8
     for (row, crop), (_, other) in zip(found, saved.iterrows(), strict=True):
         image = cv2.imread(str(tmp_path / "faces" / other.crop))
@@ -192,7 +192,7 @@ def test_no_track_has_two_faces_of_a_frame(rows: list[tuple[int, int]]) -> None:
 
 def judge(scores: list[float], threshold: float = 0.5, picture: bool = False) -> dict:
     faces = make_faces([(5 * number, 0) for number in range(len(scores))])
-    decision = train_cnn.Decision(1.0, threshold)
+    decision = train_cnn.Decision(1.0, threshold=threshold)
     return detect.judge_track(faces.assign(p_fake=scores), picture, decision, SETTINGS)
 
 

@@ -1,0 +1,279 @@
+"""What must not break 04: foreign folders, pipes, damaged models and checkpoints, signals."""
+
+import importlib
+import io
+import json
+import os
+import shutil
+import signal
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from crops import Trained, small_split, trained
+from faults import read_tree, running, wait_for
+
+train = importlib.import_module("04-train-cnn")
+
+SCRIPT = "04-train-cnn.py"
+__all__ = ["small_split", "trained"]  # fixtures
+
+
+# --- Folders of the user --------------------------------------------------------------------------
+
+
+def test_a_folder_of_the_user_s_is_refused_and_stays_as_it_is(
+    small_split: Path, tmp_path: Path
+) -> None:
+    """D3: with --model-dir of a project of one's own, its files were overwritten."""
+    for name in ("README.md", "history.csv"):
+        (tmp_path / name).write_text("my project, three years of notes")
+    with pytest.raises(ValueError, match=r"it holds README\.md, which this script did not make"):
+        train.main(small_split, tmp_path, start="none")
+    assert read_tree(tmp_path) == {
+        name: b"my project, three years of notes" for name in ("README.md", "history.csv")
+    }
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    """D8: a table written over a link went to where the link led."""
+    victim, table = tmp_path / "victim.txt", tmp_path / "history.csv"
+    victim.write_text("mine")
+    (tmp_path / "history.partial.csv").symlink_to(victim)
+    train.write_whole(table, lambda partial: partial.write_text("epoch\n1\n"))
+    assert victim.read_text() == "mine"
+    assert table.read_text() == "epoch\n1\n" and not table.is_symlink()
+
+
+def test_what_somebody_put_beside_the_checkpoints_stays(tmp_path: Path) -> None:
+    for name in ("0001", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("mine")
+    assert train.list_checkpoints(tmp_path) == []
+
+
+def test_a_linked_model_folder_is_used_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "model").symlink_to("big")
+    for _ in range(2):
+        train.claim_folder(tmp_path / "model", "--model-dir")
+        train.write_whole(tmp_path / "model" / "a.txt", lambda partial: partial.write_text("a"))
+    assert (tmp_path / "model").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "big").iterdir()) == [".made-by", "a.txt"]
+
+
+# --- Pipes ----------------------------------------------------------------------------------------
+
+
+def test_a_pipe_among_the_crops_is_left_out(small_split: Path, tmp_path: Path) -> None:
+    """H2: it was waited for without end."""
+    split_dir = shutil.copytree(small_split, tmp_path / "split")
+    os.mkfifo(split_dir / "train" / "real" / "pipe.png")
+    (split_dir / "train" / "real" / "zero.png").symlink_to("/dev/zero")
+    crops = train.find_crops(split_dir, ("train", "val"))
+    images = np.empty((len(crops), 128, 128, 3), np.uint8)
+    _, left_out = train.decode_crops(crops, split_dir, images)
+    assert left_out == {f"train/real/{name}.png": "it is no file" for name in ("pipe", "zero")}
+
+
+@pytest.mark.parametrize("name", ["crops.csv", "crop-rule.json"])
+def test_a_pipe_for_a_table_is_named(name: str, small_split: Path, tmp_path: Path) -> None:
+    split_dir = shutil.copytree(small_split, tmp_path / "split")
+    (split_dir / name).unlink(missing_ok=True)
+    os.mkfifo(split_dir / name)
+    with pytest.raises(ValueError, match=f"{name}: it "):
+        train.main(split_dir, tmp_path / "model", start="none")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "",
+        "[]",
+        '{"margin": 0.3}',
+        '{"margin": "x", "square": true, "frames": "full"}',
+        '{"margin": -1, "square": true, "frames": "full"}',
+        '{"margin": 1, "square": true, "frames": "half"}',
+        "[" * 100_000,
+    ],
+    ids=range(7),
+)
+def test_a_wrong_crop_rule_is_named(rule: str, tmp_path: Path) -> None:
+    (tmp_path / "crop-rule.json").write_text(rule)
+    with pytest.raises(ValueError, match="it does not give margin, square, frames"):
+        train.read_crop_rule(tmp_path)
+
+
+# --- Models that are not right --------------------------------------------------------------------
+
+
+def rewrite(model: Path, path: Path, changes: dict[str, bytes]) -> Path:
+    """Write a model's file anew with some of its files changed."""
+    with zipfile.ZipFile(model) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, changes.get(name, old.read(name) if name not in changes else b""))
+    return path
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        '{"temperature": 1' + 400 * "0" + ', "threshold": 0.5}',
+        '{"temperature": NaN, "threshold": 0.5}',
+        '{"temperature": 1, "threshold": 0.5, "shift": Infinity}',
+        '{"temperature": 1, "threshold": 0.5, "margin": -1}',
+        '{"temperature": 1, "threshold": 0.5, "frames": "half"}',
+        '{"temperature": 1, "threshold": 0.5, "least_sharpness": NaN}',
+        '{"threshold": 0.5}',
+        "[]",
+        "[" * 100_000,
+    ],
+    ids=range(9),
+)
+def test_a_wrong_decision_is_named(decision: str, trained: Trained, tmp_path: Path) -> None:
+    """C2: a number of 400 digits, or nested 100,000 deep, was a traceback."""
+    changes = {"decision.json": decision.encode()}
+    path = rewrite(trained.model_dir / "best_model.keras", tmp_path / "m.keras", changes)
+    with pytest.raises(ValueError, match="it has no threshold saved with it"):
+        train.read_decision(path)
+
+
+def test_an_older_decision_gets_the_defaults(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"decision.json": b'{"temperature": 2.0, "threshold": 0.7}'}
+    path = rewrite(trained.model_dir / "best_model.keras", tmp_path / "m.keras", changes)
+    assert train.read_decision(path) == train.Decision(temperature=2.0, threshold=0.7)
+    assert f"NOTE: {path}: an older model, without a crop rule" in capsys.readouterr().err
+
+
+def test_a_model_of_other_layers_is_refused_whatever_its_shapes(tmp_path: Path) -> None:
+    """C3: it was scored as if it were 04's."""
+    inputs = keras.Input((128, 128, 3))
+    pooled = keras.layers.GlobalMaxPooling2D()(inputs)
+    outputs = keras.layers.Dense(1, activation="sigmoid")(pooled)
+    keras.Model(inputs, outputs).save(tmp_path / "other.keras")
+    with pytest.raises(ValueError, match=r"not a model of 04-train-cnn\.py \(it has other layers"):
+        train.load_model(tmp_path / "other.keras")
+
+
+def test_a_model_of_another_activation_is_refused(trained: Trained, tmp_path: Path) -> None:
+    model = trained.model_dir / "best_model.keras"
+    config = json.dumps(train.read_saved(model, "config.json"))
+    changes = {
+        "config.json": config.replace('"activation": "relu"', '"activation": "tanh"').encode()
+    }
+    with pytest.raises(ValueError, match="it has other layers"):
+        train.load_model(rewrite(model, tmp_path / "tanh.keras", changes))
+
+
+def test_a_model_that_unpacks_to_more_than_it_may_is_not_unpacked(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S4: a small file that fills the memory, packed by the zip file or inside the weights."""
+    model = trained.model_dir / "best_model.keras"
+    monkeypatch.setattr(keras.Model, "load_weights", lambda *_: pytest.fail("it was unpacked"))
+    changes = {"config.json": bytes(train.LARGEST_MODEL)}
+    with pytest.raises(ValueError, match="it unpacks to more than 200 MiB"):
+        train.load_model(rewrite(model, tmp_path / "zipped.keras", changes))
+    weights = io.BytesIO()
+    with h5py.File(weights, "w") as file:
+        shape = (train.LARGEST_MODEL // 4 + 1,)
+        file.create_dataset("a/b", shape, np.float32, chunks=True, compression="gzip")
+    changes = {"model.weights.h5": weights.getvalue()}
+    with pytest.raises(ValueError, match="it unpacks to more than 200 MiB"):
+        train.load_model(rewrite(model, tmp_path / "packed.keras", changes))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_numbers_are_refused(value: float, tmp_path: Path) -> None:
+    """W7: each face was "undecided, p_fake nan"."""
+    model = train.build_model(None)
+    weights = model.get_weights()
+    weights[-1] = np.full_like(weights[-1], value)
+    model.set_weights(weights)
+    train.write_model(model, train.Decision(), tmp_path / "nan.keras")
+    with pytest.raises(ValueError, match="some of its weights are not numbers"):
+        train.load_model(tmp_path / "nan.keras")
+
+
+def test_the_same_weights_give_the_same_file(tmp_path: Path) -> None:
+    model = train.build_model(None)
+    for name in ("a.keras", "b.keras"):
+        train.write_model(model, train.Decision(), tmp_path / name, {"epochs_run": 1})
+    assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
+
+
+# --- Checkpoints that are not right ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a training that was stopped after its first epoch goes on from."""
+    folder = tmp_path_factory.mktemp("stopped")
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    model.compile(loss="mse")
+    history = pd.DataFrame([{"epoch": 1, "val_auc": 0.5, "val_loss": 0.7}])
+    train.write_checkpoint(model, history, {"seed": 1}, folder)
+    assert train.read_checkpoint(folder, {"seed": 1})[0] == folder / "0001"
+    return folder
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("last.keras", flip, "last.keras is not as it was written"),
+        ("best.weights.h5", flip, "best.weights.h5 is not as it was written"),
+        ("last.keras", lambda path: path.write_bytes(path.read_bytes()[:99]), "last.keras is not"),
+        ("last.keras", Path.unlink, "No such file or directory: .*last.keras"),
+        ("history.csv", lambda path: path.write_text("a,b\n1,2\n"), "history.csv is not"),
+        ("history.csv", lambda path: path.write_text(""), "history.csv is not"),
+        ("identity.json", lambda path: path.write_text("[]"), "damaged"),
+        ("identity.json", lambda path: path.write_text(""), "damaged"),
+        ("identity.json", lambda path: path.write_text("[" * 100_000), "damaged"),
+        ("identity.json", lambda path: path.write_text('{"identity": 1, "files": {}}'), "damaged"),
+    ],
+    ids=range(10),
+)
+def test_a_damaged_checkpoint_is_named(
+    name: str, damage: Callable[[Path], object], reason: str, stopped: Path, tmp_path: Path
+) -> None:
+    """C5, U3: tracebacks, and sentences that named no file; or wrong weights and no word."""
+    folder = shutil.copytree(stopped, tmp_path / "unfinished")
+    damage(folder / "0001" / name)
+    with pytest.raises(ValueError, match=reason) as raised:
+        train.read_checkpoint(folder, {"seed": 1})
+    message = str(raised.value)
+    assert message.startswith(f"{folder / '0001'}: ") and "to begin anew." in message
+
+
+# --- Signals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_with_its_sentence(
+    number: signal.Signals, small_split: Path, tmp_path: Path
+) -> None:
+    """U7: no word was said."""
+    options = "--split-dir", small_split, "--start", "none", "--epochs", 99, "--patience", 99
+    with running(SCRIPT, *options, cwd=tmp_path) as run:
+        wait_for((tmp_path / "model" / ".made-by").exists, run)
+        run.send_signal(number)
+        assert run.wait() == 130
+    said = (tmp_path / "said").read_text()
+    assert said.rstrip().endswith(f"{SCRIPT}: stopped; the same command goes on.")
+    assert "Traceback" not in said
+    assert not (tmp_path / "model" / "best_model.keras").exists()
