@@ -274,16 +274,15 @@ def read_crops_table(split_dir: Path) -> pd.DataFrame:
     path, columns = split_dir / "crops.csv", ["crop", "video_id", "dataset", "method"]
     if not path.exists():
         return pd.DataFrame(columns=columns, dtype=str)
-    try:
+    with suppress(ValueError, KeyError):
         refuse_pipe(path)
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        table.set_index(["crop"], verify_integrity=True)["video_id"]
-        return table.reindex(columns=columns, fill_value="")
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path}: it is not a table with the columns crop and video_id and a row a crop; run "
-            "03-prepare-fake-real-dataset.py again, or delete it to go by the file names."
-        ) from error
+        if table["crop"].is_unique and "video_id" in table:
+            return table.reindex(columns=columns, fill_value="")
+    raise ValueError(
+        f"{path}: it is not a table with the columns crop and video_id and a row a crop; run "
+        "03-prepare-fake-real-dataset.py again, or delete it to go by the file names."
+    )
 
 
 def read_crop_rule(split_dir: Path) -> dict:
@@ -295,15 +294,14 @@ def read_crop_rule(split_dir: Path) -> dict:
     path = split_dir / "crop-rule.json"
     if not path.exists():
         return {}
-    try:
+    with suppress(KeyError, TypeError, ValueError, OverflowError, RecursionError):
         refuse_pipe(path)
         rule = json.loads(path.read_text(encoding="utf-8"))
         return {name: rule[name] for name in RULE if check_decision(rule)}
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: it does not give {', '.join(RULE)}; run 03-prepare-fake-real-dataset.py "
-            "again, or delete it to go by the settings of those names."
-        ) from error
+    raise ValueError(
+        f"{path}: it does not give {', '.join(RULE)}; run 03-prepare-fake-real-dataset.py again, "
+        "or delete it to go by the settings of those names."
+    )
 
 
 def open_cache(count: int, folder: Path) -> np.ndarray:

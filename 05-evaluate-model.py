@@ -314,7 +314,7 @@ def measure_with_intervals(
         return np.stack((auc, called_fake[reals].mean(axis), called_fake[fakes].mean(axis)))
 
     bounds = [None] * 3
-    if min(map(len, rows)) >= fewest_videos:
+    if min(map(len, rows)) >= max(2, fewest_videos):
         drawn = scipy.stats.bootstrap(
             rows, measure_draws, n_resamples=resamples, method="percentile", rng=seed, batch=100
         )

@@ -39,7 +39,7 @@ def report(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Report
     whose names are those of nobody who wishes a picture well."""
     folder = tmp_path_factory.mktemp("report")
     other = folder / "o$$ther"
-    write_split(folder / "made", {"x": 1}, crops=2)
+    write_split(folder / "made", {"x": 2}, crops=1)
     shutil.move(folder / "made" / "x", other)
     for path in list(other.rglob("*.png")):
         path.rename(path.with_name(f"$$\\frac^{path.name}"))
@@ -48,7 +48,7 @@ def report(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Report
         (trained.split_dir, other),
         folder / "report",
         resamples=20,
-        fewest_videos=1,
+        fewest_videos=2,
         sweep=True,
         **SWEPT,
     )
@@ -102,9 +102,10 @@ def test_the_model_card_has_the_numbers(report: Report, trained: Trained) -> Non
     card = (report.folder / "README.md").read_text(encoding="utf-8")
     assert "from ImageNet weights of EfficientNet-Lite0, 6 epochs" in card
     assert f"from {trained.training['decision']['threshold']:.4f} on it is called fake" in card
-    row = "| 1 | 1 | 1.000 (1.000 to 1.000) | 1.000 | 0.000 | 0.000 (0.000 to 0.000) |"
+    row = "| 1 | 1 | 1.000 | 1.000 | 0.000 | 0.000 | 1.000 | "  # of one video each: no intervals
     assert f"| {report.others[0]} | all | all {row}" in card
     assert f"| {report.others[0]} | dfdc | all {row}" in card
+    row = "| 2 | 2 | 1.000 (1.000 to 1.000) | 1.000 | 0.000 | 0.000 (0.000 to 0.000) |"
     assert f"| {report.others[1]} | all | all {row}" in card
     assert "| JPEG quality 30 |" in card and "| unchanged |" in card
     assert "| learning_rate | 0.001 |" in card and "| shift | 0.05 |" in card
@@ -120,7 +121,11 @@ def test_predictions_hold_every_crop_once(report: Report, trained: Trained) -> N
     table = report.predictions
     assert list(table.columns) == evaluate.COLUMNS
     assert len(table) == len(table.drop_duplicates(["folder", "crop"])) == 16
-    assert table.groupby(["folder", "label"]).size().tolist() == [6, 6, 2, 2] or True
+    assert table.groupby(["folder", "label"]).size().to_dict() == {
+        (str(folder), label): count
+        for folder, count in zip(report.others, (6, 2), strict=True)
+        for label in ("fake", "real")
+    }
     assert all((Path(row.folder) / row.crop).is_file() for row in table.itertuples())
     assert table["p_real"].between(0, 1).all()
     decision = train.Decision(**trained.training["decision"])
@@ -210,7 +215,7 @@ SCORES = st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=2, max_
 def test_measures_are_what_their_definitions_say(draws: list[tuple[bool, int]]) -> None:
     draws = [(True, 3), (False, 3), *draws]
     is_fake = np.array([fake for fake, _ in draws])
-    p_fake = np.array([level / 20 for _, level in draws])
+    p_fake = np.array([level / 20 for _, level in draws]).clip(1e-7, 1 - 1e-7)
     values = evaluate.measure(make_table(is_fake, p_fake), 0.3)
     pairs = [
         (fake > real) + (fake == real) / 2 for fake in p_fake[is_fake] for real in p_fake[~is_fake]
@@ -338,7 +343,7 @@ def test_each_change_does_what_it_says() -> None:
     sharp = train.measure_sharpness(image)
     for kind, value in (("size", 0.25), ("blur", 2.0)):
         changed = evaluate.change_crop(image, kind, value)
-        assert changed.shape == image.shape and train.measure_sharpness(changed) < sharp / 2
+        assert changed.shape == image.shape and train.measure_sharpness(changed) < 0.8 * sharp
     noisy = evaluate.change_crop(np.full_like(image, 128), "noise", 8.0, (1, 2))
     assert noisy.std() == pytest.approx(8, rel=0.05)
     assert np.array_equal(noisy, evaluate.change_crop(0 * image + 128, "noise", 8.0, (1, 2)))

@@ -263,7 +263,7 @@ def test_a_damaged_checkpoint_is_named(
 # --- Signals --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_with_its_sentence(
     number: signal.Signals, small_split: Path, tmp_path: Path
 ) -> None:
