@@ -81,16 +81,16 @@ LEARNING_RATE = None  # of Adam, at its highest; None: by the start, see LEARNIN
 WARM_UP_STEPS = 100  # of a rising rate, as an untrained top's gradients spoil the layers below it
 DECAY = "cosine"  # after that: "cosine" falls to 0 at the last epoch, "constant" stays
 SEED = 1  # of the random weights, the order of the crops and the augmentation
-# augmentation: each crop of each epoch is changed at random within these, either way
-SHIFT = 0.05  # of the width and of the height, in whole pixels
-BRIGHTNESS = 0.1  # of the range from black to white
-CONTRAST = 0.1  # of the distance from the image's mean
+# augmentation
+SHIFT = 0.05  # largest, of the width and height, in whole pixels; drawn anew for each crop
+BRIGHTNESS = 0.1  # largest change, of the range from black to white
+CONTRAST = 0.1  # largest change, of the distance from the image's mean
 FLIP = 0.5  # share of the crops that are mirrored
-# crops: how they were cut, where the folder has no crop-rule.json to say so
-MARGIN = 0.3  # of the face's box, added on each side
-SQUARE = False  # the crop is a square about the box's centre
-FRAMES = "reduced"  # the frames they were cut from: "reduced" by the width rule of 01, or "full"
-# limits: what the model is not asked about
+# crops
+MARGIN = 0.3  # of the face's box, on each side; where no crop-rule.json says how they were cut
+SQUARE = False  # the crop is a square about the box's centre; likewise
+FRAMES = "reduced"  # that they were cut from, by the width rule of 01, or "full"; likewise
+# limits
 SMALLEST_FACE = 0  # pixels of a crop's shorter side; a smaller one is undecided
 SOFTEST_SHARE = 0.01  # of the validation crops; one softer than these is undecided
 # machine
@@ -188,6 +188,8 @@ def main(
         kind = "pretrained" if "ImageNet" in started_from else "file" if start_weights else "random"
         settings["learning_rate"] = LEARNING_RATES[kind]
 
+    if model_dir.is_file():
+        raise ValueError(f"{model_dir}: it is a file; name a folder with --model-dir.")
     claim_folder(model_dir, "--model-dir")
     with filelock.FileLock(model_dir / ".lock", timeout=0):
         images = open_cache(len(crops), model_dir)
@@ -223,7 +225,7 @@ def main(
         delete_checkpoints(list_checkpoints(unfinished))
         with suppress(OSError):  # somebody has put something into it
             unfinished.rmdir()
-    print_summary(training, decision, model_dir)
+    print_training(training, decision, model_dir)
     return training | {"decision": decision._asdict()}
 
 
@@ -231,9 +233,9 @@ def main(
 
 
 def find_crops(split_dir: Path, splits: tuple[str, ...]) -> pd.DataFrame:
-    """List the crops of some splits: one row each, with crop (its path below split_dir), label,
-    split, video_id, dataset and method.
+    """List the crops of some splits, a row each.
 
+    A row has crop (its path below split_dir), label, split, video_id, dataset and method.
     The folders say label and split, crops.csv the rest. Without it the video is the file name less
     its frame and face (`<video_id>-000042-00.png`), or the whole of any other name.
 
@@ -304,6 +306,61 @@ def read_crop_rule(split_dir: Path) -> dict:
     )
 
 
+class Decision(NamedTuple):
+    """What turns a model's output into a verdict; it is saved with the model."""
+
+    temperature: float = 1.0  # above 0; divides the logit, above 1 where the model is too sure
+    shift: float = 0.0  # added to the logit of p_fake after that
+    threshold: float = 0.5  # of p_fake: a video whose mean is at or above it is called fake
+    margin: float = 0.3  # how the crops were cut: of the face's box, added on each side
+    square: bool = False  # whether they are squares
+    frames: str = "reduced"  # of which frames: reduced by the width rule, or "full"
+    smallest_face: int = 0  # pixels of a crop's shorter side; a smaller one is undecided
+    least_sharpness: float = 0.0  # as measure_sharpness has it; a softer crop is undecided
+
+
+def find_start_weights(start: str | None) -> tuple[Path | None, str]:
+    """Find the weights to start from: their file, or None for random ones, and what to call them.
+
+    ImageNet's are those of the efficientnet package, downloaded once to ~/.keras/models.
+
+    Raises:
+        OSError: the ImageNet weights cannot be downloaded, or there is no such file.
+    """
+    if start is None or start.lower() == "none":
+        return None, "random weights"
+    if start == "lite0":
+        return LITE0_WEIGHTS, "ImageNet weights of EfficientNet-Lite0"
+    if start == "auto":
+        try:
+            return find_start_weights("imagenet")
+        except OSError as error:
+            print(f"NOTE: training starts from the embedded weights: {error}", file=sys.stderr)
+            return find_start_weights("lite0")
+    if start != "imagenet":
+        if not Path(start).is_file():
+            raise FileNotFoundError(
+                f"{start}: there is no such weights file; --start takes a file, imagenet, lite0, "
+                "auto or none."
+            )
+        return Path(start), start
+
+    url = efficientnet.weights.IMAGENET_WEIGHTS_PATH + IMAGENET_FILE
+    _, file_hash = efficientnet.weights.IMAGENET_WEIGHTS_HASHES["efficientnet-b0"]
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        file = keras.utils.get_file(IMAGENET_FILE, url, cache_subdir="models", file_hash=file_hash)
+    except Exception as error:  # Keras raises no narrower one: offline, half a file, a wrong hash
+        raise OSError(
+            f"the ImageNet weights cannot be downloaded from {url} ({type(error).__name__}): go "
+            "online, or fetch that file elsewhere and name it with --start, or start from "
+            "the embedded ones with --start lite0."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(None)
+    return Path(file), "ImageNet weights"
+
+
 def open_cache(count: int, folder: Path) -> np.ndarray:
     """Give room for decoded crops, uint8 (count, 128, 128, 3): a file without a name.
 
@@ -359,15 +416,6 @@ def decode_crops(
     return whole, dict(crops.loc[crops["fault"] != "", ["crop", "fault"]].to_numpy().tolist())
 
 
-def read_crop(path: Path) -> np.ndarray:
-    """Read a crop as the model takes it: RGB uint8 (128, 128, 3).
-
-    Raises:
-        ValueError, OSError: it cannot be read or does not decode.
-    """
-    return prepare_crop(read_image(path))
-
-
 def read_image(path: Path) -> np.ndarray:
     """Read an image: BGR uint8 (height, width, 3).
 
@@ -394,197 +442,21 @@ def prepare_crop(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
 
 
+def read_crop(path: Path) -> np.ndarray:
+    """Read a crop as the model takes it: RGB uint8 (128, 128, 3).
+
+    Raises:
+        ValueError, OSError: it cannot be read or does not decode.
+    """
+    return prepare_crop(read_image(path))
+
+
 def measure_sharpness(crop: np.ndarray) -> float:
     """Measure how sharp a crop is, RGB uint8 (128, 128, 3): the variance of its Laplacian in grey.
 
     Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000.
     """
     return float(cv2.Laplacian(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
-
-
-def serve_crops(
-    images: np.ndarray,
-    crops: pd.DataFrame,
-    batch_size: int,
-    settings: dict,
-    seed_and_epoch: tuple[int, int] | None = None,
-) -> tf.data.Dataset:
-    """Serve batches: RGB float32 (n, 128, 128, 3) in 0..255, and labels (n, 1), fake 0, real 1.
-
-    With seed and epoch they come shuffled and augmented, the same for the same two, so that a
-    training that was stopped goes on with what would have come; without, as they are and in the
-    table's order.
-
-    Args:
-        images: the decoded crops
-        crops: their index being rows of images
-        settings: shift, flip, brightness and contrast
-    """
-    # Batches of one size, or nearly: a last one of one or two crops would spoil the running
-    # statistics of the batch normalisation just before the validation.
-    batch_size = math.ceil(len(crops) / math.ceil(len(crops) / batch_size))
-    rows = crops.index.to_numpy()
-    labels = crops["label"].map(CLASSES.index).to_numpy(np.float32)[:, None]
-    if seed_and_epoch is not None:
-        order = np.random.default_rng(seed_and_epoch).permutation(len(rows))
-        rows, labels = rows[order], labels[order]
-
-    def gather(step: tf.Tensor, rows: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        batch = tf.numpy_function(lambda rows: np.asarray(images[rows]), [rows], tf.uint8)
-        batch = tf.cast(tf.ensure_shape(batch, (None, *images.shape[1:])), tf.float32)
-        if seed_and_epoch is not None:
-            seed = tf.random.fold_in(tf.constant(seed_and_epoch, tf.int32), step)
-            batch = augment(batch, seed, settings)
-        return batch, labels
-
-    batches = tf.data.Dataset.from_tensor_slices((rows, labels)).batch(batch_size)
-    batches = batches.enumerate().map(lambda step, batch: gather(step, *batch), os.cpu_count())
-    # tf.data's own tuning looks again after 10 ms, 20 ms, up to a minute, and TensorFlow 2.21 lets
-    # the end of an epoch wait for its next look.
-    untuned = tf.data.Options()
-    untuned.autotune.enabled = False
-    return batches.prefetch(8).with_options(untuned)
-
-
-def augment(images: tf.Tensor, seed: tf.Tensor, settings: dict) -> tf.Tensor:
-    """Shift, mirror and relight each image at random. What comes in from outside repeats the edge.
-
-    Args:
-        images: float32 (n, size, size, 3) in 0..255, and so is the result
-        seed: two integers; the same make the same
-        settings: shift, flip, brightness and contrast
-    """
-    draws = tf.random.stateless_uniform((5, tf.shape(images)[0], 1), seed, -1, 1)
-    size, farthest = images.shape[1], settings["shift"] * images.shape[1]
-    shifts = tf.cast(tf.round(draws[:2] * farthest), tf.int32)
-    rows, columns = tf.unstack(tf.clip_by_value(tf.range(size) + shifts, 0, size - 1))
-    columns = tf.where(draws[2] < 2 * settings["flip"] - 1, size - 1 - columns, columns)
-    images = tf.gather(images, rows, axis=1, batch_dims=1)
-    images = tf.gather(images, columns, axis=2, batch_dims=1)
-    contrast = (1 + draws[3] * settings["contrast"])[..., None, None]
-    brightness = (draws[4] * settings["brightness"] * 255)[..., None, None]
-    means = tf.reduce_mean(images, (1, 2, 3), keepdims=True)
-    return tf.clip_by_value((images - means) * contrast + means + brightness, 0, 255)
-
-
-# --- The model ------------------------------------------------------------------------------------
-
-
-def find_start_weights(start: str | None) -> tuple[Path | None, str]:
-    """Find the weights to start from: their file, or None for random ones, and what to call them.
-
-    ImageNet's are those of the efficientnet package, downloaded once to ~/.keras/models.
-
-    Raises:
-        OSError: the ImageNet weights cannot be downloaded, or there is no such file.
-    """
-    if start is None or start.lower() == "none":
-        return None, "random weights"
-    if start == "lite0":
-        return LITE0_WEIGHTS, "ImageNet weights of EfficientNet-Lite0"
-    if start == "auto":
-        try:
-            return find_start_weights("imagenet")
-        except OSError as error:
-            print(f"NOTE: training starts from the embedded weights: {error}", file=sys.stderr)
-            return find_start_weights("lite0")
-    if start != "imagenet":
-        if not Path(start).is_file():
-            raise FileNotFoundError(
-                f"{start}: there is no such weights file; --start takes a file, imagenet, lite0, "
-                "auto or none."
-            )
-        return Path(start), start
-
-    url = efficientnet.weights.IMAGENET_WEIGHTS_PATH + IMAGENET_FILE
-    _, file_hash = efficientnet.weights.IMAGENET_WEIGHTS_HASHES["efficientnet-b0"]
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        file = keras.utils.get_file(IMAGENET_FILE, url, cache_subdir="models", file_hash=file_hash)
-    except Exception as error:  # Keras raises no narrower one: offline, half a file, a wrong hash
-        raise OSError(
-            f"the ImageNet weights cannot be downloaded from {url} ({type(error).__name__}): go "
-            "online, or fetch that file elsewhere and name it with --start, or start from "
-            "the embedded ones with --start lite0."
-        ) from error
-    finally:
-        socket.setdefaulttimeout(None)
-    return Path(file), "ImageNet weights"
-
-
-def build_model(start_weights: Path | None) -> keras.Model:
-    """Build the model: RGB images (n, 128, 128, 3) in 0..255 to p_real (n, 1).
-
-    Args:
-        start_weights: EfficientNet-B0's weights without its top, or a model of this script
-            (`.keras`) to train on; None for random ones
-
-    Raises:
-        ValueError: the weights are not of this model.
-    """
-    base = efn.EfficientNetB0(
-        weights=None, include_top=False, pooling="max", input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3)
-    )
-    # Batch normalisation trains with the statistics of each batch and validates with running ones.
-    # At Keras' momentum of 0.99 those hold on to their first values for hundreds of steps: after
-    # 100 steps, 37 % of them still is what they began with, and a short training ends with
-    # validation at chance while training does well. At 0.9 it is 0.003 %, and the last 10 batches
-    # make most of them, still a few hundred crops.
-    for layer in base.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = BATCH_NORM_MOMENTUM
-
-    images = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3), name="rgb_0_to_255")
-    features = keras.layers.Normalization(
-        mean=IMAGENET_MEAN, variance=IMAGENET_STD**2, name="imagenet_mean_and_std"
-    )(images)
-    features = base(features)
-    features = keras.layers.Dense(512, activation="relu")(features)
-    features = keras.layers.Dropout(0.5)(features)
-    features = keras.layers.Dense(128, activation="relu")(features)
-    # 32 bits even where the rest has 16: the loss takes the logarithm of this.
-    p_real = keras.layers.Dense(1, activation="sigmoid", name="p_real", dtype="float32")(features)
-    model = keras.Model(images, p_real, name="deepfake_detector")
-
-    if start_weights:
-        owner = model if start_weights.suffix == ".keras" else base
-        try:
-            if start_weights.suffix == ".npz":
-                fill_from_lite0(base, start_weights)
-            else:
-                owner.load_weights(start_weights)
-        except Exception as error:  # of many kinds, by what the file is instead
-            raise ValueError(
-                f"{start_weights}: these are not the weights of an EfficientNet-B0 without its "
-                "top, nor a model of this script; name another file with --start."
-            ) from error
-    return model
-
-
-def fill_from_lite0(base: keras.Model, path: Path) -> None:
-    """Fill EfficientNet-B0's convolutions and batch normalisations with those of Lite0.
-
-    Lite0 has the shapes of B0 but no squeeze-and-excitation, so that its gates are opened instead:
-    near sigmoid(3) = 0.95 for every input, they change little and can still learn.
-
-    Raises:
-        ValueError: the file holds other arrays than these.
-    """
-    filled = set()
-    with np.load(path) as arrays:
-        for layer in base.layers:
-            for variable in layer.weights:
-                name = f"{layer.name}/{variable.name}"
-                if name in arrays:
-                    variable.assign(arrays[name].astype(np.float32))
-                    filled.add(name)
-                elif name.endswith("se_expand/kernel"):
-                    variable.assign(0.1 * variable)
-                elif name.endswith("se_expand/bias"):
-                    variable.assign(variable + 3.0)
-        layers = {layer.name for layer in base.layers if layer.weights and "_se_" not in layer.name}
-        if filled != set(arrays) or {name.split("/")[0] for name in filled} != layers:
-            raise ValueError("the arrays have other names than the layers")
 
 
 # --- Training -------------------------------------------------------------------------------------
@@ -685,6 +557,81 @@ def choose_strategy(devices: tuple[str, ...] | None) -> tf.distribute.Strategy:
     return tf.distribute.OneDeviceStrategy(devices[0]) if devices else tf.distribute.get_strategy()
 
 
+def build_model(start_weights: Path | None) -> keras.Model:
+    """Build the model: RGB images (n, 128, 128, 3) in 0..255 to p_real (n, 1).
+
+    Args:
+        start_weights: EfficientNet-B0's weights without its top, or a model of this script
+            (`.keras`) to train on; None for random ones
+
+    Raises:
+        ValueError: the weights are not of this model.
+    """
+    base = efn.EfficientNetB0(
+        weights=None, include_top=False, pooling="max", input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3)
+    )
+    # Batch normalisation trains with the statistics of each batch and validates with running ones.
+    # At Keras' momentum of 0.99 those hold on to their first values for hundreds of steps: after
+    # 100 steps, 37 % of them still is what they began with, and a short training ends with
+    # validation at chance while training does well. At 0.9 it is 0.003 %, and the last 10 batches
+    # make most of them, still a few hundred crops.
+    for layer in base.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = BATCH_NORM_MOMENTUM
+
+    images = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3), name="rgb_0_to_255")
+    features = keras.layers.Normalization(
+        mean=IMAGENET_MEAN, variance=IMAGENET_STD**2, name="imagenet_mean_and_std"
+    )(images)
+    features = base(features)
+    features = keras.layers.Dense(512, activation="relu")(features)
+    features = keras.layers.Dropout(0.5)(features)
+    features = keras.layers.Dense(128, activation="relu")(features)
+    # 32 bits even where the rest has 16: the loss takes the logarithm of this.
+    p_real = keras.layers.Dense(1, activation="sigmoid", name="p_real", dtype="float32")(features)
+    model = keras.Model(images, p_real, name="deepfake_detector")
+
+    if start_weights:
+        owner = model if start_weights.suffix == ".keras" else base
+        try:
+            if start_weights.suffix == ".npz":
+                fill_from_lite0(base, start_weights)
+            else:
+                owner.load_weights(start_weights)
+        except Exception as error:  # of many kinds, by what the file is instead
+            raise ValueError(
+                f"{start_weights}: these are not the weights of an EfficientNet-B0 without its "
+                "top, nor a model of this script; name another file with --start."
+            ) from error
+    return model
+
+
+def fill_from_lite0(base: keras.Model, path: Path) -> None:
+    """Fill EfficientNet-B0's convolutions and batch normalisations with those of Lite0.
+
+    Lite0 has the shapes of B0 but no squeeze-and-excitation, so that its gates are opened instead:
+    near sigmoid(3) = 0.95 for every input, they change little and can still learn.
+
+    Raises:
+        ValueError: the file holds other arrays than these.
+    """
+    filled = set()
+    with np.load(path) as arrays:
+        for layer in base.layers:
+            for variable in layer.weights:
+                name = f"{layer.name}/{variable.name}"
+                if name in arrays:
+                    variable.assign(arrays[name].astype(np.float32))
+                    filled.add(name)
+                elif name.endswith("se_expand/kernel"):
+                    variable.assign(0.1 * variable)
+                elif name.endswith("se_expand/bias"):
+                    variable.assign(variable + 3.0)
+        layers = {layer.name for layer in base.layers if layer.weights and "_se_" not in layer.name}
+        if filled != set(arrays) or {name.split("/")[0] for name in filled} != layers:
+            raise ValueError("the arrays have other names than the layers")
+
+
 def compile_model(model: keras.Model, settings: dict, steps: int) -> None:
     """Compile the model for so many steps with Adam (Kingma and Ba, ICLR 2015).
 
@@ -716,6 +663,74 @@ def find_best(history: pd.DataFrame) -> int:
     return int(order["epoch"].iloc[0])
 
 
+# --- What the model is fed with -------------------------------------------------------------------
+
+
+def serve_crops(
+    images: np.ndarray,
+    crops: pd.DataFrame,
+    batch_size: int,
+    settings: dict,
+    seed_and_epoch: tuple[int, int] | None = None,
+) -> tf.data.Dataset:
+    """Serve batches: RGB float32 (n, 128, 128, 3) in 0..255, and labels (n, 1), fake 0, real 1.
+
+    With seed and epoch they come shuffled and augmented, the same for the same two, so that a
+    training that was stopped goes on with what would have come; without, as they are and in the
+    table's order.
+
+    Args:
+        images: the decoded crops
+        crops: their index being rows of images
+        settings: shift, flip, brightness and contrast
+    """
+    # Batches of one size, or nearly: a last one of one or two crops would spoil the running
+    # statistics of the batch normalisation just before the validation.
+    batch_size = math.ceil(len(crops) / math.ceil(len(crops) / batch_size))
+    rows = crops.index.to_numpy()
+    labels = crops["label"].map(CLASSES.index).to_numpy(np.float32)[:, None]
+    if seed_and_epoch is not None:
+        order = np.random.default_rng(seed_and_epoch).permutation(len(rows))
+        rows, labels = rows[order], labels[order]
+
+    def gather(step: tf.Tensor, rows: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        batch = tf.numpy_function(lambda rows: np.asarray(images[rows]), [rows], tf.uint8)
+        batch = tf.cast(tf.ensure_shape(batch, (None, *images.shape[1:])), tf.float32)
+        if seed_and_epoch is not None:
+            seed = tf.random.fold_in(tf.constant(seed_and_epoch, tf.int32), step)
+            batch = augment(batch, seed, settings)
+        return batch, labels
+
+    batches = tf.data.Dataset.from_tensor_slices((rows, labels)).batch(batch_size)
+    batches = batches.enumerate().map(lambda step, batch: gather(step, *batch), os.cpu_count())
+    # tf.data's own tuning looks again after 10 ms, 20 ms, up to a minute, and TensorFlow 2.21 lets
+    # the end of an epoch wait for its next look.
+    untuned = tf.data.Options()
+    untuned.autotune.enabled = False
+    return batches.prefetch(8).with_options(untuned)
+
+
+def augment(images: tf.Tensor, seed: tf.Tensor, settings: dict) -> tf.Tensor:
+    """Shift, mirror and relight each image at random. What comes in from outside repeats the edge.
+
+    Args:
+        images: float32 (n, size, size, 3) in 0..255, and so is the result
+        seed: two integers; the same make the same
+        settings: shift, flip, brightness and contrast
+    """
+    draws = tf.random.stateless_uniform((5, tf.shape(images)[0], 1), seed, -1, 1)
+    size, farthest = images.shape[1], settings["shift"] * images.shape[1]
+    shifts = tf.cast(tf.round(draws[:2] * farthest), tf.int32)
+    rows, columns = tf.unstack(tf.clip_by_value(tf.range(size) + shifts, 0, size - 1))
+    columns = tf.where(draws[2] < 2 * settings["flip"] - 1, size - 1 - columns, columns)
+    images = tf.gather(images, rows, axis=1, batch_dims=1)
+    images = tf.gather(images, columns, axis=2, batch_dims=1)
+    contrast = (1 + draws[3] * settings["contrast"])[..., None, None]
+    brightness = (draws[4] * settings["brightness"] * 255)[..., None, None]
+    means = tf.reduce_mean(images, (1, 2, 3), keepdims=True)
+    return tf.clip_by_value((images - means) * contrast + means + brightness, 0, 255)
+
+
 def predict_crops(
     model: keras.Model, images: np.ndarray, crops: pd.DataFrame, batch_size: int
 ) -> pd.DataFrame:
@@ -724,25 +739,23 @@ def predict_crops(
     return crops.assign(p_real=p_real.astype(np.float64))
 
 
+# --- From the model's output to a verdict ---------------------------------------------------------
+
+
+def calibrate(p_real: np.ndarray, decision: Decision) -> np.ndarray:
+    """Turn the model's output round and calibrate it: p_fake, float64 of the same shape, 0..1.
+
+    The logit of p_fake is divided by a temperature and shifted (Platt, "Probabilistic Outputs for
+    Support Vector Machines", 1999), which changes how sure a score is, never the order of two.
+    """
+    p_real = np.clip(np.asarray(p_real, np.float64), SMALLEST_P, 1 - SMALLEST_P)
+    logit = -scipy.special.logit(p_real) / decision.temperature + decision.shift
+    return np.clip(scipy.special.expit(logit), SMALLEST_P, 1 - SMALLEST_P)
+
+
 def average_by_video(predictions: pd.DataFrame) -> pd.DataFrame:
     """Give each video the mean p_fake of its crops: label, video_id, p_fake."""
     return predictions.groupby(["label", "video_id"], as_index=False)["p_fake"].mean()
-
-
-# --- The decision: from the model's output to a verdict -------------------------------------------
-
-
-class Decision(NamedTuple):
-    """What turns a model's output into a verdict; it is saved with the model."""
-
-    temperature: float = 1.0  # above 0; divides the logit, above 1 where the model is too sure
-    shift: float = 0.0  # added to the logit of p_fake after that
-    threshold: float = 0.5  # of p_fake: a video whose mean is at or above it is called fake
-    margin: float = 0.3  # how the crops were cut: of the face's box, added on each side
-    square: bool = False  # whether they are squares
-    frames: str = "reduced"  # of which frames: reduced by the width rule, or "full"
-    smallest_face: int = 0  # pixels of a crop's shorter side; a smaller one is undecided
-    least_sharpness: float = 0.0  # as measure_sharpness has it; a softer crop is undecided
 
 
 def make_decision(
@@ -777,17 +790,6 @@ def fit_calibration(val: pd.DataFrame) -> Decision:
     return Decision(temperature=float(1 / slope), shift=float(shift))
 
 
-def calibrate(p_real: np.ndarray, decision: Decision) -> np.ndarray:
-    """Turn the model's output round and calibrate it: p_fake, float64 of the same shape, 0..1.
-
-    The logit of p_fake is divided by a temperature and shifted (Platt, "Probabilistic Outputs for
-    Support Vector Machines", 1999), which changes how sure a score is, never the order of two.
-    """
-    p_real = np.clip(np.asarray(p_real, np.float64), SMALLEST_P, 1 - SMALLEST_P)
-    logit = -scipy.special.logit(p_real) / decision.temperature + decision.shift
-    return np.clip(scipy.special.expit(logit), SMALLEST_P, 1 - SMALLEST_P)
-
-
 def choose_threshold(val: pd.DataFrame) -> float:
     """Find the p_fake where, by validation video, as many reals are called fake as fakes real.
 
@@ -807,23 +809,17 @@ def find_equal_errors(is_fake: np.ndarray, p_fake: np.ndarray) -> tuple[float, f
     return float(false_alarms[nearest] + 1 - found[nearest]) / 2, float(cuts[nearest])
 
 
-def check_decision(saved: dict) -> Decision:
-    """Make a decision of what a file holds; what the file lacks is as in models without it.
-
-    Raises:
-        ValueError, TypeError, OverflowError: a value is of another kind or out of its range.
-    """
-    kinds = {name: type(value) for name, value in Decision._field_defaults.items()}
-    decision = Decision(**{name: kinds[name](saved[name]) for name in kinds if name in saved})
-    numbers = [float(value) for value in decision if not isinstance(value, str)]
-    least = min(decision.margin, decision.smallest_face, decision.least_sharpness)
-    right = all(map(math.isfinite, numbers)) and decision.temperature > 0 and least >= 0
-    if not right or not 0 <= decision.threshold <= 1 or decision.frames not in FRAME_KINDS:
-        raise ValueError(f"{decision} is out of its range")
-    return decision
+# --- What is written and printed ------------------------------------------------------------------
 
 
-# --- The model's file -----------------------------------------------------------------------------
+def count_crops(crops: pd.DataFrame) -> dict[str, int]:
+    """Count the crops and videos of each class."""
+    counts = {}
+    for label in CLASSES:
+        of_class = crops[crops["label"] == label]
+        counts[f"{label} crops"] = len(of_class)
+        counts[f"{label} videos"] = of_class["video_id"].nunique()
+    return counts
 
 
 def write_model(
@@ -859,6 +855,42 @@ def write_model(
     write_whole(path, write)
 
 
+def draw_training_curves(history: pd.DataFrame) -> Figure:
+    """Draw loss, accuracy and AUC of training and validation by epoch."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = (["loss", "val_loss"], ["accuracy", "val_accuracy"], ["val_auc"])
+    for axes, columns in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.plot(history["epoch"], history[columns], "o-", ms=3, label=columns)
+        axes.axvline(find_best(history), color="0.6", linestyle=":", label="epoch kept")
+        axes.set(xlabel="epoch", title=columns[0])
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False)
+    return figure
+
+
+def print_training(training: dict, decision: Decision, model_dir: Path) -> None:
+    """Print the few numbers that a reader would check."""
+    rows = {"started from": training["started_from"]}
+    for split, count in training["counts"].items():
+        crops, videos = (sum(count[f"{label} {unit}"] for label in CLASSES) for unit in UNITS)
+        rows[split] = f"{crops:,} crops of {videos:,} videos"
+    if left_out := list(training["left_out"]):
+        named = ", ".join(left_out[:NAMED]) + (", ..." if len(left_out) > NAMED else "")
+        rows["left out"] = f"{len(left_out):,} crops that cannot be read: {named}"
+    rows["epochs"] = f"{training['epochs_run']}, the best of which is {training['best_epoch']}"
+    rows["validation"] = (
+        f"AUC by video {training['val_auc']:.3f}; flattering, as it chose the epoch"
+    )
+    rows["threshold"] = f"p_fake {decision.threshold:.3f} and above is fake"
+    rows["look next at"] = f"{model_dir / 'training_curves.png'}; then run 05-evaluate-model.py"
+    print(model_dir)
+    for label, fact in rows.items():
+        print(f"  {label:15} {fact}")
+
+
+# --- For the scripts that use the model -----------------------------------------------------------
+
+
 def load_model(path: Path) -> keras.Model:
     """Load a model of this script; whatever the file holds, none of it is run as code.
 
@@ -884,22 +916,6 @@ def load_model(path: Path) -> keras.Model:
             f"{path}: it is not a model of 04-train-cnn.py ({reason}); name a best_model.keras."
         ) from error
     return model
-
-
-def read_saved(path: Path, name: str) -> dict:
-    """Read a JSON file out of a model's file, once that is known to unpack to a sensible size.
-
-    Raises:
-        ValueError, OSError, KeyError, and others by what the file is instead.
-    """
-    with zipfile.ZipFile(path) as archive:
-        sizes = [info.file_size for info in archive.infolist()]
-        if sum(sizes) <= LARGEST_MODEL:
-            with archive.open("model.weights.h5") as file, h5py.File(file) as weights:
-                weights.visititems(lambda _, found: sizes.append(getattr(found, "nbytes", 0)))
-        if sum(sizes) > LARGEST_MODEL:
-            raise ValueError(f"it unpacks to more than {LARGEST_MODEL / 2**20:.0f} MiB")
-        return json.loads(archive.read(name))
 
 
 def list_layers(config: dict) -> list[tuple]:
@@ -933,50 +949,20 @@ def read_decision(path: Path) -> Decision:
     return decision
 
 
-# --- What is written and printed ------------------------------------------------------------------
+def read_saved(path: Path, name: str) -> dict:
+    """Read a JSON file out of a model's file, once that is known to unpack to a sensible size.
 
-
-def draw_training_curves(history: pd.DataFrame) -> Figure:
-    """Draw loss, accuracy and AUC of training and validation by epoch."""
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    panels = (["loss", "val_loss"], ["accuracy", "val_accuracy"], ["val_auc"])
-    for axes, columns in zip(figure.subplots(1, 3), panels, strict=True):
-        axes.plot(history["epoch"], history[columns], "o-", ms=3, label=columns)
-        axes.axvline(find_best(history), color="0.6", linestyle=":", label="epoch kept")
-        axes.set(xlabel="epoch", title=columns[0])
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False)
-    return figure
-
-
-def count_crops(crops: pd.DataFrame) -> dict[str, int]:
-    """Count the crops and videos of each class."""
-    counts = {}
-    for label in CLASSES:
-        of_class = crops[crops["label"] == label]
-        counts[f"{label} crops"] = len(of_class)
-        counts[f"{label} videos"] = of_class["video_id"].nunique()
-    return counts
-
-
-def print_summary(training: dict, decision: Decision, model_dir: Path) -> None:
-    """Print the few numbers that a reader would check."""
-    rows = {"started from": training["started_from"]}
-    for split, count in training["counts"].items():
-        crops, videos = (sum(count[f"{label} {unit}"] for label in CLASSES) for unit in UNITS)
-        rows[split] = f"{crops:,} crops of {videos:,} videos"
-    if left_out := list(training["left_out"]):
-        named = ", ".join(left_out[:NAMED]) + (", ..." if len(left_out) > NAMED else "")
-        rows["left out"] = f"{len(left_out):,} crops that cannot be read: {named}"
-    rows["epochs"] = f"{training['epochs_run']}, the best of which is {training['best_epoch']}"
-    rows["validation"] = (
-        f"AUC by video {training['val_auc']:.3f}; flattering, as it chose the epoch"
-    )
-    rows["threshold"] = f"p_fake {decision.threshold:.3f} and above is fake"
-    rows["look next at"] = f"{model_dir / 'training_curves.png'}; then run 05-evaluate-model.py"
-    print(model_dir)
-    for label, fact in rows.items():
-        print(f"  {label:15} {fact}")
+    Raises:
+        ValueError, OSError, KeyError, and others by what the file is instead.
+    """
+    with zipfile.ZipFile(path) as archive:
+        sizes = [info.file_size for info in archive.infolist()]
+        if sum(sizes) <= LARGEST_MODEL:
+            with archive.open("model.weights.h5") as file, h5py.File(file) as weights:
+                weights.visititems(lambda _, found: sizes.append(getattr(found, "nbytes", 0)))
+        if sum(sizes) > LARGEST_MODEL:
+            raise ValueError(f"it unpacks to more than {LARGEST_MODEL / 2**20:.0f} MiB")
+        return json.loads(archive.read(name))
 
 
 # --- Machinery ------------------------------------------------------------------------------------
@@ -1005,29 +991,38 @@ def refuse_pipe(path: Path) -> None:
         raise ValueError("it is no file")
 
 
+def check_decision(saved: dict) -> Decision:
+    """Make a decision of what a file holds; what the file lacks is as in models without it.
+
+    Raises:
+        ValueError, TypeError, OverflowError: a value is of another kind or out of its range.
+    """
+    kinds = {name: type(value) for name, value in Decision._field_defaults.items()}
+    decision = Decision(**{name: kinds[name](saved[name]) for name in kinds if name in saved})
+    numbers = [float(value) for value in decision if not isinstance(value, str)]
+    least = min(decision.margin, decision.smallest_face, decision.least_sharpness)
+    right = all(map(math.isfinite, numbers)) and decision.temperature > 0 and least >= 0
+    if not right or not 0 <= decision.threshold <= 1 or decision.frames not in FRAME_KINDS:
+        raise ValueError(f"{decision} is out of its range")
+    return decision
+
+
 def claim_folder(folder: Path, option: str) -> None:
-    """Make an output folder and mark it as this project's; refuse one that holds anything else."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: it is a file; name a folder with {option}.")
+    """Make an output folder and mark it as this script's; refuse one that holds anything else.
+
+    Raises:
+        ValueError: the folder holds what this script did not make.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    foreign = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
-    mark = folder / ".made-by"
-    if foreign and not mark.is_file():
+    mark, script = folder / ".made-by", Path(__file__).name
+    if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace").strip() == script:
+        return
+    if foreign := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
         raise ValueError(
-            f"{folder}: it holds {foreign[0]}, which this script did not make; name another "
-            f"folder with {option}, or move it away."
+            f"{folder}: it holds {foreign[0]}, which this script did not make; name another folder "
+            f"with {option}, or move it away."
         )
-    if not foreign:
-        write_whole(mark, lambda partial: partial.write_text(f"{Path(__file__).name}\n"))
-
-
-def seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
-    """Give every dropout its random state for an epoch; the file of a model does not hold it."""
-    inner = [layer for part in model.layers for layer in getattr(part, "layers", [])]
-    dropouts = [layer for layer in [*model.layers, *inner] if hasattr(layer, "seed_generator")]
-    for number, layer in enumerate(dropouts):
-        state = np.random.default_rng((seed, epoch, number)).integers(2**31, size=2)
-        layer.seed_generator.state.assign(state)
+    write_whole(mark, lambda partial: partial.write_text(f"{script}\n"))
 
 
 def fingerprint_crops(crops: pd.DataFrame, split_dir: Path) -> str:
@@ -1037,11 +1032,6 @@ def fingerprint_crops(crops: pd.DataFrame, split_dir: Path) -> str:
         size=[stat.st_size for stat in stats], modified=[stat.st_mtime_ns for stat in stats]
     )
     return hashlib.sha256(content.to_csv().encode()).hexdigest()
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints of a training, the last epoch's at the end."""
-    return sorted(path.parent for path in folder.glob("[0-9]*/identity.json"))
 
 
 def read_checkpoint(folder: Path, identity: dict) -> tuple[Path | None, pd.DataFrame]:
@@ -1079,6 +1069,30 @@ def read_checkpoint(folder: Path, identity: dict) -> tuple[Path | None, pd.DataF
     return last, history
 
 
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints of a training, the last epoch's at the end."""
+    return sorted(path.parent for path in folder.glob("[0-9]*/identity.json"))
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def as_json(content: object) -> object:
+    """Give what is read back from JSON: a tuple is a list there, a path a text."""
+    return json.loads(json.dumps(content, default=str))
+
+
+def seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
+    """Give every dropout its random state for an epoch; the file of a model does not hold it."""
+    inner = [layer for part in model.layers for layer in getattr(part, "layers", [])]
+    dropouts = [layer for layer in [*model.layers, *inner] if hasattr(layer, "seed_generator")]
+    for number, layer in enumerate(dropouts):
+        state = np.random.default_rng((seed, epoch, number)).integers(2**31, size=2)
+        layer.seed_generator.state.assign(state)
+
+
 def write_checkpoint(
     model: keras.Model, history: pd.DataFrame, identity: dict, folder: Path
 ) -> None:
@@ -1109,16 +1123,6 @@ def delete_checkpoints(checkpoints: list[Path]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         checkpoint.rename(partial)
         shutil.rmtree(partial)
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def as_json(content: object) -> object:
-    """Give what is read back from JSON: a tuple is a list there, a path a text."""
-    return json.loads(json.dumps(content, default=str))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -57,8 +57,8 @@ RESAMPLES = 1000  # of the videos, for the 95 % intervals
 FEWEST_VIDEOS = 10  # of either class; from fewer an interval would promise too much: none is given
 MISTAKES = 32  # crops on the sheet of the worst ones, one a video
 SEED = 1  # of the resampling and of the noise
-# robustness: what is done to the crops, at 128 x 128, with --sweep
-SWEEP = False  # measure it: as many more predictions as there are numbers here
+# robustness
+SWEEP = False  # measure crops that are changed at 128 x 128 too, in each of the ways below
 JPEG_QUALITIES = (90, 70, 50, 30)  # of 100
 SIZES = (0.75, 0.5, 0.35, 0.25)  # of the width and height, and back
 BLURS = (1.0, 2.0, 3.0)  # pixels, sigma
@@ -203,7 +203,7 @@ def main(
             },
         }
         write_report(metrics, predictions, decision, mistakes, report_dir, own_files)
-    print_summary(metrics, report_dir)
+    print_measures(metrics, report_dir)
     return metrics
 
 
@@ -293,35 +293,10 @@ def measure(table: pd.DataFrame, threshold: float) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def measure_with_intervals(
-    videos: pd.DataFrame, threshold: float, resamples: int, fewest_videos: int, seed: int
-) -> dict[str, float | list[float] | None]:
-    """Measure videos, with the 95 % intervals of what matters most, and count them.
-
-    The bootstrap (Efron, 1979) draws videos, not crops: the crops of a video are nearly the same
-    picture, and drawn one by one they would promise far too much.
-    """
-    p_fake = videos["p_fake"].to_numpy()
-    called_fake = (p_fake >= threshold) & ~videos["undecided"].to_numpy()
-    rows = [np.flatnonzero(videos["label"] == label) for label in train_cnn.CLASSES]
-
-    def measure_draws(fakes: np.ndarray, reals: np.ndarray, axis: int) -> np.ndarray:
-        """Take rows of videos, (draws, n) of each class: (3, draws), for all draws at once."""
-        count, others = fakes.shape[axis], reals.shape[axis]
-        scores = np.concatenate((p_fake[fakes], p_fake[reals]), axis)
-        ranks = scipy.stats.rankdata(scores, axis=axis)[..., :count].sum(axis)
-        auc = (ranks - count * (count + 1) / 2) / (count * others)  # Mann and Whitney, 1947
-        return np.stack((auc, called_fake[reals].mean(axis), called_fake[fakes].mean(axis)))
-
-    bounds = [None] * 3
-    if min(map(len, rows)) >= max(2, fewest_videos):
-        drawn = scipy.stats.bootstrap(
-            rows, measure_draws, n_resamples=resamples, method="percentile", rng=seed, batch=100
-        )
-        bounds = np.transpose(drawn.confidence_interval).tolist()
-    intervals = zip(("auc_95", "reals_called_fake_95", "fakes_found_95"), bounds, strict=True)
-    counts = dict(zip(("fake videos", "real videos"), map(len, rows), strict=True))
-    return {**counts, **measure(videos, threshold), **dict(intervals)}
+def measure_calibration(is_fake: np.ndarray, p_fake: np.ndarray) -> float:
+    """Measure the expected calibration error, 0..1 (Naeini et al., AAAI 2015)."""
+    bins = bin_scores(is_fake, p_fake)
+    return float(np.average(np.abs(bins["p_fake"] - bins["fakes"]), weights=bins["weight"]))
 
 
 def bin_scores(is_fake: np.ndarray, p_fake: np.ndarray) -> pd.DataFrame:
@@ -336,30 +311,6 @@ def bin_scores(is_fake: np.ndarray, p_fake: np.ndarray) -> pd.DataFrame:
     return table.assign(
         p_fake=table["p_fake"] / table["weight"], fakes=table["fakes"] / table["weight"]
     )
-
-
-def measure_calibration(is_fake: np.ndarray, p_fake: np.ndarray) -> float:
-    """Measure the expected calibration error, 0..1 (Naeini et al., AAAI 2015)."""
-    bins = bin_scores(is_fake, p_fake)
-    return float(np.average(np.abs(bins["p_fake"] - bins["fakes"]), weights=bins["weight"]))
-
-
-def split_groups(predictions: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
-    """Yield the predictions of each folder, of each data set in it, and of each method with the
-    reals of its data set; named by folder, dataset and method, "" being all.
-
-    Groups without a real or without a fake are left out: nothing can be measured in them.
-    """
-    for folder, part in predictions.groupby("folder", sort=False):
-        groups = [("", "", part)]
-        groups += [(dataset, "", of) for dataset, of in part.groupby("dataset") if dataset]
-        reals, fakes = (part[part["label"] == label] for label in ("real", "fake"))
-        for (dataset, method), of in fakes.groupby(["dataset", "method"]):
-            of_dataset = reals[reals["dataset"] == dataset]
-            groups += [(dataset, method, pd.concat([of, of_dataset]))] if method else []
-        for dataset, method, of in groups:
-            if of["label"].nunique() == len(train_cnn.CLASSES):
-                yield {"folder": folder, "dataset": dataset, "method": method}, of
 
 
 # --- Robustness -----------------------------------------------------------------------------------
@@ -415,6 +366,58 @@ def change_crop(
     if kind == "noise":
         added = np.random.default_rng(seed).normal(0, value, image.shape)
     return np.clip(np.rint(image + added), 0, 255).astype(np.uint8)
+
+
+# --- The table ------------------------------------------------------------------------------------
+
+
+def measure_with_intervals(
+    videos: pd.DataFrame, threshold: float, resamples: int, fewest_videos: int, seed: int
+) -> dict[str, float | list[float] | None]:
+    """Measure videos, with the 95 % intervals of what matters most, and count them.
+
+    The bootstrap (Efron, 1979) draws videos, not crops: the crops of a video are nearly the same
+    picture, and drawn one by one they would promise far too much.
+    """
+    p_fake = videos["p_fake"].to_numpy()
+    called_fake = (p_fake >= threshold) & ~videos["undecided"].to_numpy()
+    rows = [np.flatnonzero(videos["label"] == label) for label in train_cnn.CLASSES]
+
+    def measure_draws(fakes: np.ndarray, reals: np.ndarray, axis: int) -> np.ndarray:
+        """Take rows of videos, (draws, n) of each class: (3, draws), for all draws at once."""
+        count, others = fakes.shape[axis], reals.shape[axis]
+        scores = np.concatenate((p_fake[fakes], p_fake[reals]), axis)
+        ranks = scipy.stats.rankdata(scores, axis=axis)[..., :count].sum(axis)
+        auc = (ranks - count * (count + 1) / 2) / (count * others)  # Mann and Whitney, 1947
+        return np.stack((auc, called_fake[reals].mean(axis), called_fake[fakes].mean(axis)))
+
+    bounds = [None] * 3
+    if min(map(len, rows)) >= max(2, fewest_videos):
+        drawn = scipy.stats.bootstrap(
+            rows, measure_draws, n_resamples=resamples, method="percentile", rng=seed, batch=100
+        )
+        bounds = np.transpose(drawn.confidence_interval).tolist()
+    intervals = zip(("auc_95", "reals_called_fake_95", "fakes_found_95"), bounds, strict=True)
+    counts = dict(zip(("fake videos", "real videos"), map(len, rows), strict=True))
+    return {**counts, **measure(videos, threshold), **dict(intervals)}
+
+
+def split_groups(predictions: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
+    """Yield the predictions of each folder, of each data set in it, and of each method.
+
+    A method comes with the reals of its data set. Names are folder, dataset and method; "" is all.
+    Groups without a real or without a fake are left out: nothing can be measured in them.
+    """
+    for folder, part in predictions.groupby("folder", sort=False):
+        groups = [("", "", part)]
+        groups += [(dataset, "", of) for dataset, of in part.groupby("dataset") if dataset]
+        reals, fakes = (part[part["label"] == label] for label in ("real", "fake"))
+        for (dataset, method), of in fakes.groupby(["dataset", "method"]):
+            of_dataset = reals[reals["dataset"] == dataset]
+            groups += [(dataset, method, pd.concat([of, of_dataset]))] if method else []
+        for dataset, method, of in groups:
+            if of["label"].nunique() == len(train_cnn.CLASSES):
+                yield {"folder": folder, "dataset": dataset, "method": method}, of
 
 
 # --- The report -----------------------------------------------------------------------------------
@@ -581,7 +584,7 @@ def draw_robustness(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def print_summary(metrics: dict, report_dir: Path) -> None:
+def print_measures(metrics: dict, report_dir: Path) -> None:
     """Print the few numbers that a reader would check."""
     print(report_dir)
     print(f"  {'model':15} {metrics['model']}")
