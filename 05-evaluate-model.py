@@ -169,7 +169,7 @@ def main(
         for folder, crops in listed.items():
             images = train_cnn.open_cache(len(crops), report_dir)
             crops, left_out = train_cnn.decode_crops(crops, folder, images)
-            predictions = score_crops(loaded, images, crops, decision, batch_size)
+            predictions = score_folder(loaded, images, crops, decision, batch_size)
             scored.append(predictions.assign(folder=str(folder)))
             folders[str(folder)] = {
                 "part": parts[folder],
@@ -178,7 +178,7 @@ def main(
                 **measure_folder(predictions, decision),
             }
             if sweep:
-                score = partial(score_crops, loaded, decision=decision, batch_size=batch_size)
+                score = partial(score_folder, loaded, decision=decision, batch_size=batch_size)
                 rows = sweep_changes(images, crops, score, decision, changes, seed)
                 robustness += [{"folder": str(folder), **row} for row in rows]
 
@@ -191,7 +191,7 @@ def main(
             "training": read_training(model),
             "folders": folders,
             "groups": [
-                {**names, **measure_with_intervals(average_by_video(group), *intervals)}
+                {**names, **measure_with_intervals(judge_videos(group), *intervals)}
                 for names, group in split_groups(predictions)
             ],
             "robustness": robustness,
@@ -226,7 +226,7 @@ def compare_crop_rules(rule: dict, decision: train_cnn.Decision, folder: Path) -
         )
 
 
-def score_crops(
+def score_folder(
     model: train_cnn.keras.Model,
     images: np.ndarray,
     crops: pd.DataFrame,
@@ -246,7 +246,7 @@ def score_crops(
 
 def measure_folder(predictions: pd.DataFrame, decision: train_cnn.Decision) -> dict:
     """Measure a folder: by_crop, by_video, confusion and calibration_error."""
-    videos = average_by_video(predictions)
+    videos = judge_videos(predictions)
     before = train_cnn.calibrate(predictions["p_real"], train_cnn.Decision())
     is_fake = (predictions["label"] == "fake").to_numpy()
     called = np.where(videos["p_fake"] >= decision.threshold, "fake", "real")
@@ -263,7 +263,7 @@ def measure_folder(predictions: pd.DataFrame, decision: train_cnn.Decision) -> d
     }
 
 
-def average_by_video(predictions: pd.DataFrame) -> pd.DataFrame:
+def judge_videos(predictions: pd.DataFrame) -> pd.DataFrame:
     """Give each video the mean p_fake of its crops; it is undecided where most of its crops are."""
     videos = predictions.groupby(["label", "video_id"], as_index=False)
     videos = videos.agg({"p_fake": "mean", "undecided": "mean"})
@@ -342,7 +342,7 @@ def sweep_changes(
         with ThreadPoolExecutor() as pool:
             sharpness = list(pool.map(change, crops.index))
         side = crops["side"] * (value if kind == "size" else 1)
-        videos = average_by_video(score(changed, crops.assign(sharpness=sharpness, side=side)))
+        videos = judge_videos(score(changed, crops.assign(sharpness=sharpness, side=side)))
         rows.append({"change": kind, "value": value, **measure(videos, decision.threshold)})
     return rows
 
@@ -500,7 +500,7 @@ def draw_scores(predictions: pd.DataFrame, decision: train_cnn.Decision) -> Figu
     panels = figure.subplots(len(folders), 5, squeeze=False)
     for (folder, part), row in zip(folders, panels, strict=True):
         roc, precision_recall, confusion, histogram, reliability = row
-        videos = average_by_video(part)
+        videos = judge_videos(part)
         for table, unit in ((part, "by crop"), (videos, "by video")):
             truth_and_score = table["label"] == "fake", table["p_fake"]
             sklearn.metrics.RocCurveDisplay.from_predictions(*truth_and_score, name=unit, ax=roc)

@@ -188,7 +188,7 @@ def test_a_video_has_the_mean_of_its_crops() -> None:
         ]
     )
     predictions["undecided"] = [True, False, True, True, False, False]
-    videos = evaluate.average_by_video(predictions).set_index("video_id")
+    videos = evaluate.judge_videos(predictions).set_index("video_id")
     assert videos.p_fake.to_dict() == pytest.approx({"v": 0.7, "w": 0.55, "x": 0.25})
     assert videos.label.to_dict() == {"v": "fake", "w": "real", "x": "real"}
     assert videos.undecided.to_dict() == {"v": False, "w": True, "x": False}
@@ -204,7 +204,7 @@ def test_a_video_has_the_mean_of_its_crops() -> None:
     assert found["confusion"] == (
         {"fake_as_fake": 1, "fake_as_real": 0, "real_as_fake": 1, "real_as_real": 1}
     )
-    counted = evaluate.measure_with_intervals(evaluate.average_by_video(predictions), 0.5, 9, 9, 1)
+    counted = evaluate.measure_with_intervals(evaluate.judge_videos(predictions), 0.5, 9, 9, 1)
     assert (counted["fake videos"], counted["real videos"]) == (1, 2)
 
 
@@ -273,7 +273,7 @@ def test_intervals_rest_on_videos_and_not_on_crops() -> None:
     alone = [(label, f"{video}-{i}", p) for label, video, p in videos for i in range(4)]
     width = {}
     for name, table in {"once": once, "often": often, "alone": make_predictions(alone)}.items():
-        by_video = evaluate.average_by_video(table)
+        by_video = evaluate.judge_videos(table)
         values = evaluate.measure_with_intervals(by_video, 0.5, 400, 10, 1)
         for measure in ("auc", "reals_called_fake", "fakes_found"):
             low, high = values[f"{measure}_95"]
@@ -282,7 +282,7 @@ def test_intervals_rest_on_videos_and_not_on_crops() -> None:
     # Four copies of each crop tell nothing new, unless they are taken for other videos.
     assert width["often"] == pytest.approx(width["once"])
     assert width["alone"] < 0.7 * width["once"]
-    few = evaluate.average_by_video(once).groupby("label").head(9)
+    few = evaluate.judge_videos(once).groupby("label").head(9)
     assert evaluate.measure_with_intervals(few, 0.5, 9, 10, 1)["auc_95"] is None
     # Hanley and McNeil (1982): the standard error of this AUC, times 3.92.
     auc = sklearn.metrics.roc_auc_score(once["label"] == "fake", once["p_fake"])
@@ -357,10 +357,10 @@ def test_small_and_soft_crops_are_undecided(trained: Trained) -> None:
     crops, _ = train.decode_crops(crops, trained.split_dir, images)
     middle = crops["side"].median()
     strict = train.Decision(smallest_face=int(middle), least_sharpness=0.0)
-    scored = evaluate.score_crops(trained.model, images, crops, strict, 8)
+    scored = evaluate.score_folder(trained.model, images, crops, strict, 8)
     assert (scored["undecided"] == (crops["side"] < int(middle))).all()
     strict = train.Decision(least_sharpness=crops["sharpness"].median())
-    scored = evaluate.score_crops(trained.model, images, crops, strict, 8)
+    scored = evaluate.score_folder(trained.model, images, crops, strict, 8)
     assert scored["undecided"].sum() == 6
 
 
