@@ -4,7 +4,8 @@
     python 01-convert-video-to-image.py --frames-per-second 1
     python 01-convert-video-to-image.py --videos-dir my-videos --frames-per-video 30
 
-Reads   videos/                                    any mix of the layouts below, at any depth
+Reads   videos/                                    any mix of the data sets below, at any depth
+        data-sets.toml                             what they look like; add your own there
 Writes  frames/<video_id>/<video_id>-000042.png    frame 42 of the video, resized by its width
         frames/videos.csv                          one row a video: what it is, how it went
         frames/left-out.csv                        each file that was not converted, and why
@@ -13,13 +14,19 @@ Next    02-crop-faces-with-mtcnn.py
 FaceForensics++, Google DFD, Celeb-DF (v1, v2), DFDC (its preview and test sets too),
 DeepFake-TIMIT with VidTIMIT, and plain `real/` and `fake/` folders are told apart by their own
 folder and file names, or by the lists that come with them; the names of outer folders do not
-matter. A file that fits none is left out and written down: no label is guessed.
+matter. A folder directly below real/ or fake/ counts as one person: real/anna/1.mp4,
+real/anna/2.mp4 and fake/anna/1.mp4 are all of anna. A file that fits nothing is left out and
+written down: no label is guessed.
 
 Frames are read one after another until none comes: the frame count and the rate that a file
 claims are not believed. A run that was stopped goes on where it was. A video that was changed, or
 whose settings were, is converted again, and the frames of one that is gone are deleted.
 """
 
+from __future__ import annotations
+
+import functools
+import io
 import json
 import math
 import multiprocessing
@@ -28,11 +35,14 @@ import re
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import threading
+import tomllib
+import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
 from hashlib import sha1
 from multiprocessing import resource_tracker
 from pathlib import Path, PurePosixPath
@@ -40,6 +50,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import filelock
+import imageio_ffmpeg
 import numpy as np
 import pandas as pd
 import pebble
@@ -50,10 +61,13 @@ from tqdm import tqdm
 # folders
 VIDEOS_DIR = Path("videos")  # the data sets, as they were unpacked
 FRAMES_DIR = Path("frames")  # gets one folder a video
+DATA_SETS = Path(__file__).with_name("data-sets.toml")  # what the data sets look like on disk
 # sampling
 FRAMES_PER_SECOND = None  # None: every frame; else so many of each second, evenly in time
 FRAMES_PER_VIDEO = None  # None: every frame; else so many of each video, spread over its length
 # images
+WIDTH_RULE = ((300, 2.0), (1001, 1.0), (1901, 0.5), (math.inf, 0.33))  # below so many pixels: times
+FULL_FRAMES = False  # True: frames keep their size, and 02 cuts faces with all their pixels
 PNG_COMPRESSION = 1  # 0 to 9, all lossless: 1 writes 1.8 times as fast as 3, files 7 % larger
 # machine
 WORKERS = os.cpu_count() or 1  # videos converted side by side, one process each
@@ -61,359 +75,178 @@ SECONDS_PER_VIDEO = 3600  # a video that takes longer is given up and named; Non
 # --------------------------------------------------------------------------------------------------
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
-# What a video may be inside, whatever its name: no playlist, which would show other files' frames.
-CONTAINERS = "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpegts,mpeg,flv,asf,ogg"
-DESCRIBING_LISTS = ("metadata.json", "dataset.json", "labels.csv")
-SPLIT_LISTS = ("train.json", "val.json", "test.json", "list_of_testing_videos.txt")
 COMPANION_SUFFIXES = (".json", ".csv", ".txt", ".md", ".pdf", ".py")  # beside videos, not videos
+# Containers that FFmpeg may open. Playlists are excluded: they can point at other files.
+CONTAINERS = "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpegts,mpeg,flv,asf,ogg"
+COVERS = {b"MJPG": "mjpeg", b"MPNG": "png"}  # codecs of pictures: OpenCV's name, FFmpeg's name
+FRAME_SECONDS = 1 / 25  # of a frame without a usable time stamp, and of a still
+LONGEST_VIDEO = 864_000  # seconds, 10 days; a time stamp beyond that is not believed
+MISSING_FRAMES = 0.02  # share of the frames claimed that may lack before we look for the reason
 LARGEST_LIST = 100_000_000  # bytes, some million videos; a larger file would fill the memory
+LONGEST_ID = 80  # characters, so that names of crops stay below the 255 that disks allow
+SHOWN = 10  # videos of each kind of trouble that are printed; the tables have all
+ROWS = {  # what the rows of data-sets.toml must have
+    "left_out": "folder reason",
+    "videos": "dataset folder name label method identities id example",
+    "lists": "dataset file label real fake method identities id",
+    "splits": "dataset file split",
+}
+UNFINISHED = ".unfinished"  # in frames/: a video's folder until it is complete, or is deleted
 DESCRIPTION = ["dataset", "label", "method", "compression", "identities", "official_split"]
 CONVERSION = ["width", "height", "fps", "frames", "status", "reason"]
+WidthRule = tuple[tuple[float, float], ...]
+Row = dict[str, Any]  # a row of data-sets.toml
 Description = dict[str, str]  # the columns of DESCRIPTION, and `prefix`, the start of the video_id
 
 
-# --- What a video is, by its path -----------------------------------------------------------------
+def main(
+    videos_dir: Path = VIDEOS_DIR,
+    frames_dir: Path = FRAMES_DIR,
+    data_sets: Path = DATA_SETS,
+    frames_per_second: float | None = FRAMES_PER_SECOND,
+    frames_per_video: int | None = FRAMES_PER_VIDEO,
+    width_rule: WidthRule = WIDTH_RULE,
+    full_frames: bool = FULL_FRAMES,
+    png_compression: int = PNG_COMPRESSION,
+    workers: int = WORKERS,
+    seconds_per_video: float | None = SECONDS_PER_VIDEO,
+) -> pd.DataFrame:
+    """Save the frames of the videos as images, and write down what each video is.
 
+    Args:
+        videos_dir: the data sets, as they were unpacked
+        frames_dir: gets one folder a video, and videos.csv
+        data_sets: the table of what the data sets look like on disk
+        frames_per_second: so many frames of each second; None is every frame
+        frames_per_video: so many frames of each video, spread evenly; None is every frame
+        width_rule: pairs of a width and a factor: frames below that width are resized by the factor
+        full_frames: frames keep their size, whatever the rule
+        png_compression: 0 (fast, large) to 9 (slow, small); lossless all
+        workers: videos converted side by side
+        seconds_per_video: a video that takes longer is given up; None is no limit
 
-class Layout(NamedTuple):
-    """How a data set names the videos of one label.
+    Returns:
+        The table videos.csv.
 
-    `folder` matches the end of the folder's path and `name` the whole file name without its
-    suffix, both regular expressions, case ignored. Their groups fill the other fields.
+    Raises:
+        ValueError: there is no video to convert, a number makes no sense, or frames_dir holds what
+            this script did not make.
+        OSError: frames_dir cannot be written to, such as when the disk is full.
     """
+    settings = dict(locals())
+    for name in ("frames_per_second", "frames_per_video", "workers", "seconds_per_video"):
+        if settings[name] is not None and not 0 < settings[name] < math.inf:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is {settings[name]}; give a number above 0.")
+    if frames_per_second is not None and frames_per_video is not None:
+        raise ValueError("Give --frames-per-second or --frames-per-video, not both.")
+    if (
+        not width_rule
+        or width_rule[-1][0] != math.inf
+        or min(min(pair) for pair in width_rule) <= 0
+    ):
+        raise ValueError("--width-rule: give pairs of numbers above 0, the last as: inf FACTOR.")
 
-    dataset: str
-    label: str
-    method: str
-    folder: str
-    name: str
-    identities: str
-    prefix: str
-    example: str
+    # What each video is follows from its path or a list; no file is decoded for it.
+    rows, list_rows = read_data_sets(data_sets)
+    catalogue, left_out = make_catalogue(videos_dir, rows, list_rows)
 
-
-METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter")
-COMPRESSION = "(?P<compression>raw|c0|c23|c40)"
-SUBJECT = "[fm][a-z]{3}[0-9]"  # VidTIMIT's people: fadg0, mstk0, ...
-LAYOUTS = [
-    # Rössler et al., ICCV 2019. A fake is TARGET_SOURCE, both numbers of original sequences.
-    Layout(
-        dataset="FaceForensics++",
-        label="real",
-        method="original",
-        folder=f"original_sequences/youtube/{COMPRESSION}/videos",
-        name="(?P<target>[0-9]{3})",
-        identities="{target}",
-        prefix="ffpp-original-{compression}",
-        example="519.mp4",
-    ),
-    Layout(
-        dataset="FaceForensics++",
-        label="fake",
-        method="{method}",
-        folder=f"manipulated_sequences/(?P<method>{'|'.join(METHODS)})/{COMPRESSION}/videos",
-        name="(?P<target>[0-9]{3})_(?P<source>[0-9]{3})",
-        identities="{target};{source}",
-        prefix="ffpp-{method}-{compression}",
-        example="519_515.mp4",
-    ),
-    # Dufour and Gully, 2019. ACTOR__scene, and TARGET_SOURCE__scene__HASH; scenes hold single _.
-    Layout(
-        dataset="DFD",
-        label="real",
-        method="original",
-        folder=f"original_sequences/actors(/{COMPRESSION})?(/[^/]+)*",
-        name="(?P<target>[0-9]{2})__[^_]+(_[^_]+)*",
-        identities="{target}",
-        prefix="dfd-original-{compression}",
-        example="01__exit_phone_room.mp4",
-    ),
-    Layout(
-        dataset="DFD",
-        label="fake",
-        method="DeepFakeDetection",
-        folder=f"manipulated_sequences/DeepFakeDetection(/{COMPRESSION})?(/[^/]+)*",
-        name="(?P<target>[0-9]{2})_(?P<source>[0-9]{2})__[^_]+(_[^_]+)*__[^_]+",
-        identities="{target};{source}",
-        prefix="dfd-DeepFakeDetection-{compression}",
-        example="01_02__exit_phone_room__YVGY8LOK.mp4",
-    ),
-    # Li et al., CVPR 2020. A clip from YouTube is a person of its own.
-    Layout(
-        dataset="Celeb-DF",
-        label="real",
-        method="original",
-        folder="Celeb-real(/videos)?",
-        name="(?P<target>id[0-9]+)_[0-9]+",
-        identities="{target}",
-        prefix="celebdf-real",
-        example="id0_0001.mp4",
-    ),
-    Layout(
-        dataset="Celeb-DF",
-        label="real",
-        method="original",
-        folder="YouTube-real(/videos)?",
-        name="(?P<target>[0-9]+)",
-        identities="youtube{target}",
-        prefix="celebdf-youtube",
-        example="00012.mp4",
-    ),
-    Layout(
-        dataset="Celeb-DF",
-        label="fake",
-        method="Celeb-synthesis",
-        folder="Celeb-synthesis(/videos)?",
-        name="(?P<target>id[0-9]+)_(?P<source>id[0-9]+)_[0-9]+",
-        identities="{target};{source}",
-        prefix="celebdf-synthesis",
-        example="id0_id1_0001.mp4",
-    ),
-    # Korshunov and Marcel, 2018. Its reals are VidTIMIT's folders of stills (Sanderson, 2009).
-    Layout(
-        dataset="DeepFake-TIMIT",
-        label="fake",
-        method="faceswap-GAN",
-        folder=f"(?P<compression>higher_quality|lower_quality)/(?P<target>{SUBJECT})",
-        name=f"[a-z0-9]+-video-(?P<source>{SUBJECT})",
-        identities="{target};{source}",
-        prefix="timit-{compression}-{target}",
-        example="sa1-video-fram1.avi",
-    ),
-    Layout(
-        dataset="DeepFake-TIMIT",
-        label="real",
-        method="original",
-        folder=f"(?P<target>{SUBJECT})/video",
-        name="[a-z0-9]+",
-        identities="{target}",
-        prefix="timit-original-{target}",
-        example="sa1, a folder of the stills 001, 002 and so on",
-    ),
-]
-
-
-def describe_by_name(source: PurePosixPath) -> Description | None:
-    """What the layouts say of the video at this path below videos/; None if it fits no folder.
-
-    Raises: ValueError, with the reason, if the folder fits and the name does not.
-    """
-    for layout in LAYOUTS:
-        parent = source.parent.as_posix()
-        folder = re.search(rf"(^|/){layout.folder}\Z", parent, re.IGNORECASE | re.ASCII)
-        if folder is None:
-            continue
-        name = re.fullmatch(layout.name, source.stem, re.IGNORECASE | re.ASCII)
-        if name is None:
-            raise ValueError(f"not named like the {layout.label}s there, such as {layout.example}")
-        found = folder.groupdict(default="") | name.groupdict()
-        found = {group: text.lower() for group, text in found.items()}
-        found["method"] = {method.lower(): method for method in METHODS}.get(found.get("method"))
-        return {
-            "dataset": layout.dataset,
-            "label": layout.label,
-            "method": layout.method.format(**found),
-            "compression": found.get("compression", ""),
-            "identities": layout.identities.format(**found),
-            "prefix": layout.prefix.format(**found).rstrip("-"),
-        }
-    return None
-
-
-def describe_by_plain_folder(source: PurePosixPath) -> Description | None:
-    """A video somewhere below a folder that is called real or fake.
-
-    Its identity is its path below that folder, so that real/anna/1.mp4 and fake/anna/1.mp4
-    count as made from one source and stay in one split.
-    """
-    folders = [part.lower() for part in source.parent.parts]
-    labels = {label for label in ("real", "fake") if label in folders}
-    if not labels:
-        return None
-    if len(labels) == 2:
-        raise ValueError("below a folder called real and one called fake at once")
-    label = labels.pop()
-    below = PurePosixPath(*source.parts[folders.index(label) + 1 :]).with_suffix("")
-    return {
-        "dataset": "plain",
-        "label": label,
-        "method": "original" if label == "real" else "plain",
-        "compression": "",
-        "identities": below.as_posix().lower().replace(";", "_"),
-        "prefix": "-".join(["plain", label, *below.parts[:-1]]),
-    }
-
-
-# --- What a video is, by the lists that come with a data set --------------------------------------
-
-
-class Lists(NamedTuple):
-    """What all list files below videos/ say; paths are below videos/."""
-
-    described: dict[PurePosixPath, Description]  # by video, or a dictionary with its `reason`
-    folders: set[PurePosixPath]  # that have a list of all their videos
-    ffpp_splits: dict[tuple[PurePosixPath, str], str]  # by FaceForensics++ root and identity
-    celeb_tests: dict[PurePosixPath, set[str]]  # by Celeb-DF root: the names of its test videos
-
-
-def describe_dfdc(name: str, entry: dict) -> Description:
-    """A video by its entry in DFDC's metadata.json (Dolhansky et al., 2020).
-
-    Names carry no person there, so the identity is the video that a fake was made from.
-    """
-    label = entry["label"].lower()
-    return {
-        "dataset": "DFDC",
-        "label": label,
-        "method": "original" if label == "real" else "DFDC",
-        "compression": "",
-        "identities": PurePosixPath(entry.get("original") or name).stem.lower(),
-        "official_split": entry.get("split") or "",
-        "prefix": "dfdc",
-    }
-
-
-def describe_dfdc_preview(name: str, entry: dict) -> Description:
-    """A video by its entry in the dataset.json of DFDC's preview set (Dolhansky et al., 2019)."""
-    label = entry["label"].lower()
-    people = [str(entry[key]) for key in ("target_id", "swapped_id") if entry.get(key) is not None]
-    return {
-        "dataset": "DFDC-preview",
-        "label": label,
-        "method": "original" if label == "real" else PurePosixPath(name).parts[0],
-        "compression": "",
-        "identities": ";".join(people),
-        "official_split": entry.get("set") or "",
-        "prefix": "dfdcpreview",
-    }
-
-
-def join_entries(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A dictionary of the pairs; a name that comes again with another entry gets None."""
-    entries = {}
-    for name, entry in pairs:
-        entries[name] = entry if entries.get(name, entry) == entry else None
-    return entries
-
-
-def read_json_object(path: Path) -> dict:
-    """Raises: ValueError if the file holds no JSON object."""
-    content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=join_entries)
-    if not isinstance(content, dict):
-        raise ValueError("a JSON object of file names is expected")
-    return content
-
-
-def read_labels_csv(path: Path) -> dict:
-    """The labels.csv of DFDC's test set (filename,label; 1 is fake), as metadata.json has it."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=["filename", "label"])
-    labels = table["label"].map({"0": "REAL", "1": "FAKE"}).fillna("")
-    entries = ({"label": label, "split": "test"} for label in labels)
-    return join_entries(zip(table["filename"], entries, strict=True))
-
-
-def read_split_list(path: Path) -> set[str]:
-    """The numbers in a list of FaceForensics++, which holds pairs: [["071", "054"], ...].
-
-    Raises: ValueError if it holds anything else.
-    """
-    pairs = json.loads(path.read_text(encoding="utf-8-sig"))
-    if not isinstance(pairs, list) or not all(isinstance(pair, list) for pair in pairs):
-        raise ValueError("a JSON list of pairs is expected")
-    people = [person for pair in pairs for person in pair]
-    if not all(isinstance(person, str) for person in people):
-        raise ValueError("a pair of it is not of two texts")
-    return set(people)
-
-
-def described_by_list(
-    entries: dict, describe: Callable[[str, dict], Description]
-) -> dict[str, Description]:
-    """What a list says of each video that it names; `reason` where it says nothing usable."""
-    described = {}
-    for name, entry in entries.items():
+    # From here on we write, as the only run in this folder. A folder of another kind is refused.
+    claim_folder(frames_dir, "--frames-dir")
+    with filelock.FileLock(frames_dir / ".lock", timeout=0):
         try:
-            description = describe(name, entry)
-            if description["label"] not in ("real", "fake"):
-                raise ValueError
-            "".join(description.values()).encode()  # each must be text that can be written down
-            described[name] = description
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            reason = "its entry in the list has no label REAL or FAKE, or it has several entries"
-            described[name] = {"reason": reason}
-        path = PurePosixPath(name)
-        if not path.name or path.is_absolute() or ".." in path.parts:
-            described[name] = {"reason": "named by a list that may not: it is not below its folder"}
-    return described
+            conversions = convert_videos(catalogue, frames_dir, settings)
+            table = catalogue.join(conversions, on="video_id")
+            for name, content in (("left-out.csv", left_out), ("videos.csv", table)):
+                save = functools.partial(content.to_csv, index=False, errors="backslashreplace")
+                write_whole(frames_dir / name, save)
+        except OSError as error:
+            raise OSError(
+                f"{frames_dir}: stopped by an error ({error}); what is finished is kept, and the "
+                "same command goes on once that is mended."
+            ) from error
+    print_summary(table, left_out, frames_dir)
+    if not table["frames"].any():
+        raise ValueError(f"{videos_dir}: not one frame could be read from the videos in it.")
+    return table
 
 
-def read_lists(
-    videos_dir: Path, list_paths: list[PurePosixPath], sources: list[PurePosixPath]
-) -> tuple[Lists, dict[PurePosixPath, str]]:
-    """Read every list file; returns what they say, and the unreadable ones with the reason."""
-    lists, unreadable = Lists({}, set(), {}, {}), {}
-    for path in list_paths:
-        file, folder, name = videos_dir / path, path.parent, path.name.lower()
+# --- What a video is ------------------------------------------------------------------------------
+
+
+def read_data_sets(path: Path) -> tuple[list[Row], dict[str, Row]]:
+    """Read what the data sets look like on disk; the file itself explains its rows.
+
+    Returns:
+        The rows for videos, and those for lists by the name of the list in lower case.
+
+    Raises:
+        ValueError: the file is not such a table.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        for kind, columns in ROWS.items():
+            for row in table.setdefault(kind, []):
+                if missing := set(columns.split()) - set(row):
+                    raise ValueError(f"a row of [[{kind}]] has no {min(missing)}")
+                _ = re.compile(row.get("folder", "")), re.compile(row.get("name", ""))
+    except (OSError, ValueError, TypeError, AttributeError, re.error) as error:
+        raise ValueError(f"{path}: {error}; mend that, or give another --data-sets.") from error
+    lists = {row["file"].lower(): row for row in table["lists"] + table["splits"]}
+    return table["left_out"] + table["videos"], lists
+
+
+def make_catalogue(
+    videos_dir: Path, rows: list[Row], list_rows: dict[str, Row]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Find and describe the videos.
+
+    Returns:
+        One row a video (video_id, source, the columns of DESCRIPTION), and one row for each file
+        that is left out (path, reason).
+
+    Raises:
+        ValueError: there is no folder, or no video to convert in it.
+    """
+    if not videos_dir.is_dir():
+        raise ValueError(
+            f"{videos_dir}: there is no such folder; put your videos there, name another with "
+            "--videos-dir, or make practice videos with 00-make-sample-videos.py."
+        )
+    sources, list_paths, left_out = find_files(videos_dir, list_rows)
+    lists, unreadable = read_lists(videos_dir, list_paths, sources, list_rows)
+    videos, left_out = [], left_out | unreadable
+    for source in sources:
         try:
-            if fault := find_fault(file):
+            if fault := find_fault(videos_dir / source):
                 raise ValueError(fault)
-            if file.stat().st_size > LARGEST_LIST:
-                raise ValueError(f"it is larger than {LARGEST_LIST:,} bytes")
-            if name == "list_of_testing_videos.txt":  # lines such as: 1 YouTube-real/00170.mp4
-                lines = file.read_text(encoding="utf-8-sig").split("\n")
-                tests = {line.split()[1].lower() for line in lines if line.strip()}
-                lists.celeb_tests[folder] = tests
-            elif name in ("train.json", "val.json", "test.json"):
-                roots = {folder}
-                if folder.name == "splits":
-                    roots |= {folder.parent, folder.parent.parent}
-                people = read_split_list(file)
-                split_of = {(root, person): name[:-5] for root in roots for person in people}
-                lists.ffpp_splits.update(split_of)
-            else:
-                entries = read_labels_csv(file) if name == "labels.csv" else read_json_object(file)
-                describe = describe_dfdc_preview if name == "dataset.json" else describe_dfdc
-                if name == "labels.csv":  # It lies beside its videos, or beside their folder.
-                    below = {s.name: s.parent.name for s in sources if s.parent.parent == folder}
-                    entries = {
-                        f"{below[video]}/{video}" if video in below else video: entry
-                        for video, entry in entries.items()
-                    }
-                for video, description in described_by_list(entries, describe).items():
-                    lists.described[folder / video] = description
-                    if folder in (folder / video).parents:
-                        lists.folders.add((folder / video).parent)
-        except (ValueError, LookupError, TypeError, RecursionError, OSError) as error:
-            reason = " ".join(str(error).split())
-            unreadable[path] = f"not readable as the list that its name says: {reason}"
-    return lists, unreadable
-
-
-def official_split(source: PurePosixPath, video: Description, lists: Lists) -> str:
-    """train, val or test as the data set publishes it; empty where there is no such list."""
-    if video["dataset"] == "FaceForensics++":
-        root = next(p.parent for p in source.parents if p.name.lower().endswith("_sequences"))
-        return lists.ffpp_splits.get((root, video["identities"].split(";")[0]), "")
-    if video["dataset"] == "Celeb-DF":
-        folder = next(p for p in source.parents if re.match("(celeb|youtube)-", p.name.lower()))
-        tests = lists.celeb_tests.get(folder.parent, set())
-        in_test = f"{folder.name}/{source.name}".lower() in tests
-        return ("test" if in_test else "train") if tests else ""
-    published = video.get("official_split", "").lower()
-    return {"train": "train", "validation": "val", "val": "val", "test": "test"}.get(published, "")
-
-
-# --- The catalogue --------------------------------------------------------------------------------
+            videos.append({"source": source.as_posix()} | describe(source, lists, rows))
+        except ValueError as error:
+            left_out[source] = str(error)
+    for path in (lists.described.keys() | lists.faults.keys()) - set(sources):
+        left_out[path] = lists.faults.get(path, "named by a list, but not there")
+    left_out = sorted((path.as_posix(), reason) for path, reason in left_out.items())
+    left_out = pd.DataFrame(left_out, columns=["path", "reason"])
+    if not videos:
+        print_left_out(left_out)
+        raise ValueError(
+            f"{videos_dir}: no video to convert was found in it; it should hold a data set as it "
+            "was unpacked, or videos in folders called real and fake."
+        )
+    catalogue = pd.DataFrame(videos)
+    catalogue["video_id"] = name_videos(catalogue)
+    return catalogue[["video_id", "source", *DESCRIPTION]].sort_values("video_id"), left_out
 
 
 def find_files(
-    videos_dir: Path,
+    videos_dir: Path, list_rows: dict[str, Row]
 ) -> tuple[list[PurePosixPath], list[PurePosixPath], dict[PurePosixPath, str]]:
     """Walk through videos/, links included; a folder that a link leads back to is seen once.
 
-    Returns: videos (files, and folders of numbered stills), lists, and what is neither or cannot
-    be read, with the reason; as paths below videos/, sorted, so that the order on the disk changes
-    nothing.
+    Returns:
+        Videos (files, and folders of numbered stills), lists, and what is neither or cannot be
+        read, with the reason; as paths below videos/, sorted, so that the order on the disk changes
+        nothing.
     """
     videos, lists, left_out, seen = [], [], {}, set()
 
@@ -422,7 +255,7 @@ def find_files(
         left_out[PurePosixPath(folder.as_posix())] = f"cannot be read: {error.strerror}"
 
     for folder, subfolders, names in os.walk(videos_dir, onerror=leave_out, followlinks=True):
-        # Links last: a folder is then known by its own name, and not by a link's beside it.
+        # Links last: a folder is then known by its own name, and not by that of a link to it.
         subfolders.sort(key=lambda name: (Path(folder, name).is_symlink(), name))
         below = PurePosixPath(Path(folder).relative_to(videos_dir).as_posix())
         if (real_folder := os.path.realpath(folder)) in seen:
@@ -438,26 +271,67 @@ def find_files(
             suffix = PurePosixPath(name).suffix.lower()
             if suffix in VIDEO_SUFFIXES:
                 videos.append(below / name)
-            elif name.lower() in DESCRIBING_LISTS + SPLIT_LISTS:
+            elif name.lower() in list_rows:
                 lists.append(below / name)
             elif suffix not in COMPANION_SUFFIXES:
                 left_out[below / name] = f"not a video ({' '.join(VIDEO_SUFFIXES)})"
     return sorted(videos), sorted(lists), left_out
 
 
-def list_files(path: Path) -> list[Path]:
-    """The file itself, or the stills in a folder of them, in order."""
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.iterdir() if not file.name.startswith("."))
+def read_lists(
+    videos_dir: Path,
+    list_paths: list[PurePosixPath],
+    sources: list[PurePosixPath],
+    list_rows: dict[str, Row],
+) -> tuple[Lists, dict[PurePosixPath, str]]:
+    """Read the lists that come with the data sets.
+
+    Returns:
+        What the lists say, and the lists that cannot be read, with the reason.
+    """
+    lists, unreadable = Lists({}, {}, set(), defaultdict(dict)), {}
+    for path in list_paths:
+        folder, name, row = path.parent, path.name.lower(), list_rows[path.name.lower()]
+        try:
+            if fault := find_fault(videos_dir / path):
+                raise ValueError(fault)
+            entries = read_list(videos_dir / path, row)
+        except (ValueError, LookupError, TypeError, RecursionError, OSError) as error:
+            unreadable[path] = f"cannot be read as {name}: {' '.join(str(error).split())}"
+            continue
+        if "label" not in row:
+            for root in path.parents[: 3 if folder.name == "splits" else 1]:
+                lists.splits[row["dataset"], root].update(entries)
+            continue
+        beside = {}
+        if name.endswith(".csv"):  # its videos may be in a folder beside it
+            beside = {s.name: s for s in sources if s.parent.parent == folder}
+        for video, entry in entries.items():
+            source = beside.get(video, folder / video)
+            try:
+                lists.described[source] = describe_by_entry(video, entry, row)
+            except ValueError as error:
+                lists.faults[source] = str(error)
+            if folder in source.parents:
+                lists.folders.add(source.parent)
+    return lists, unreadable
+
+
+class Lists(NamedTuple):
+    """What the lists below videos/ say."""
+
+    described: dict[PurePosixPath, Description]  # by the video's path below videos/
+    faults: dict[PurePosixPath, str]  # why what a list says of a video is of no use
+    folders: set[PurePosixPath]  # that have a list of all their videos
+    splits: dict[tuple[str, PurePosixPath], dict[str, str]]  # by data set and folder; by name
 
 
 def find_fault(path: Path) -> str:
-    """Why a file, or a still in a folder of them, cannot be read; empty if it can be opened."""
+    """Find out why a file, or a still in a folder, cannot be read; empty if it can be opened."""
     try:
         for file in list_files(path):
             if not stat.S_ISREG(file.stat().st_mode):
-                return "not a plain file"  # Opening a pipe would wait for ever.
+                return "not a plain file"  # to open a pipe would wait for ever
             if not os.access(file, os.R_OK):
                 return "cannot be read: no permission"
     except OSError as error:
@@ -465,219 +339,254 @@ def find_fault(path: Path) -> str:
     return ""
 
 
-def as_text(path: PurePosixPath) -> str:
-    """A path that can be written to a table: bytes that are no UTF-8 are spelt out."""
-    return path.as_posix().encode("utf-8", "backslashreplace").decode()
+def list_files(path: Path) -> list[Path]:
+    """List the file itself, or the stills in a folder of them, in order."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if not file.name.startswith("."))
 
 
-def describe(source: PurePosixPath, lists: Lists) -> Description:
-    """What a video is. Raises: ValueError with the reason if that cannot be told."""
-    if as_text(source) != source.as_posix():
-        raise ValueError("its name is not text (UTF-8): rename it")
-    if re.search("manipulated_sequences/.*masks/", source.as_posix(), re.IGNORECASE):
-        raise ValueError("a mask of FaceForensics++, not a video of a face")
-    video = lists.described.get(source) or describe_by_name(source)
+def read_list(path: Path, row: Row) -> dict[str, Any]:
+    """Read a list: of videos, each with an object or a row of the table; or of what is in a split.
+
+    Raises:
+        ValueError: the file holds anything else.
+    """
+    if path.stat().st_size > LARGEST_LIST:
+        raise ValueError(f"it is larger than {LARGEST_LIST:,} bytes")
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix.lower() == ".csv":
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        return join_entries(zip(table["filename"], table.to_dict("records"), strict=True))
+    if path.suffix.lower() == ".txt":  # lines such as: 1 YouTube-real/00170.mp4
+        paths = [line.split()[1] for line in text.split("\n") if line.strip()]
+        members = [PurePosixPath(path.lower()).stem for path in paths]
+    elif "label" in row:
+        content = json.loads(text, object_pairs_hook=join_entries)
+        if not isinstance(content, dict):
+            raise ValueError("a JSON object of file names is expected")
+        return content
+    else:
+        pairs = json.loads(text)
+        if not isinstance(pairs, list) or not all(isinstance(pair, list) for pair in pairs):
+            raise ValueError("a JSON list of pairs is expected")
+        members = [person for pair in pairs for person in pair]
+    if not all(isinstance(member, str) for member in members):
+        raise ValueError("a pair of it is not of two texts")
+    return dict.fromkeys(members, row["split"]) | {"": row.get("others", "")}
+
+
+def join_entries(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of pairs; a name that comes again with another entry gets None."""
+    entries = {}
+    for name, entry in pairs:
+        entries[name] = entry if entries.get(name, entry) == entry else None
+    return entries
+
+
+def describe_by_entry(name: str, entry: dict | None, row: Row) -> Description:
+    """Describe a video by its entry in a list and the row of data-sets.toml for such lists.
+
+    Raises:
+        ValueError: the entry does not tell what the video is; the message is the reason.
+    """
+    path = PurePosixPath(name)
+    if not path.name or path.is_absolute() or ".." in path.parts:
+        raise ValueError("its entry points outside the list's own folder")
+    try:
+        texts = {column: entry.get(column) for column in [row["label"], *row["identities"]]}
+        texts["split"] = row["every"] if "every" in row else entry.get(row["split"])
+        texts = {column: "" if text is None else text for column, text in texts.items()}
+        if not all(isinstance(text, str | int) for text in texts.values()):
+            raise ValueError
+        label = {row["real"]: "real", row["fake"]: "fake"}[str(texts[row["label"]]).lower()]
+        people = [str(texts[column]) for column in row["identities"] if texts[column] != ""]
+        description = {
+            "dataset": row["dataset"],
+            "label": label,
+            "method": "original" if label == "real" else row["method"].format(folder=path.parts[0]),
+            "compression": "",
+            "identities": ";".join(PurePosixPath(person).stem for person in people or [path.stem]),
+            "official_split": texts["split"],
+            "prefix": row["id"],
+        }
+        "".join([name, *description.values()]).encode()  # each must be text that can be written
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise ValueError(
+            "its entry in the list has no label REAL or FAKE, or it has several entries"
+        ) from None
+    return description
+
+
+def describe(source: PurePosixPath, lists: Lists, rows: list[Row]) -> Description:
+    """Tell what a video is.
+
+    Raises:
+        ValueError: that cannot be told; the message is the reason.
+    """
+    try:
+        source.as_posix().encode()
+    except UnicodeEncodeError:
+        raise ValueError("its name is not text (UTF-8): rename it") from None
+    if source in lists.faults:
+        raise ValueError(lists.faults[source])
+    video = lists.described.get(source) or describe_by_name(source, rows)
     if video is None and not lists.folders.isdisjoint(source.parents):
         raise ValueError("the list of its folder (metadata.json or the like) does not name it")
     video = video or describe_by_plain_folder(source)
     if video is None:
         raise ValueError("fits no data set's layout, and is in no folder called real or fake")
-    if "reason" in video:
-        raise ValueError(video["reason"])
-    return video | {"official_split": official_split(source, video, lists)}
+    # One name, written on a Mac and elsewhere, may differ in how an accent is spelt.
+    video["identities"] = unicodedata.normalize("NFC", video["identities"].lower())
+    return video | {"official_split": find_official_split(source, video, lists)}
+
+
+def describe_by_name(source: PurePosixPath, rows: list[Row]) -> Description | None:
+    """Describe the video at this path below videos/ by its names; None if no row has its folder.
+
+    Raises:
+        ValueError: the folder fits a row and the name does not; the message is the reason.
+    """
+    for row in rows:
+        parent, ignore = source.parent.as_posix(), re.IGNORECASE | re.ASCII
+        if (folder := re.search(rf"(^|/){row['folder']}\Z", parent, ignore)) is None:
+            continue
+        found = folder.groupdict(default="")
+        spelling = {method.lower(): method for method in row.get("methods", ())}
+        if spelling and found["method"].lower() not in spelling:
+            continue
+        if "reason" in row:
+            raise ValueError(row["reason"])
+        if (name := re.fullmatch(row["name"], source.stem, ignore)) is None:
+            raise ValueError(f"not named like the {row['label']}s there, such as {row['example']}")
+        found = {"compression": ""} | found | name.groupdict(default="")
+        found = {group: text.lower() for group, text in found.items()}
+        found["method"] = spelling.get(found.get("method"), "")
+        return {
+            "dataset": row["dataset"],
+            "label": row["label"],
+            "method": row["method"].format(**found),
+            "compression": found["compression"],
+            "identities": row["identities"].format(**found),
+            "prefix": row["id"].format(**found).rstrip("-"),
+        }
+    return None
+
+
+def describe_by_plain_folder(source: PurePosixPath) -> Description | None:
+    """Describe a video somewhere below a folder that is called real or fake; None elsewhere.
+
+    The folder below that one is its identity, or its own name if there is none: real/anna/1.mp4 and
+    fake/anna/2.mp4 count as made from one person and stay in one split.
+
+    Raises:
+        ValueError: it is below both.
+    """
+    folders = [part.lower() for part in source.parent.parts]
+    labels = {label for label in ("real", "fake") if label in folders}
+    if not labels:
+        return None
+    if len(labels) == 2:
+        raise ValueError("below a folder called real and one called fake at once")
+    label = labels.pop()
+    below = PurePosixPath(*source.parts[folders.index(label) + 1 :]).with_suffix("").parts
+    return {
+        "dataset": "plain",
+        "label": label,
+        "method": "original" if label == "real" else "plain",
+        "compression": "",
+        "identities": below[0].replace(";", "_"),
+        "prefix": "-".join(["plain", label, *below[:-1]]),
+    }
+
+
+def find_official_split(source: PurePosixPath, video: Description, lists: Lists) -> str:
+    """Find train, val or test as the data set publishes it; empty where there is no such list."""
+    for folder in source.parents:
+        if members := lists.splits.get((video["dataset"], folder)):
+            first_person = video["identities"].split(";")[0]
+            return members.get(source.stem.lower()) or members.get(first_person) or members[""]
+    published = video.get("official_split", "").lower()
+    return {"train": "train", "validation": "val", "val": "val", "test": "test"}.get(published, "")
+
+
+def print_left_out(left_out: pd.DataFrame) -> None:
+    """Print each reason once, with the number of files and the first of them."""
+    for reason, paths in left_out.groupby("reason")["path"]:
+        more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
+        print(printable(f"  left out        {reason}: {', '.join(paths[:3])}{more}"))
+
+
+def printable(line: str) -> str:
+    """Spell out what the terminal cannot show: line ends and letters that it lacks."""
+    line = line if line.isprintable() else ascii(line)[1:-1]
+    encoding = sys.stdout.encoding or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def name_videos(catalogue: pd.DataFrame) -> pd.Series:
-    """A video_id for each row: of letters, digits, _ . and -, unique, at most 89 characters long.
+    """Make a video_id for each row: unique, of letters, digits, _ . and -, 89 characters at most.
 
-    It is a file name on every system, and never one of an unfinished folder (.partial).
-
-    Names that would be cut, or be the same but for upper and lower case, get a piece of their
-    path's SHA-1, so that an id depends on no other video's order.
+    It is a file name on every system. Names that would be cut, or be the same but for upper and
+    lower case, get a piece of their path's SHA-1, so that an id depends on no other video's order.
     """
     stems = catalogue["source"].map(lambda source: PurePosixPath(source).stem)
     names = (catalogue["prefix"] + "-" + stems).str.replace(r"[^A-Za-z0-9_.-]", "_", regex=True)
     names = names.str.rstrip(".").str.replace(r"\.(?=partial$)", "_", case=False, regex=True)
-    unclear = names.str.lower().duplicated(keep=False) | (names.str.len() > 80)
+    unclear = names.str.lower().duplicated(keep=False) | (names.str.len() > LONGEST_ID)
     hashes = catalogue["source"].map(lambda source: sha1(os.fsencode(source)).hexdigest()[:8])
-    return names.mask(unclear, names.str[:80] + "-" + hashes)
-
-
-def make_catalogue(videos_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Find and describe the videos.
-
-    Returns: one row a video (video_id, source, the columns of DESCRIPTION), and one row for each
-    file that is left out (path, reason).
-    Raises: FileNotFoundError or ValueError if there is no folder, or no video to convert in it.
-    """
-    if not videos_dir.is_dir():
-        raise FileNotFoundError(
-            f"There is no folder {videos_dir}: put your videos there, give another with "
-            "--videos-dir, or make practice videos with 00-make-sample-videos.py."
-        )
-    sources, list_paths, left_out = find_files(videos_dir)
-    lists, unreadable = read_lists(videos_dir, list_paths, sources)
-    left_out |= unreadable
-    rows = []
-    for source in sources:
-        try:
-            if fault := find_fault(videos_dir / source):
-                raise ValueError(fault)
-            rows.append({"source": source.as_posix()} | describe(source, lists))
-        except ValueError as error:
-            left_out[source] = str(error)
-    for path in set(lists.described) - set(sources):
-        left_out[path] = lists.described[path].get("reason", "named by a list, but not there")
-    left_out = pd.DataFrame(
-        sorted((as_text(path), reason) for path, reason in left_out.items()),
-        columns=["path", "reason"],
-    )
-    if not rows:
-        print_left_out(left_out)
-        raise ValueError(
-            f"No video to convert was found in {videos_dir}: it should hold a data set as it was "
-            "unpacked, or videos in folders called real and fake."
-        )
-    catalogue = pd.DataFrame(rows)
-    catalogue["video_id"] = name_videos(catalogue)
-    return catalogue[["video_id", "source", *DESCRIPTION]].sort_values("video_id"), left_out
+    return names.mask(unclear, names.str[:LONGEST_ID] + "-" + hashes)
 
 
 # --- Conversion -----------------------------------------------------------------------------------
 
 
-class Stills:
-    """A folder of numbered stills, read as cv2.VideoCapture reads a video, at VidTIMIT's 25 fps."""
+def convert_videos(catalogue: pd.DataFrame, frames_dir: Path, settings: dict) -> pd.DataFrame:
+    """Convert the videos of the catalogue, several side by side, but for those already done.
 
-    def __init__(self, folder: Path) -> None:
-        self.paths = list_files(folder)
-        self.position = -1
+    Returns:
+        The columns of CONVERSION, one row a video, by video_id.
 
-    def grab(self) -> bool:
-        self.position += 1
-        return self.position < len(self.paths)
-
-    def retrieve(self) -> tuple[bool, np.ndarray | None]:
-        try:
-            data = np.frombuffer(self.paths[self.position].read_bytes(), np.uint8)
-        except OSError:  # It is no fault of the frames' disk, which would end the run.
-            return False, None
-        frame = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-        return frame is not None, frame
-
-    def get(self, what: int) -> float:
-        return {cv2.CAP_PROP_POS_MSEC: self.position * 40.0}.get(what, len(self.paths))
-
-
-def open_video(path: Path) -> cv2.VideoCapture | Stills:
-    """Open a video for reading one frame after another, turned as its rotation flag says.
-
-    Raises: ValueError if OpenCV finds no video stream in it that it can decode.
+    Raises:
+        ValueError: a folder that a video is to get was not made by this script.
+        OSError: the frames cannot be written.
     """
-    if path.is_dir():
-        return Stills(path)
-    # One decoding thread: the processes side by side use the other cores. An absolute path: FFmpeg
-    # would take a name such as http:clip.mp4 for an address.
-    video = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    if not video.isOpened():
-        raise ValueError("does not open as a video")
-    video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
-    return video
+    apart = "videos_dir", "frames_dir", "data_sets", "workers", "seconds_per_video"
+    made_with = {name: value for name, value in settings.items() if name not in apart}
+    own = find_own_folders(frames_dir)
+    conversions, jobs = {}, []
+    for video_id, source in zip(catalogue["video_id"], catalogue["source"], strict=True):
+        path, target = settings["videos_dir"] / source, frames_dir / video_id
+        if os.path.lexists(target) and video_id not in own:
+            raise ValueError(f"{target}: this script did not make it; move it away.")
+        checkpoint = note_inputs(list_files(path), made_with)
+        if row := finished_conversion(target, checkpoint):
+            conversions[video_id] = row
+        else:
+            arguments = path, target, checkpoint, *made_with.values()
+            jobs.append((checkpoint["bytes"], video_id, arguments))
+    if conversions:
+        print(f"{len(conversions):,} of {len(catalogue):,} videos were done", flush=True)
 
+    # videos.csv may name frames that now change, so it goes first; the new one comes last.
+    (frames_dir / "videos.csv").unlink(missing_ok=True)
+    unfinished = frames_dir / UNFINISHED
+    if os.path.lexists(unfinished):
+        delete_folder(unfinished)
+    unfinished.mkdir()
+    for name in own - set(conversions):  # renamed first, so that half of it never looks finished
+        delete_folder((frames_dir / name).rename(unfinished / name))
+    rule = {"frames": "full" if settings["full_frames"] else "reduced"}
+    write_whole(frames_dir / "crop-rule.json", lambda path: path.write_text(json.dumps(rule)))
 
-def grab_frames(video: cv2.VideoCapture | Stills) -> Iterator[tuple[int, float]]:
-    """Step through a video without converting its frames: yields each one's index and seconds.
-
-    Where the time stamps stand still, run back or pass 10 days, a frame counts as 1/25 s.
-    """
-    index, seconds = 0, -1 / 25
-    while video.grab():
-        stamp = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        seconds = stamp if seconds < stamp < 864_000 else seconds + 1 / 25
-        yield index, seconds
-        index += 1
-
-
-def choose_evenly(total: int, wanted: int) -> set[int]:
-    """The middle of each of `wanted` equal parts of a video of `total` frames; all if fewer."""
-    wanted = min(wanted, total)
-    return {(2 * part + 1) * total // (2 * wanted) for part in range(wanted)}
-
-
-def read_frames(
-    video: cv2.VideoCapture | Stills,
-    frames_per_second: float | None,
-    chosen: set[int] | None,
-) -> Iterator[tuple[int, float, bool, np.ndarray | None]]:
-    """Step through a video and convert only the frames to keep.
-
-    Yields for every frame: its index in the video, its time in seconds, whether it is to be
-    kept, and if so the BGR image (uint8, height x width x 3), None if it does not decode.
-    """
-    due = 0.0
-    for index, seconds in grab_frames(video):
-        wanted = index in chosen if chosen is not None else True
-        if frames_per_second:
-            wanted = seconds > due - 1e-6
-        if wanted and frames_per_second:
-            # The next tick of the clock that lies behind this frame: a video with fewer frames a
-            # second than asked for gives all it has, and a gap in it is not made up for.
-            due = (math.floor(seconds * frames_per_second + 1e-6) + 1) / frames_per_second
-        yield index, seconds, wanted, video.retrieve()[1] if wanted else None
-
-
-def resize_by_width(frame: np.ndarray) -> np.ndarray:
-    """The recipe's rule, which brings faces to a similar size; works on any uint8 image.
-
-    Width under 300 px 2x, 300 to 1000 1x, over 1000 to 1900 0.5x, over 1900 0.33x, cut to whole
-    pixels. INTER_CUBIC to enlarge, INTER_AREA to shrink: it averages, so nothing aliases.
-    """
-    height, width = frame.shape[:2]
-    factor = 2 if width < 300 else 1 if width <= 1000 else 0.5 if width <= 1900 else 0.33
-    if factor == 1:
-        return frame
-    size = max(1, int(width * factor)), max(1, int(height * factor))
-    return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
-
-
-def write_png(image: np.ndarray, path: Path, compression: int) -> None:
-    """Write a frame, uint8 (height, width, 3) BGR, without loss.
-
-    Each row of pixels is stored as its difference from the one above. OpenCV by itself tries five
-    kinds of difference for each row, which takes 1.6 times as long for files 2 % smaller.
-    """
-    settings = [cv2.IMWRITE_PNG_COMPRESSION, compression]
-    settings += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
-    _, png = cv2.imencode(".png", image, settings)
-    path.write_bytes(png)
-
-
-def write_json(content: dict, path: Path) -> None:
-    """Write a JSON file whole or not at all: to a temporary name beside it, then renamed."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a CSV table whole or not at all: to a temporary name beside it, then renamed."""
-    partial = path.with_name(path.name + ".partial")
-    table.to_csv(partial, index=False)
-    partial.replace(path)
-
-
-def partial_folder(target: Path) -> Path:
-    """Where the files of a video are until all of them are there, or that are to be deleted."""
-    return target.with_name(target.name.removesuffix(".partial") + ".partial")
-
-
-def delete_folder(folder: Path) -> None:
-    """Delete a folder; where that is broken off, no rest of it bears the name of a whole one."""
-    partial = partial_folder(folder)
-    if folder != partial:
-        shutil.rmtree(partial, ignore_errors=True)
-        folder.rename(partial)
-    shutil.rmtree(partial)
+    # The longest is taken first, so that no process ends with one all alone.
+    jobs = [(video_id, task) for _, video_id, task in sorted(jobs, key=lambda job: job[:2])]
+    try:
+        limits = settings["workers"], settings["seconds_per_video"]
+        conversions |= run_side_by_side(convert_video, jobs, *limits)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return pd.DataFrame.from_dict(conversions, orient="index", columns=CONVERSION)
 
 
 def convert_video(
@@ -686,146 +595,388 @@ def convert_video(
     checkpoint: dict,
     frames_per_second: float | None,
     frames_per_video: int | None,
+    width_rule: WidthRule,
+    full_frames: bool,
     png_compression: int,
 ) -> dict:
     """Write the frames of one video into the folder `target`, which appears when all are there.
 
-    Returns: the columns of CONVERSION; they also go into target/video.json with `checkpoint`.
-    status is ok, partial (some frames could not be had) or failed (none could); reason says why.
-    Raises: OSError if the frames cannot be written. What is wrong with the video goes into the row.
+    Returns:
+        The columns of CONVERSION; they also go into target/video.json with `checkpoint`. status is
+        ok, partial (some frames could not be had) or failed (none could); reason says why.
+
+    Raises:
+        OSError: the frames cannot be written. What is wrong with the video goes into the row.
     """
-    partial = partial_folder(target)
-    partial.mkdir()
+    unfinished = target.parent / UNFINISHED / target.name
+    unfinished.mkdir()
     row = {"width": "", "height": "", "fps": "", "frames": 0, "status": "ok", "reason": ""}
-    first = last = None
-    grabbed = undecoded = 0
-    claimed = 0.0
+    last = claimed = 0.0
+    grabbed = undecoded = png_bytes = 0
     try:
-        chosen = None
+        # To spread frames over a video, its frames are counted first, without converting them.
+        video, chosen = open_video(video_path), None
         if frames_per_video:
-            total = sum(1 for _ in grab_frames(open_video(video_path)))
-            chosen = choose_evenly(total, frames_per_video)
-        video = open_video(video_path)
+            chosen = choose_evenly(sum(1 for _ in grab_frames(video)), frames_per_video)
+            video = open_video(video_path)
         claimed = video.get(cv2.CAP_PROP_FRAME_COUNT)
         for index, seconds, wanted, frame in read_frames(video, frames_per_second, chosen):
-            first, last, grabbed = seconds if first is None else first, seconds, index + 1
+            last, grabbed = seconds, index + 1
             if frame is None:
                 undecoded += wanted
                 continue
             if row["frames"] == 0:
                 row |= {"width": frame.shape[1], "height": frame.shape[0]}
-            image = resize_by_width(frame)
-            write_png(image, partial / f"{target.name}-{index:06d}.png", png_compression)
+            image = frame if full_frames else resize_by_width(frame, width_rule)
+            path = unfinished / f"{target.name}-{index:06d}.png"
+            png_bytes += write_png(image, path, png_compression)
             row["frames"] += 1
+        # All that could be read is written. Say what could not be read.
         if undecoded:
             row |= {"status": "partial", "reason": f"{undecoded:,} frames do not decode"}
-        elif grabbed < 0.98 * claimed - 2:
+        elif grabbed < (1 - MISSING_FRAMES) * claimed - 2 and lacks_frames(video_path):
             reason = f"ends after {grabbed:,} of the {claimed:,.0f} frames that it claims"
             row |= {"status": "partial", "reason": reason}
-    except (ValueError, ArithmeticError, MemoryError, cv2.error) as error:
+    except (ValueError, ArithmeticError, MemoryError, cv2.error, RuntimeError) as error:
         row |= {"status": "partial", "reason": " ".join(str(error).split()) or "too large"}
     if row["frames"] == 0:
         row |= {"status": "failed", "reason": row["reason"] or "no frame of it decodes"}
     if grabbed > 1:
-        row["fps"] = round((grabbed - 1) / (last - first), 3)
-    write_json(checkpoint | {"conversion": row}, partial / "video.json")
-    partial.rename(target)
+        row["fps"] = round((grabbed - 1) / last, 3)
+    side = checkpoint | {"png_bytes": png_bytes, "conversion": row}
+    (unfinished / "video.json").write_text(json.dumps(side, indent=2) + "\n", encoding="utf-8")
+    unfinished.rename(target)
     return row
 
 
-def make_checkpoint(files: list[Path], settings: dict) -> dict:
-    """What a result depends on: if none of it has changed, it is not made again."""
-    stats = [file.stat() for file in files]
+def open_video(path: Path) -> cv2.VideoCapture | Pictures:
+    """Open a video for reading one frame after another, turned as its rotation flag says.
+
+    OpenCV cannot decode AV1, and takes a cover picture that comes first for the video: such a video
+    is decoded by FFmpeg in a process of its own.
+
+    Raises:
+        ValueError: there is no video stream in it that can be decoded.
+    """
+    if path.is_dir():
+        files = list_files(path)
+        return Pictures(read_stills(files), [1000 * FRAME_SECONDS * n for n in range(len(files))])
+    options = f"format_whitelist;{CONTAINERS}|protocol_whitelist;file"
+    os.environ |= {"OPENCV_FFMPEG_CAPTURE_OPTIONS": options, "OPENCV_FFMPEG_LOGLEVEL": "-8"}
+    # One decoding thread: the processes side by side use the other cores. An absolute path: FFmpeg
+    # would take a name such as http:clip.mp4 for an address. Bytes: not every name is UTF-8.
+    name = os.fsencode(path.absolute())
+    video = cv2.VideoCapture(name, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    if not video.isOpened():
+        raise ValueError("does not open as a video")
+    codec = (int(video.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF).to_bytes(4, "little")
+    if codec in (b"AV01", *COVERS):
+        said = run_ffmpeg(path, "-v", "info").stderr.decode(errors="replace")
+        streams = re.findall(r"Stream #0:(\d+).*?: Video: (\w+)", said)
+        if codec == b"AV01" or len(streams) > 1:
+            stream, _ = min(streams, key=lambda stream: stream[1] in COVERS.values())
+            return Pictures(decode_by_ffmpeg(path, stream), read_time_stamps(path, stream))
+    video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+    return video
+
+
+class Pictures:
+    """Encoded pictures and the time of each, read as cv2.VideoCapture reads a video."""
+
+    def __init__(self, pictures: Iterator[bytes], milliseconds: list[float]) -> None:
+        self.pictures, self.milliseconds = pictures, milliseconds
+        self.picture, self.position = b"", -1
+
+    def grab(self) -> bool:
+        self.picture, self.position = next(self.pictures, None), self.position + 1
+        return self.picture is not None
+
+    def retrieve(self) -> tuple[bool, np.ndarray | None]:
+        data = np.frombuffer(self.picture, np.uint8)
+        frame = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        return frame is not None, frame
+
+    def get(self, what: int) -> float:
+        if what == cv2.CAP_PROP_POS_MSEC:
+            return dict(enumerate(self.milliseconds)).get(self.position, 0.0)
+        return len(self.milliseconds)
+
+
+def read_stills(paths: list[Path]) -> Iterator[bytes]:
+    """Read pictures as they are wanted; one that cannot be read is empty, and the others go on."""
+    for path in paths:
+        try:
+            yield path.read_bytes()
+        except OSError:
+            yield b""
+
+
+def run_ffmpeg(path: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the FFmpeg that comes with imageio-ffmpeg on a video, and wait for its end."""
+    return subprocess.run(ffmpeg_command(path, *arguments), capture_output=True)
+
+
+def ffmpeg_command(path: Path, *arguments: str) -> list[str]:
+    """Make a command for FFmpeg, which may open what OpenCV may and nothing else."""
+    safe = ["-nostdin", "-hide_banner", "-v", "error", "-threads", "1"]
+    safe += ["-format_whitelist", CONTAINERS, "-protocol_whitelist", "file,pipe"]
+    return [imageio_ffmpeg.get_ffmpeg_exe(), *safe, "-i", f"file:{path.absolute()}", *arguments]
+
+
+def decode_by_ffmpeg(path: Path, stream: str) -> Iterator[bytes]:
+    """Decode a stream of a video: yields each frame as a BMP file, which begins with its size."""
+    form = ["-fps_mode", "passthrough", "-pix_fmt", "bgr24", "-c:v", "bmp", "-f", "image2pipe", "-"]
+    command = ffmpeg_command(path, "-map", f"0:{stream}", *form)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            while len(start := process.stdout.read(6)) == 6:
+                yield start + process.stdout.read(int.from_bytes(start[2:], "little") - 6)
+        finally:
+            process.kill()
+
+
+def read_time_stamps(path: Path, stream: str) -> list[float]:
+    """Read the time stamps of a stream in milliseconds, in the order in which frames are shown."""
+    copied = run_ffmpeg(path, "-map", f"0:{stream}", "-c", "copy", "-f", "mkvtimestamp_v2", "-")
+    return sorted(float(line) for line in copied.stdout.split(b"\n") if line and line[:1] != b"#")
+
+
+def choose_evenly(total: int, wanted: int) -> set[int]:
+    """Choose the middle of each of `wanted` equal parts of `total` frames; all if fewer."""
+    wanted = min(wanted, total)
+    return {(2 * part + 1) * total // (2 * wanted) for part in range(wanted)}
+
+
+def grab_frames(video: cv2.VideoCapture | Pictures) -> Iterator[tuple[int, float]]:
+    """Step through a video without converting its frames.
+
+    Yields:
+        The index of each frame, and its time in seconds after the first. Where the time stamps
+        stand still, run back or pass 10 days, a frame counts as 1/25 s.
+    """
+    index, seconds, first = 0, -FRAME_SECONDS, None
+    while video.grab():
+        stamp = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        first = stamp if first is None else first
+        usable = seconds < stamp - first < LONGEST_VIDEO
+        seconds = stamp - first if usable else seconds + FRAME_SECONDS
+        yield index, seconds
+        index += 1
+
+
+def read_frames(
+    video: cv2.VideoCapture | Pictures,
+    frames_per_second: float | None,
+    chosen: set[int] | None,
+) -> Iterator[tuple[int, float, bool, np.ndarray | None]]:
+    """Step through a video and convert only the frames to keep.
+
+    Yields:
+        For every frame: its index in the video, its time in seconds, whether it is to be kept, and
+        if so the frame, BGR uint8 (height, width, 3), or None if it does not decode.
+    """
+    due = 0.0
+    for index, seconds in grab_frames(video):
+        wanted = index in chosen if chosen is not None else True
+        if frames_per_second:
+            wanted = seconds > due - 1e-6
+        if wanted and frames_per_second:
+            # The next sampling time after this frame: a video with fewer frames a second than
+            # asked for gives all it has, and a gap in it is not made up for.
+            due = (math.floor(seconds * frames_per_second + 1e-6) + 1) / frames_per_second
+        yield index, seconds, wanted, video.retrieve()[1] if wanted else None
+
+
+def resize_by_width(frame: np.ndarray, width_rule: WidthRule = WIDTH_RULE) -> np.ndarray:
+    """Resize an image, uint8 (height, width) or (height, width, 3), by the factor for its width.
+
+    The rule brings faces to a similar size: below 300 pixels 2x, to 1000 1x, to 1900 0.5x, above
+    0.33x, cut to whole pixels. INTER_AREA shrinks by averages, so that nothing aliases.
+    """
+    height, width = frame.shape[:2]
+    factor = next(factor for limit, factor in width_rule if width < limit)
+    if factor == 1:
+        return frame
+    size = max(1, int(width * factor)), max(1, int(height * factor))
+    return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
+
+
+def write_png(image: np.ndarray, path: Path, compression: int) -> int:
+    """Write a frame, BGR uint8 (height, width, 3), without loss; returns the bytes of the file.
+
+    Each row of pixels is stored as its difference from the one above. OpenCV by itself tries five
+    kinds of difference for each row, which takes 1.6 times as long for files 2 % smaller.
+    """
+    settings = [cv2.IMWRITE_PNG_COMPRESSION, compression]
+    settings += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+    return path.write_bytes(cv2.imencode(".png", image, settings)[1])
+
+
+def lacks_frames(path: Path) -> bool:
+    """Tell whether a video with fewer frames than it claims has lost them, as one cut off has.
+
+    An AVI counts its frames. Others claim more than they have if they begin late, have no constant
+    rate, or are a piece of a longer one: FFmpeg reads those to their end without complaint.
+    """
+    with path.open("rb") as file:
+        if file.read(4) == b"RIFF":
+            return True
+    return bool(run_ffmpeg(path, "-map", "0:V:0", "-f", "null", "-").stderr)
+
+
+def print_summary(table: pd.DataFrame, left_out: pd.DataFrame, frames_dir: Path) -> None:
+    """Print how many videos and frames there are of each kind, and what went wrong."""
+    print(f"{frames_dir}")
+    print(f"  videos          {len(table):,} (videos.csv)")
+    print(f"  frames          {table['frames'].sum():,}")
+    for names, videos in table.groupby(["dataset", "label", "method"]):
+        dataset, *kind = map(str, names)
+        counts = f"{len(videos):,} videos, {videos['frames'].sum():,} frames"
+        print(printable(f"  {dataset:15} {' '.join(kind)}: {counts}"))
+    for status in ("partial", "failed"):
+        broken = table[table["status"] == status]
+        for source, reason in broken[["source", "reason"]].head(SHOWN).itertuples(index=False):
+            print(printable(f"  {status:15} {source}: {reason}"))
+        if len(broken) > SHOWN:
+            print(f"  {status:15} {len(broken) - SHOWN:,} more, see videos.csv")
+    print_left_out(left_out)
+
+
+# --- Machinery ------------------------------------------------------------------------------------
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    partial.unlink(missing_ok=True)  # a link planted there would be followed
+    write(partial)
+    partial.replace(path)
+
+
+def claim_folder(folder: Path, option: str) -> None:
+    """Make an output folder and mark it as this script's; refuse one that holds anything else.
+
+    Raises:
+        ValueError: the folder holds what this script did not make.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mark, script = folder / ".made-by", Path(__file__).name
+    foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if foreign and not (mark.is_file() and mark.read_bytes().strip() == script.encode()):
+        raise ValueError(
+            f"{folder}: it holds {foreign[0]}, which this script did not make; name another folder "
+            f"with {option}, or move it away."
+        )
+    write_whole(mark, lambda partial: partial.write_text(f"{script}\n"))
+
+
+def note_inputs(files: list[Path], settings: dict) -> dict:
+    """Note what a result depends on: if none of it has changed, it is not made again.
+
+    Of a change that keeps number, size and time of the files, only what it changes in the first,
+    middle or last 4 KiB of a file is noticed.
+    """
+    states, sample = [file.stat() for file in files], sha1()
+    for file, state in zip(files, states, strict=True):
+        with file.open("rb") as opened:
+            for start in (0, state.st_size // 2, max(0, state.st_size - 4096)):
+                opened.seek(start)
+                sample.update(opened.read(4096))
+    rule = " ".join(f"{limit:g}:{factor:g}" for limit, factor in settings["width_rule"])
     return {
-        "settings": settings,
-        "files": len(stats),
-        "bytes": sum(stat.st_size for stat in stats),
-        "modified_ns": max((stat.st_mtime_ns for stat in stats), default=0),
+        "made_by": Path(__file__).name,
+        "settings": settings | {"width_rule": rule},
+        "files": len(states),
+        "bytes": sum(state.st_size for state in states),
+        "modified_ns": max((state.st_mtime_ns for state in states), default=0),
+        "sample": sample.hexdigest(),
     }
 
 
-def finished_conversion(target: Path, checkpoint: dict) -> dict | None:
-    """The row of a video that an earlier run finished from the same file with the same settings."""
+def read_side_file(folder: Path) -> dict:
+    """Read what this script wrote beside the frames of a video; empty if it did not."""
     try:
-        earlier = json.loads((target / "video.json").read_text(encoding="utf-8"))
-        row = earlier.pop("conversion")
-        saved = sum(1 for _ in target.glob("*.png"))
-        whole = earlier == checkpoint and list(row) == CONVERSION and row["frames"] == saved
-    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        content = json.loads((folder / "video.json").read_text(encoding="utf-8"))
+        return content if content["made_by"] == Path(__file__).name else {}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}
+
+
+def finished_conversion(target: Path, checkpoint: dict) -> dict | None:
+    """Find the row of a video that was finished from the same file with the same settings."""
+    side = read_side_file(target)
+    sizes = [path.stat().st_size for path in target.glob("*.png")]
+    try:
+        row = side["conversion"]
+        same = all(side[name] == value for name, value in checkpoint.items())
+        whole = [row["frames"], side["png_bytes"]] == [len(sizes), sum(sizes)]
+        return row if same and whole and list(row) == CONVERSION else None
+    except (LookupError, TypeError):
         return None
-    return row if whole else None
 
 
-# --- The run --------------------------------------------------------------------------------------
+def find_own_folders(frames_dir: Path) -> set[str]:
+    """Find the folders of videos that earlier runs made: videos.csv names them, or a side file."""
+    try:
+        table = pd.read_csv(frames_dir / "videos.csv", usecols=["video_id"], dtype=str)
+        named = set(table["video_id"])
+    except (OSError, ValueError):
+        named = set()
+    folders = [path for path in frames_dir.iterdir() if path.is_dir()]
+    return {path.name for path in folders if path.name in named or read_side_file(path)}
 
 
-def lock_folder(folder: Path) -> filelock.AcquireReturnProxy:
-    """Hold a folder for this run alone, until the `with` ends or the process dies, however it dies.
+def delete_folder(folder: Path) -> None:
+    """Delete a folder; of a link, which leads to where a user has moved it, only the link."""
+    folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+
+
+def run_side_by_side(
+    function: Callable[..., dict],
+    jobs: list[tuple[str, tuple]],
+    workers: int,
+    seconds_per_video: float | None,
+) -> dict[str, dict]:
+    """Run a function for each video in a process; a process that dies or hangs costs its video.
+
+    Args:
+        function: gives the row of a video
+        jobs: the video_id and the arguments for each; the last is taken first
+        workers: how many processes
+        seconds_per_video: a video that takes longer is given up
+
+    Returns:
+        The row of each video, by its video_id.
 
     Raises:
-        ValueError: another run holds it.
+        OSError: a function raised it, or the processes could not go on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return filelock.FileLock(folder / ".lock").acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise ValueError(
-            f"{folder}: another run is writing to it; wait for its end, or name another folder."
-        ) from error
-
-
-def end_with_main() -> None:
-    """Let a worker end when the main process was killed; it would wait for work for ever."""
-
-    def wait_for_main() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait_for_main, daemon=True).start()
-
-
-@contextmanager
-def hidden_from_ctrl_c() -> Iterator[None]:
-    """The processes that are started in here do not get Ctrl-C: the main process ends them."""
-    if not hasattr(signal, "pthread_sigmask"):  # as on Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # Started by the first process, it would undo the next line.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def start_worker() -> None:
-    """One process converts one video with one thread; decoders' own messages would hide the bar."""
-    end_with_main()
-    cv2.setNumThreads(1)
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", f"format_whitelist;{CONTAINERS}")
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
-def check_own_folders(catalogue: pd.DataFrame, frames_dir: Path) -> None:
-    """Raises: ValueError if a folder that a video is to get was not made by this script."""
-    for target in (frames_dir / video_id for video_id in catalogue["video_id"]):
-        if target.exists() and not (target / "video.json").is_file():
-            raise ValueError(
-                f"{target} was not made by this script (it has no video.json): move it away, or "
-                "choose another folder with --frames-dir."
-            )
-
-
-def delete_outdated(frames_dir: Path, done: Iterable[str]) -> None:
-    """Delete what is unfinished, of another video or setting, or of a video that is gone."""
-    for folder in [path for path in frames_dir.iterdir() if path.name not in done]:
-        if (folder.suffix == ".partial" and folder.is_dir()) or (folder / "video.json").is_file():
-            delete_folder(folder)
+    rows, running, workers = {}, {}, max(1, min(workers, len(jobs)))
+    spawn = multiprocessing.get_context("spawn")
+    # Unlike the standard library's, this pool outlives a worker that crashes. It looks at all its
+    # tasks ten times a second, so it gets a few at a time.
+    pool = pebble.ProcessPool(workers, initializer=start_worker, context=spawn)
+    with pool, tqdm(total=len(jobs), unit="video", disable=not jobs) as bar:
+        try:
+            start_processes(pool)
+            while jobs or running:
+                while jobs and len(running) < 4 * workers:
+                    video_id, arguments = jobs.pop()
+                    future = pool.schedule(function, arguments, timeout=seconds_per_video)
+                    running[future] = video_id
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    rows[running.pop(future)] = row_of(future, seconds_per_video)
+                    bar.update()
+        except RuntimeError as error:
+            raise OSError(f"the processes that convert the videos ended: {error}") from error
+        finally:
+            pool.stop()
+            pool.join()
+    return rows
 
 
 def row_of(future: Future[dict], seconds_per_video: float | None) -> dict:
-    """The row of a video; if its process died, or was ended at the limit of time, one that says so.
+    """Get the row of a video; if its process died or was too slow, one that says so.
 
     That video gets no folder, so that the next run tries it again.
     """
@@ -839,159 +990,47 @@ def row_of(future: Future[dict], seconds_per_video: float | None) -> dict:
     return row | {"frames": 0, "status": "failed", "reason": f"{reason}; the next run tries again"}
 
 
-def convert_videos(
-    catalogue: pd.DataFrame,
-    videos_dir: Path,
-    frames_dir: Path,
-    settings: dict,
-    seconds_per_video: float | None,
-    workers: int,
-) -> pd.DataFrame:
-    """Convert all videos of the catalogue, several side by side, but for those already done.
-
-    Returns: the columns of CONVERSION, one row a video, by video_id.
-    Raises: OSError if the frames cannot be written.
-    """
-    conversions, jobs = {}, []
-    for video_id, source in zip(catalogue["video_id"], catalogue["source"], strict=True):
-        checkpoint = make_checkpoint(list_files(videos_dir / source), settings)
-        earlier = finished_conversion(frames_dir / video_id, checkpoint)
-        if earlier is None:
-            jobs.append((checkpoint["bytes"], video_id, source, checkpoint))
-        else:
-            conversions[video_id] = earlier
-    if conversions:
-        print(f"{len(conversions):,} of {len(catalogue):,} videos were done", flush=True)
-    delete_outdated(frames_dir, conversions)
-    jobs.sort()  # The longest is taken first, so that no process ends with one all alone.
-    workers = max(1, min(workers, len(jobs)))
-    spawn = multiprocessing.get_context("spawn")
-    # Unlike the standard library's, this pool outlives a worker that crashes. It looks at all its
-    # tasks ten times a second, so it gets a few at a time.
-    pool = pebble.ProcessPool(workers, initializer=start_worker, context=spawn)
-    with pool, tqdm(total=len(jobs), unit="video", disable=not jobs) as bar:
-        try:
-            with hidden_from_ctrl_c():
-                _ = pool.active  # To ask starts the processes.
-            running = {}
-            while jobs or running:
-                while jobs and len(running) < 4 * workers:
-                    _, video_id, source, checkpoint = jobs.pop()
-                    task = (videos_dir / source, frames_dir / video_id, checkpoint)
-                    future = pool.schedule(convert_video, task, settings, seconds_per_video)
-                    running[future] = video_id
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    conversions[running.pop(future)] = row_of(future, seconds_per_video)
-                    bar.update()
-        except RuntimeError as error:
-            raise OSError(f"the processes that convert the videos ended: {error}") from error
-        finally:
-            pool.stop()
-            pool.join()
-            for folder in frames_dir.glob("*.partial"):
-                shutil.rmtree(folder, ignore_errors=True)
-    return pd.DataFrame.from_dict(conversions, orient="index", columns=CONVERSION)
+def start_worker() -> None:
+    """Prepare a process: it converts one video with one thread, and prints nothing by itself."""
+    end_with_main()
+    cv2.setNumThreads(1)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def printable(line: str) -> str:
-    """A line as the terminal can show it: line ends, and letters that it lacks, are spelt out."""
-    line = line if line.isprintable() else ascii(line)[1:-1]
-    encoding = sys.stdout.encoding or "utf-8"
-    return line.encode(encoding, "backslashreplace").decode(encoding)
+def end_with_main() -> None:
+    """Let a worker end when the main process was killed; it would wait for work for ever."""
+
+    def wait_for_main() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_main, daemon=True).start()
 
 
-def print_left_out(left_out: pd.DataFrame) -> None:
-    """Each reason once, with the number of files and the first of them."""
-    for reason, paths in left_out.groupby("reason")["path"]:
-        more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
-        print(printable(f"left out     {reason}: {', '.join(paths[:3])}{more}"))
-
-
-def print_summary(table: pd.DataFrame, left_out: pd.DataFrame, frames_dir: Path) -> None:
-    counts = table.groupby(["dataset", "label", "method"]).agg(
-        videos=("video_id", "size"), frames=("frames", "sum")
-    )
-    print(counts.to_string(formatters=["{:,}".format] * 2))
-    print(f"videos       {len(table):,} ({frames_dir / 'videos.csv'})")
-    print(f"frames       {table['frames'].sum():,} ({frames_dir}/<video_id>/)")
-    for status in ("partial", "failed"):
-        broken = table[table["status"] == status]
-        for source, reason in broken[["source", "reason"]].head(10).itertuples(index=False):
-            print(printable(f"{status:12} {source}: {reason}"))
-        if len(broken) > 10:
-            print(f"{status:12} {len(broken) - 10:,} more, see the status column of videos.csv")
-    print_left_out(left_out)
-
-
-def main(
-    videos_dir: Path = VIDEOS_DIR,
-    frames_dir: Path = FRAMES_DIR,
-    frames_per_second: float | None = FRAMES_PER_SECOND,
-    frames_per_video: int | None = FRAMES_PER_VIDEO,
-    png_compression: int = PNG_COMPRESSION,
-    workers: int = WORKERS,
-    seconds_per_video: float | None = SECONDS_PER_VIDEO,
-) -> pd.DataFrame:
-    """Save the frames of the videos as images, and write down what each video is.
-
-    Args:
-        videos_dir: The data sets, as they were unpacked.
-        frames_dir: Gets one folder a video, and videos.csv.
-        frames_per_second: So many frames of each second; None is every frame.
-        frames_per_video: So many frames of each video, spread evenly; None is every frame.
-        png_compression: 0 (fast, large) to 9 (slow, small); lossless all.
-        workers: Videos converted side by side.
-        seconds_per_video: A video that takes longer is given up; None is no limit.
-
-    Returns:
-        The table videos.csv.
-
-    Raises:
-        FileNotFoundError: videos_dir is not there.
-        ValueError: It holds no video to convert, a setting makes no sense, or another run is
-            writing to frames_dir.
-        OSError: frames_dir cannot be written to, such as when the disk is full.
-    """
-    if frames_per_second is not None and frames_per_video is not None:
-        raise ValueError("Give --frames-per-second or --frames-per-video, not both.")
-    numbers = frames_per_second, frames_per_video, seconds_per_video
-    if not all(number is None or 0 < number < math.inf for number in numbers):
-        raise ValueError(
-            "--frames-per-second, --frames-per-video and --seconds-per-video must be above 0."
-        )
-    settings = {
-        "frames_per_second": frames_per_second,
-        "frames_per_video": frames_per_video,
-        "png_compression": png_compression,
-    }
-
-    catalogue, left_out = make_catalogue(videos_dir)
-    check_own_folders(catalogue, frames_dir)
-    with lock_folder(frames_dir):
-        (frames_dir / "videos.csv").unlink(missing_ok=True)  # It may name frames that now change.
-        try:
-            conversions = convert_videos(
-                catalogue, videos_dir, frames_dir, settings, seconds_per_video, workers
-            )
-            table = catalogue.join(conversions, on="video_id")
-            write_table(left_out, frames_dir / "left-out.csv")
-            write_table(table, frames_dir / "videos.csv")
-        except OSError as error:
-            raise OSError(
-                f"{frames_dir}: stopped by an error ({error}); what is finished is kept, and the "
-                "same command goes on once that is mended."
-            ) from error
-    print_summary(table, left_out, frames_dir)
-    if not table["frames"].any():
-        raise ValueError(f"Not one frame could be read from the videos in {videos_dir}.")
-    return table
+def start_processes(pool: pebble.ProcessPool) -> None:
+    """Start the processes of a pool so that they do not get Ctrl-C: the main process ends them."""
+    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if can_block:
+        resource_tracker.ensure_running()  # Python's own process unblocks SIGINT when it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    _ = pool.active  # to ask starts them
+    if can_block:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 if __name__ == "__main__":
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
+        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         tyro.cli(main)
     except KeyboardInterrupt:
         print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
         sys.exit(130)
+    except filelock.Timeout as error:
+        folder = Path(error.lock_file).parent
+        sys.exit(
+            f"{Path(__file__).name}: {folder}: another run is writing to it; wait for its end."
+        )
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")

@@ -74,9 +74,9 @@ DeepfakeTIMIT/lower_quality/fadg0/sa1-video-fram1.avi
 vidtimit/fadg0/video/sa1
     DeepFake-TIMIT real original - fadg0 -
 own/real/anna/1.mp4
-    plain real original - anna/1 -
+    plain real original - anna -
 own/FAKE/anna/1.webm
-    plain fake plain - anna/1 -
+    plain fake plain - anna -
 """
 # A path below videos/; a part of the reason for which it is left out.
 LEFT_OUT = """
@@ -105,7 +105,7 @@ own/real/fake/clip.mp4
 own/real/clip.wmv
     not a video
 broken/metadata.json
-    not readable
+    cannot be read as metadata.json
 """
 
 
@@ -245,6 +245,19 @@ def test_width_rule(width: int, expected: int) -> None:
     assert abs(resized.shape[0] - 180 * factor) <= 1
 
 
+def test_the_rule_can_be_changed_or_switched_off_and_02_is_told(tmp_path: Path) -> None:
+    write_video(tmp_path / "videos/real/a.mp4", frames=1, size=(400, 300))
+    own, said = {"width_rule": ((350, 4.0), (float("inf"), 0.5))}, []
+    for setting, size in (({}, 400), (own, 200), ({"full_frames": True} | own, 400)):
+        convert.main(tmp_path / "videos", tmp_path / "frames", workers=1, **setting)
+        assert images(tmp_path / "frames", "plain-real-a")[0].shape[1] == size
+        said.append(json.loads((tmp_path / "frames/crop-rule.json").read_text())["frames"])
+    assert said == ["reduced", "reduced", "full"]
+    for rule in ((), ((300, 2.0),), ((300, 0.0), (float("inf"), 1.0))):
+        with pytest.raises(ValueError, match="--width-rule"):
+            convert.main(tmp_path / "videos", tmp_path / "frames", width_rule=rule)
+
+
 def test_every_frame_in_order_and_lossless(tmp_path: Path) -> None:
     video = write_video(tmp_path / "videos/real/a.mp4", frames=7, size=(320, 240))
     convert.main(tmp_path / "videos", tmp_path / "frames", workers=1)
@@ -332,14 +345,14 @@ def test_a_second_run_converts_only_what_changed(tmp_path: Path, snapshot: calla
     before = snapshot(frames)
     write_video(videos / "real/b.mp4", frames=5, seed=1)
     write_video(videos / "fake/c.mp4", frames=2)
-    (frames / "plain-fake-c.partial").mkdir()  # what a killed run leaves
-    (frames / "plain-fake-c.partial/half.png").touch()
+    (frames / ".unfinished/plain-fake-c").mkdir(parents=True)  # what a killed run leaves
+    (frames / ".unfinished/plain-fake-c/half.png").touch()
     table = convert.main(videos, frames, workers=1)
     after = snapshot(frames)
     assert table["frames"].tolist() == [2, 3, 5]
     of_a = [name for name in before if name.startswith("plain-real-a/")]
     assert len(of_a) == 4 and all(after[name] == before[name] for name in of_a)
-    assert not [name for name in after if ".partial" in name]
+    assert not [name for name in after if ".unfinished" in name]
     table = convert.main(videos, frames, frames_per_video=1, workers=1)
     assert table["frames"].tolist() == [1, 1, 1]
     assert len(list(frames.glob("*/*.png"))) == 3
@@ -348,33 +361,35 @@ def test_a_second_run_converts_only_what_changed(tmp_path: Path, snapshot: calla
 def test_no_worker_outlives_a_killed_run(tmp_path: Path) -> None:
     write_avi(tmp_path / "videos/real/a.avi", [jpeg((640, 480))] * 3000, (640, 480))
     run = subprocess.Popen([sys.executable, ROOT / SCRIPT], cwd=tmp_path)
-    partial = tmp_path / "frames/plain-real-a.partial"
-    while not len(list(partial.glob("*.png"))) > 5:
+    unfinished = tmp_path / "frames/.unfinished/plain-real-a"
+    while not len(list(unfinished.glob("*.png"))) > 5:
         assert run.poll() is None
         time.sleep(0.05)
     run.kill()
     run.wait()
     time.sleep(2)
-    written = len(list(partial.glob("*.png")))
+    written = len(list(unfinished.glob("*.png")))
     time.sleep(1)
-    assert len(list(partial.glob("*.png"))) == written < 3000
+    assert len(list(unfinished.glob("*.png"))) == written < 3000
 
 
 def test_a_user_s_folder_called_masks_is_no_mask(tmp_path: Path) -> None:
     write_video(tmp_path / "videos/real/masks/a.mp4", frames=1)
     table = convert.main(tmp_path / "videos", tmp_path / "frames", workers=1)
-    assert table["identities"].tolist() == ["masks/a"]
+    assert table["identities"].tolist() == ["masks"]
 
 
 def test_what_bad_input_gets(tmp_path: Path, snapshot: callable) -> None:
-    assert_stops(run_script(SCRIPT, cwd=tmp_path), "no folder videos", "--videos-dir")
+    assert_stops(
+        run_script(SCRIPT, cwd=tmp_path), "videos: there is no such folder", "--videos-dir"
+    )
     (tmp_path / "videos").mkdir()
-    assert_stops(run_script(SCRIPT, cwd=tmp_path), "No video to convert", "videos", "real and fake")
+    assert_stops(run_script(SCRIPT, cwd=tmp_path), "videos: no video to convert", "real and fake")
     write_video(tmp_path / "videos/real/a.mp4", frames=2)
     (tmp_path / "frames/plain-real-a").mkdir(parents=True)
     (tmp_path / "frames/plain-real-a/mine.png").write_text("a user's")
     before = snapshot(tmp_path / "frames")
-    assert_stops(run_script(SCRIPT, cwd=tmp_path), "plain-real-a", "not made by this script")
+    assert_stops(run_script(SCRIPT, cwd=tmp_path), "plain-real-a", "this script did not make")
     assert snapshot(tmp_path / "frames") == before
     both = ("--frames-per-second", 1, "--frames-per-video", 1)
     assert_stops(run_script(SCRIPT, *both, cwd=tmp_path), "not both")

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path, PurePosixPath
 
+import cv2
+import imageio_ffmpeg
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,6 +35,7 @@ from hypothesis import strategies as st
 resource = pytest.importorskip("resource", reason="signals and limits are not for Windows")
 SCRIPT = "01-convert-video-to-image.py"
 convert = importlib.import_module("01-convert-video-to-image")
+ROWS, LIST_ROWS = convert.read_data_sets(convert.DATA_SETS)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def eight_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label = "real" if number % 2 else "fake"
         write_video(folder / f"videos/{label}/{number}.mp4", 25, (320, 240), seed=number)
     assert run_script(SCRIPT, "--frames-dir", "whole", cwd=folder).returncode == 0
-    assert len(read_tree(folder / "whole")) == 8 * 26 + 3
+    assert len(read_tree(folder / "whole")) == 8 * 26 + 5
     return folder
 
 
@@ -58,12 +61,12 @@ def long_video(tmp_path: Path) -> Path:
 
 def finished_folders(frames_dir: Path) -> dict[str, tuple[int, int]]:
     """The folders with a final name; each with what tells it from one that was made again."""
-    folders = [path for path in frames_dir.glob("*/") if path.suffix != ".partial"]
+    folders = [path for path in frames_dir.glob("*/") if path.name != ".unfinished"]
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folders}
 
 
 def is_converting(frames_dir: Path) -> bool:
-    return any(frames_dir.glob("*.partial/*.png"))
+    return any(frames_dir.glob(".unfinished/*/*.png"))
 
 
 # --- Stopped runs ---------------------------------------------------------------------------------
@@ -81,7 +84,7 @@ def test_killed_at_20_moments_and_gone_on(eight_videos: Path) -> None:
         assert {name: now[name] for name in finished} == finished, "something was done again"
         finished.update(now)
         for name, content in read_tree(frames).items():
-            if not re.match(r"[^/]*\.partial", name):
+            if not name.startswith(".unfinished/") and ".partial" not in name:
                 assert whole[name] == content, f"{name} is not whole"
 
     arguments = "--frames-dir", "frames", "--workers", 1
@@ -110,11 +113,24 @@ def test_ctrl_c(long_video: Path, moment: str) -> None:
     said = (long_video / "said").read_text()
     assert said.endswith(f"{SCRIPT}: stopped; the same command goes on.\n")
     assert "Traceback" not in said and "Error" not in said and "leaked" not in said
-    assert not list(frames.glob("*.partial"))
+    assert not (frames / ".unfinished").exists()
     if moment == "converting":
         write_avi(long_video / "videos/real/long.avi", [jpeg((64, 48))])
         again = run_script(SCRIPT, cwd=long_video)
         assert "2 of 3 videos were done" in again.stdout
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_ends_of_a_run_are_as_ctrl_c(long_video: Path, name: str) -> None:
+    with running(SCRIPT, cwd=long_video) as run:
+        wait_for(lambda: is_converting(long_video / "frames"), run)
+        run.send_signal(getattr(signal, name))
+        assert run.wait() == 130
+        wait_for_end_of_all(run)
+    said = (long_video / "said").read_text()
+    assert said.endswith(f"{SCRIPT}: stopped; the same command goes on.\n")
+    assert "Traceback" not in said
+    assert not (long_video / "frames/.unfinished").exists()
 
 
 def test_two_runs_at_once(long_video: Path) -> None:
@@ -140,7 +156,7 @@ def test_a_worker_that_crashes_or_hangs_costs_its_video_only(long_video: Path) -
     shutil.copy(long_video / "videos/real/long.avi", long_video / "videos/real/too.avi")
 
     def two_are_begun() -> bool:
-        return len({path.parent for path in frames.glob("*.partial/*.png")}) == 2
+        return len({path.parent for path in frames.glob(".unfinished/*/*.png")}) == 2
 
     with running(SCRIPT, "--workers", 2, "--seconds-per-video", 3, cwd=long_video) as run:
         wait_for(two_are_begun, run)
@@ -174,7 +190,7 @@ def test_what_changed_is_done_again_and_what_is_gone_is_deleted(tmp_path: Path) 
     next((frames / "plain-real-cut").glob("*.png")).unlink()  # a frame that the table names
     (frames / "mine").mkdir()
     (frames / "mine/note.txt").write_text("not made by 01")
-    (frames / "plain-real-gone.partial").mkdir()
+    (frames / ".unfinished/plain-real-gone").mkdir(parents=True)
     table = convert.main(videos, frames, workers=1)
     after = finished_folders(frames)
     assert table["source"].tolist() == ["real/cut.avi", "real/replaced.avi", "real/same.avi"]
@@ -182,7 +198,7 @@ def test_what_changed_is_done_again_and_what_is_gone_is_deleted(tmp_path: Path) 
     assert len(list(frames.glob("*/*.png"))) == 3 + 2 + 3
     assert sorted(after) == ["mine", "plain-real-cut", "plain-real-replaced", "plain-real-same"]
     assert after["plain-real-same"] == before["plain-real-same"]
-    assert not list(frames.glob("*.partial"))
+    assert not (frames / ".unfinished").exists()
 
 
 @pytest.mark.parametrize("change", [{"frames_per_video": 2}, {"png_compression": 9}])
@@ -195,6 +211,76 @@ def test_a_folder_never_holds_frames_of_two_settings(tmp_path: Path, change: dic
     convert.main(videos, frames, workers=1, **change)
     convert.main(videos, tmp_path / "undisturbed", workers=1, **change)
     assert read_tree(frames) == read_tree(tmp_path / "undisturbed")
+
+
+def test_what_changed_without_another_size_or_time(tmp_path: Path) -> None:
+    videos, frames = tmp_path / "videos", tmp_path / "frames"
+    for name in ("same", "replaced", "emptied"):
+        write_avi(videos / f"real/{name}.avi", [bytes(64 * 48 * 4)] * 3, codec=b"\0" * 4, bits=32)
+    convert.main(videos, frames, workers=1)
+    before = finished_folders(frames)
+    times = (videos / "real/replaced.avi").stat()
+    other = [b"\x7f" * 64 * 48 * 4] * 3
+    write_avi(videos / "real/replaced.avi", other, codec=b"\0" * 4, bits=32)
+    os.utime(videos / "real/replaced.avi", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (videos / "real/replaced.avi").stat().st_size == times.st_size
+    (frames / "plain-real-emptied/plain-real-emptied-000001.png").write_bytes(b"")
+    convert.main(videos, frames, workers=1)
+    after = finished_folders(frames)
+    assert [name for name in before if before[name] == after[name]] == ["plain-real-same"]
+    assert all(path.stat().st_size for path in frames.glob("*/*.png"))
+    assert cv2.imread(str(frames / "plain-real-replaced/plain-real-replaced-000000.png")).max() > 0
+
+
+# --- Nothing of the user's is touched -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mine.partial/thesis.txt", "kinetics/video.json", "videos.csv"])
+def test_a_folder_of_the_user_is_no_output_folder(tmp_path: Path, name: str) -> None:
+    write_avi(tmp_path / "videos/real/a.avi", [jpeg((64, 48))])
+    (tmp_path / "work" / name).parent.mkdir(parents=True)
+    (tmp_path / "work" / name).write_text("{}")
+    with pytest.raises(ValueError, match=rf"work: it holds {name.split('/')[0]}.* --frames-dir"):
+        convert.main(tmp_path / "videos", tmp_path / "work", workers=1)
+    assert read_tree(tmp_path / "work") == {name: b"{}"}
+
+
+def test_what_the_user_puts_into_an_output_folder_stays(tmp_path: Path) -> None:
+    videos, frames = tmp_path / "videos", tmp_path / "real disk/frames"
+    write_avi(videos / "real/a.avi", [jpeg((64, 48))])
+    write_avi(videos / "real/b.avi", [jpeg((64, 48))])
+    frames.mkdir(parents=True)
+    (tmp_path / "frames").symlink_to(frames)
+    convert.main(videos, tmp_path / "frames", workers=1)
+    for name in ("mine.partial/thesis.txt", "kinetics/video.json", "plain-real-c/mine.png"):
+        (frames / name).parent.mkdir()
+        (frames / name).write_text("{}")
+    (tmp_path / "victim.txt").write_text("a user's")
+    for name in ("videos.partial.csv", "left-out.partial.csv", "crop-rule.partial.json"):
+        (frames / name).symlink_to(tmp_path / "victim.txt")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/mine.txt").write_text("a user's")
+    (frames / ".unfinished").symlink_to(tmp_path / "elsewhere")
+    (frames / "plain-real-b").rename(tmp_path / "moved")
+    (frames / "plain-real-b").symlink_to(tmp_path / "moved")
+    moved = read_tree(tmp_path / "moved")
+
+    # Another setting: both videos are converted again, and the link gives way to a folder.
+    convert.main(videos, tmp_path / "frames", png_compression=2, workers=1)
+    assert (tmp_path / "frames").is_symlink() and not (frames / "videos.csv").is_symlink()
+    assert (frames / "plain-real-b/plain-real-b-000000.png").is_file()
+    assert not (frames / "plain-real-b").is_symlink() and read_tree(tmp_path / "moved") == moved
+    for name in ("mine.partial/thesis.txt", "kinetics/video.json", "plain-real-c/mine.png"):
+        assert (frames / name).read_text() == "{}"
+    assert (tmp_path / "victim.txt").read_text() == "a user's"
+    assert (tmp_path / "elsewhere/mine.txt").read_text() == "a user's"
+
+    # A video that would need the folder of the user stops the run before anything is written.
+    write_avi(videos / "real/c.avi", [jpeg((64, 48))])
+    before = read_tree(frames)
+    with pytest.raises(ValueError, match="plain-real-c: this script did not make it"):
+        convert.main(videos, tmp_path / "frames", workers=1)
+    assert read_tree(frames) == before
 
 
 # --- A full disk ----------------------------------------------------------------------------------
@@ -234,7 +320,7 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
         text=True,
     )
     assert_stops(result, "frames", "too large", "goes on")
-    assert set(read_tree(tmp_path / "frames")) == {".lock"}
+    assert set(read_tree(tmp_path / "frames")) == {".lock", ".made-by", "crop-rule.json"}
 
 
 # --- Broken videos --------------------------------------------------------------------------------
@@ -311,6 +397,90 @@ def test_videos_cut_and_with_flipped_bytes(tmp_path: Path) -> None:
     assert table["status"].isin(["ok", "partial", "failed"]).all()
     assert ((table["frames"] == 0) == (table["status"] == "failed")).all()
     assert table.set_index("source").loc["real/whole.mp4", "frames"] == 10
+
+
+def ffmpeg(*arguments: object) -> None:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", *map(str, arguments)]
+    subprocess.run(command, check=True)
+
+
+def test_videos_as_phones_sites_and_editors_make_them(tmp_path: Path) -> None:
+    real, copy = tmp_path / "videos/real", ("-c", "copy")
+    real.mkdir(parents=True)
+    source, cover = tmp_path / "source.mp4", tmp_path / "cover.png"
+    drawn = "-f", "lavfi", "-i", "testsrc=size=160x120:rate=25:duration=2"
+    ffmpeg(*drawn, "-c:v", "libx264", "-g", 25, "-movflags", "faststart", source)
+    ffmpeg(*drawn, "-frames:v", 1, cover)
+    ffmpeg(*drawn, "-c:v", "libaom-av1", "-cpu-used", 8, "-frames:v", 20, real / "av1.mp4")
+    ffmpeg("-i", real / "av1.mp4", *copy, real / "av1.webm")
+    ffmpeg("-i", cover, "-i", source, "-map", 0, "-map", 1, *copy, real / "cover.mkv")
+    ffmpeg("-ss", 1.5, "-i", source, *copy, real / "a-piece.mp4")
+    ffmpeg("-itsoffset", 90_000, "-i", source, *copy, real / "late.mkv")
+    early = "-avoid_negative_ts", "disabled"
+    ffmpeg("-itsoffset", -1, "-i", source, *copy, *early, real / "negative.mkv")
+    every_third = "-vf", "select='lt(n,5)+not(mod(n,3))'", "-fps_mode", "vfr"
+    ffmpeg("-i", source, *every_third, real / "variable.mkv")
+    whole = source.read_bytes()
+    (real / "cut-off.mp4").write_bytes(whole[: len(whole) // 2])
+    ffmpeg("-i", source, *copy, tmp_path / "whole.mkv")
+    whole = (tmp_path / "whole.mkv").read_bytes()
+    (real / "cut-off.mkv").write_bytes(whole[: len(whole) // 2])
+    table = convert.main(tmp_path / "videos", tmp_path / "frames", workers=2)
+    found = table.set_index("source")[["status", "frames"]].T.to_dict("list")
+    found = {PurePosixPath(name).name: tuple(value) for name, value in found.items()}
+    cut_off = [found.pop("cut-off.mkv"), found.pop("cut-off.mp4")]
+    assert all(status == "partial" and 0 < frames < 50 for status, frames in cut_off)
+    piece = found.pop("a-piece.mp4")
+    assert piece[0] == "ok" and 12 <= piece[1] < 40
+    assert found == {
+        "av1.mp4": ("ok", 20),
+        "av1.webm": ("ok", 20),
+        "cover.mkv": ("ok", 50),
+        "late.mkv": ("ok", 50),
+        "negative.mkv": ("ok", 50),
+        "variable.mkv": ("ok", 20),
+    }
+    for name in ("av1.mp4", "late.mkv", "negative.mkv"):
+        seconds = [seconds for _, seconds in convert.grab_frames(convert.open_video(real / name))]
+        assert seconds[0] == 0 and np.allclose(np.diff(seconds), 0.04, atol=0.002), name
+    # AV1 is the same picture as H.264 of the same drawing, but for what either loses.
+    frames = [
+        cv2.imread(str(path)) for path in sorted((tmp_path / "frames").glob("*av1-*/*10.png"))
+    ]
+    frames += [cv2.imread(str(path)) for path in (tmp_path / "frames").glob("*late/*10.png")]
+    assert len(frames) == 3 and all(frame.shape == (240, 320, 3) for frame in frames)
+    assert all(np.abs(frame.astype(int) - frames[-1]).mean() < 8 for frame in frames)
+
+
+def test_a_reader_that_stops_early_leaves_no_ffmpeg_behind(tmp_path: Path) -> None:
+    drawn = "-f", "lavfi", "-i", "testsrc=size=160x120:rate=25:duration=2"
+    ffmpeg(*drawn, "-c:v", "libaom-av1", "-cpu-used", 8, "-frames:v", 20, tmp_path / "av1.mp4")
+    video = convert.open_video(tmp_path / "av1.mp4")
+    frames = convert.read_frames(video, None, None)
+    assert next(frames)[3].shape == (120, 160, 3)
+    frames.close()
+    del video, frames
+    children = Path("/proc/self/task").glob("*/children")
+    for child in " ".join(path.read_text() for path in children).split():
+        assert "ffmpeg" not in Path(f"/proc/{child}/cmdline").read_text()
+
+
+def test_no_playlist_is_opened_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "other.mp4")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
+    monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;udp")
+    with pytest.raises(ValueError, match="does not open"):
+        convert.open_video(tmp_path / "list.mp4")
+    assert convert.open_video(tmp_path / "other.mp4").grab()
+
+
+def test_a_folder_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+    videos = Path(os.fsdecode(os.fsencode(tmp_path) + b"/vid\xe9os"))
+    write_avi(videos / "real/a.avi", [jpeg((64, 48))])
+    table = convert.main(videos, tmp_path / "frames", workers=1)
+    assert table[["status", "frames"]].values.tolist() == [["ok", 1]]
 
 
 # --- Names and links ------------------------------------------------------------------------------
@@ -399,7 +569,7 @@ def test_links_pipes_and_locked_doors(tmp_path: Path) -> None:
     assert set(table["source"]) == {"real/a.avi", "real/again/b.avi", "real/file.avi"}
     left_out = pd.read_csv(tmp_path / "frames/left-out.csv").set_index("path")["reason"].to_dict()
     assert left_out == {
-        "metadata.json": "not readable as the list that its name says: not a plain file",
+        "metadata.json": "cannot be read as metadata.json: not a plain file",
         "real/itself.avi": "cannot be read: Too many levels of symbolic links",
         "real/nowhere.avi": "cannot be read: No such file or directory",
         "real/pipe.avi": "not a plain file",
@@ -429,6 +599,17 @@ def test_what_may_not_be_read(tmp_path: Path) -> None:
     assert len(convert.main(tmp_path / "videos", tmp_path / "frames", workers=1)) == 3
 
 
+def test_who_is_who_in_plain_folders() -> None:
+    lists = convert.Lists({}, {}, set(), {})
+
+    def identity(source: str) -> str:
+        return convert.describe(PurePosixPath(source), lists, ROWS)["identities"]
+
+    assert identity("real/anna/1.mp4") == identity("Fake/Anna/2/b.mp4") == "anna"
+    assert identity("real/b.mp4") == identity("x/fake/b.avi") == "b"
+    assert identity("real/Jos\u00e9/1.mp4") == identity("fake/Jose\u0301/2.mp4")  # NFC, and NFD
+
+
 # --- Broken lists ---------------------------------------------------------------------------------
 
 REAL = '{"label": "REAL"}'
@@ -450,8 +631,8 @@ UNREADABLE_LISTS = {  # a list, and a part of the reason for which it is left ou
     "utf16/List_of_testing_videos.txt": ("1 a.mp4".encode("utf-16"), "decode"),
 }
 ODD_ENTRIES = {  # an entry of metadata.json, and a part of the reason for which it is left out
-    '"../real/a.mp4": ' + REAL: "not below its folder",
-    '"/etc/a.mp4": ' + REAL: "not below its folder",
+    '"../real/a.mp4": ' + REAL: "outside the list's own folder",
+    '"/etc/a.mp4": ' + REAL: "outside the list's own folder",
     '"b.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE"}': "several entries",
     '"c.mp4": {"label": "REAL", "label": "FAKE"}': "several entries",
     '"d.mp4": {"label": 1}': "no label",
@@ -460,7 +641,7 @@ ODD_ENTRIES = {  # an entry of metadata.json, and a part of the reason for which
     '"g.mp4": {"label": "FAKE", "original": ["a.mp4"]}': "no label",
     '"h.mp4": {"label": "FAKE", "original": "\\ud800.mp4"}': "no label",
     '"i\\ud800.mp4": ' + REAL: "no label",
-    '"": ' + REAL: "not below its folder",
+    '"": ' + REAL: "outside the list's own folder",
     '"j.mp4": null': "no label",
 }
 
@@ -495,6 +676,61 @@ def test_broken_lists(tmp_path: Path) -> None:
         assert reason in left_out[path], path
 
 
+def test_a_data_set_of_ones_own_takes_no_python(tmp_path: Path) -> None:
+    table = tmp_path / "sets.toml"
+    table.write_text(
+        convert.DATA_SETS.read_text(encoding="utf-8")
+        + """
+[[videos]]
+dataset = "Mine"
+folder = 'clips/(?P<method>[a-z]+)'
+name = '(?P<who>[a-z]+)-[0-9]+'
+label = "fake"
+method = "{method}"
+methods = ["Swap"]
+identities = "{who}"
+id = "mine-{method}"
+example = "eve-1.mp4"
+
+[[splits]]
+dataset = "Mine"
+file = "held-out.txt"
+split = "test"
+others = "train"
+"""
+    )
+    write_avi(tmp_path / "videos/clips/swap/eve-1.avi", [jpeg((64, 48))])
+    write_avi(tmp_path / "videos/clips/swap/kim-2.avi", [jpeg((64, 48))])
+    (tmp_path / "videos/held-out.txt").write_text("1 clips/swap/kim-2.avi\n")
+    rows = convert.make_catalogue(tmp_path / "videos", *convert.read_data_sets(table))[0]
+    assert rows[
+        ["video_id", "dataset", "method", "identities", "official_split"]
+    ].values.tolist() == [
+        ["mine-Swap-eve-1", "Mine", "Swap", "eve", "train"],
+        ["mine-Swap-kim-2", "Mine", "Swap", "kim", "test"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        ("[[videos]\n", "Expected"),
+        ('[[videos]]\nfolder = "("\nname = "a"\n', "has no dataset"),
+        ('[[left_out]]\nfolder = "("\nreason = "a"\n', "unterminated"),
+        ('[[lists]]\nfile = "a.json"\n', r"\[\[lists\]\] has no dataset"),
+        ("videos = 3\n", "not iterable"),
+    ],
+)
+def test_a_table_of_data_sets_that_is_none(
+    tmp_path: Path, content: str | None, reason: str
+) -> None:
+    if content is not None:
+        (tmp_path / "sets.toml").write_text(content)
+    with pytest.raises(ValueError, match=rf"sets\.toml.*{reason}|{reason}.*sets\.toml"):
+        convert.read_data_sets(tmp_path / "sets.toml")
+
+
 # --- The parsers, under hypothesis ----------------------------------------------------------------
 
 WORDS = [
@@ -526,7 +762,7 @@ ENTRIES = st.fixed_dictionaries(
     },
 )
 LISTS = st.dictionaries(st.just("a.mp4") | st.text(), ENTRIES | JSON, max_size=4) | JSON
-NAMES = convert.DESCRIBING_LISTS + convert.SPLIT_LISTS
+NAMES = list(LIST_ROWS)
 
 
 @settings(max_examples=300, deadline=None)
@@ -538,11 +774,11 @@ def test_any_names_and_lists_give_rows_or_reasons(
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(json.dumps(content))
     paths = [PurePosixPath("a.mp4"), *paths]
-    lists, unreadable = convert.read_lists(folder, [PurePosixPath(name)], paths)
+    lists, unreadable = convert.read_lists(folder, [PurePosixPath(name)], paths, LIST_ROWS)
     assert all(unreadable.values())
     for path in paths:
         try:
-            video = convert.describe(path, lists)
+            video = convert.describe(path, lists, ROWS)
         except ValueError as error:
             assert str(error) and "\n" not in str(error)
             continue
@@ -561,6 +797,6 @@ def test_any_bytes_are_a_list_or_have_a_reason(
     folder = tmp_path_factory.getbasetemp() / "bytes"
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
-    _, unreadable = convert.read_lists(folder, [PurePosixPath(name)], [])
+    _, unreadable = convert.read_lists(folder, [PurePosixPath(name)], [], LIST_ROWS)
     assert set(unreadable) <= {PurePosixPath(name)}
     assert all("\n" not in reason for reason in unreadable.values())
