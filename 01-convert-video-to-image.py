@@ -861,8 +861,9 @@ def claim_folder(folder: Path, option: str) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     mark, script = folder / ".made-by", Path(__file__).name
-    foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if foreign and not (mark.is_file() and mark.read_bytes().strip() == script.encode()):
+    if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace").strip() == script:
+        return
+    if foreign := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
         raise ValueError(
             f"{folder}: it holds {foreign[0]}, which this script did not make; name another folder "
             f"with {option}, or move it away."

@@ -26,7 +26,7 @@ BUDGETS = {
     "07-export-model.py": 230,
 }
 LONGEST_COPY = 6  # lines of a body that stands in two scripts
-LONGER_COPIES = {"claim_folder": 9}  # it says what stands in the way, and how to go on
+LONGER_COPIES = {"claim_folder": 10}  # it says what stands in the way, and how to go on
 RULER = "# " + 98 * "-"
 MACHINERY = "# --- Machinery ".ljust(100, "-")
 
