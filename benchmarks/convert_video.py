@@ -1,4 +1,4 @@
-"""Script 01 against ffmpeg: the same PNG images of the same videos, with all cores.
+"""Script 01 against ffmpeg: PNG images of the same frames at the same sizes, with all cores.
 
     python benchmarks/convert_video.py VIDEOS_DIR
     python benchmarks/convert_video.py VIDEOS_DIR --rounds 3
@@ -32,7 +32,7 @@ ROUNDS = 2  # each way is timed so often, in turn, and its best time counts
 
 def size_after_rule(path: Path) -> tuple[int, int]:
     """Width and height of a video's frames as script 01 saves them."""
-    _, frame = convert.open_video(path).read()
+    *_, frame = next(convert.read_frames(convert.open_video(path), None, None))
     height, width = convert.resize_by_width(frame).shape[:2]
     return width, height
 
@@ -47,7 +47,10 @@ def run_script_01(videos_dir: Path, output: Path, frames_per_second: float | Non
 
 
 def run_ffmpeg(videos: dict[Path, tuple[int, int]], output: Path, per_second: float | None) -> None:
-    """The same sizes and the same compression, area averaging as in 01."""
+    """The same sizes by area averaging, and the same level of compression, as in 01.
+
+    01 stores each row of pixels as its difference from the one above; ffmpeg has its own way.
+    """
     for number, (path, (width, height)) in enumerate(videos.items()):
         filters = f"scale={width}:{height}:flags=area"
         if per_second:
@@ -60,7 +63,7 @@ def run_ffmpeg(videos: dict[Path, tuple[int, int]], output: Path, per_second: fl
 
 
 def convert_every_frame(videos: dict[Path, tuple[int, int]], output: Path, every: float) -> None:
-    """The plain loop: read and convert all frames, save the first of each second."""
+    """The plain loop: read and convert all frames, save the first of each second by cv2.imwrite."""
     output.mkdir()
     for number, path in enumerate(videos):
         video, due = cv2.VideoCapture(str(path)), 0.0
@@ -78,13 +81,13 @@ def main(videos_dir: tyro.conf.Positional[Path], rounds: int = ROUNDS) -> pd.Dat
     """Time script 01, ffmpeg and the plain loop on the same videos.
 
     Args:
-        videos_dir: As script 01 takes it.
-        rounds: Each way is timed so often, in turn.
+        videos_dir: as script 01 takes it
+        rounds: each way is timed so often, in turn
 
     Returns:
         Seconds, images and source frames a second of each way.
     """
-    catalogue, _ = convert.make_catalogue(videos_dir)
+    catalogue, _ = convert.make_catalogue(videos_dir, *convert.read_data_sets(convert.DATA_SETS))
     videos = {videos_dir / source: (0, 0) for source in catalogue["source"]}
     videos = {path: size_after_rule(path) for path in videos if path.is_file()}
     frames = sum(1 for path in videos for _ in convert.grab_frames(convert.open_video(path)))
