@@ -43,6 +43,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from hashlib import sha1
 from multiprocessing import resource_tracker
 from pathlib import Path, PurePosixPath
@@ -140,11 +141,7 @@ def main(
             raise ValueError(f"{option} is {settings[name]}; give a number above 0.")
     if frames_per_second is not None and frames_per_video is not None:
         raise ValueError("Give --frames-per-second or --frames-per-video, not both.")
-    if (
-        not width_rule
-        or width_rule[-1][0] != math.inf
-        or min(min(pair) for pair in width_rule) <= 0
-    ):
+    if not width_rule or width_rule[-1][0] != math.inf or not min(map(min, width_rule)) > 0:
         raise ValueError("--width-rule: give pairs of numbers above 0, the last as: inf FACTOR.")
 
     # What each video is follows from its path or a list; no file is decoded for it.
@@ -189,10 +186,15 @@ def read_data_sets(path: Path) -> tuple[list[Row], dict[str, Row]]:
             for row in table.setdefault(kind, []):
                 if missing := set(columns.split()) - set(row):
                     raise ValueError(f"a row of [[{kind}]] has no {min(missing)}")
-                _ = re.compile(row.get("folder", "")), re.compile(row.get("name", ""))
-    except (OSError, ValueError, TypeError, AttributeError, re.error) as error:
+                patterns = [re.compile(row.get(column, "")) for column in ("folder", "name")]
+                groups = {"compression", "method"}.union(*(p.groupindex for p in patterns))
+                for column in {"method", "identities", "id"} & set(row) if kind == "videos" else ():
+                    row[column].format(**dict.fromkeys(groups, ""))
+        lists = {row["file"].lower(): row for row in table["lists"] + table["splits"]}
+    except KeyError as error:
+        raise ValueError(f"{path}: no expression beside it has the group {error}.") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, re.error) as error:
         raise ValueError(f"{path}: {error}; mend that, or give another --data-sets.") from error
-    lists = {row["file"].lower(): row for row in table["lists"] + table["splits"]}
     return table["left_out"] + table["videos"], lists
 
 
@@ -395,11 +397,12 @@ def describe_by_entry(name: str, entry: dict | None, row: Row) -> Description:
         raise ValueError("its entry points outside the list's own folder")
     try:
         texts = {column: entry.get(column) for column in [row["label"], *row["identities"]]}
-        texts["split"] = row["every"] if "every" in row else entry.get(row["split"])
+        texts["split"] = row.get("every", entry.get(row.get("split")))
         texts = {column: "" if text is None else text for column, text in texts.items()}
         if not all(isinstance(text, str | int) for text in texts.values()):
             raise ValueError
-        label = {row["real"]: "real", row["fake"]: "fake"}[str(texts[row["label"]]).lower()]
+        said = str(texts[row["label"]]).lower()
+        label = {row["real"].lower(): "real", row["fake"].lower(): "fake"}[said]
         people = [str(texts[column]) for column in row["identities"] if texts[column] != ""]
         description = {
             "dataset": row["dataset"],
@@ -453,7 +456,7 @@ def describe_by_name(source: PurePosixPath, rows: list[Row]) -> Description | No
             continue
         found = folder.groupdict(default="")
         spelling = {method.lower(): method for method in row.get("methods", ())}
-        if spelling and found["method"].lower() not in spelling:
+        if spelling and found.get("method", "").lower() not in spelling:
             continue
         if "reason" in row:
             raise ValueError(row["reason"])
@@ -698,7 +701,7 @@ class Pictures:
 
     def get(self, what: int) -> float:
         if what == cv2.CAP_PROP_POS_MSEC:
-            return dict(enumerate(self.milliseconds)).get(self.position, 0.0)
+            return self.milliseconds[self.position] if self.position < len(self.milliseconds) else 0
         return len(self.milliseconds)
 
 
@@ -818,10 +821,12 @@ def lacks_frames(path: Path) -> bool:
     An AVI counts its frames. Others claim more than they have if they begin late, have no constant
     rate, or are a piece of a longer one: FFmpeg reads those to their end without complaint.
     """
-    with path.open("rb") as file:
-        if file.read(4) == b"RIFF":
-            return True
-    return bool(run_ffmpeg(path, "-map", "0:V:0", "-f", "null", "-").stderr)
+    try:
+        with path.open("rb") as file:
+            counted = file.read(4) == b"RIFF"
+        return counted or bool(run_ffmpeg(path, "-map", "0:V:0", "-f", "null", "-").stderr)
+    except OSError:  # no fault of the disk that the frames go to, which would end the run
+        return True
 
 
 def print_summary(table: pd.DataFrame, left_out: pd.DataFrame, frames_dir: Path) -> None:
@@ -879,7 +884,7 @@ def note_inputs(files: list[Path], settings: dict) -> dict:
     """
     states, sample = [file.stat() for file in files], sha1()
     for file, state in zip(files, states, strict=True):
-        with file.open("rb") as opened:
+        with suppress(OSError), file.open("rb") as opened:  # the worker will say what is wrong
             for start in (0, state.st_size // 2, max(0, state.st_size - 4096)):
                 opened.seek(start)
                 sample.update(opened.read(4096))
@@ -940,17 +945,13 @@ def run_side_by_side(
 ) -> dict[str, dict]:
     """Run a function for each video in a process; a process that dies or hangs costs its video.
 
-    Args:
-        function: gives the row of a video
-        jobs: the video_id and the arguments for each; the last is taken first
-        workers: how many processes
-        seconds_per_video: a video that takes longer is given up
+    The jobs are pairs of a video_id and arguments, the last of which is taken first.
 
     Returns:
-        The row of each video, by its video_id.
+        What the function gives for each video, by its video_id.
 
     Raises:
-        OSError: a function raised it, or the processes could not go on.
+        OSError: the function raised it, or the processes could not go on.
     """
     rows, running, workers = {}, {}, max(1, min(workers, len(jobs)))
     spawn = multiprocessing.get_context("spawn")

@@ -720,6 +720,7 @@ others = "train"
         ('[[left_out]]\nfolder = "("\nreason = "a"\n', "unterminated"),
         ('[[lists]]\nfile = "a.json"\n', r"\[\[lists\]\] has no dataset"),
         ("videos = 3\n", "not iterable"),
+        (convert.DATA_SETS.read_text().replace("(?P<target>id", "(?P<aim>id"), "group 'target'"),
     ],
 )
 def test_a_table_of_data_sets_that_is_none(
