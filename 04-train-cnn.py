@@ -10,7 +10,7 @@ Reads   split_dataset/{train,val}/{real,fake}/   crops of faces, of any size; te
 Writes  model/best_model.keras                   the best epoch's model, with what makes a verdict
         model/history.csv                        loss, accuracy and AUC of every epoch
         model/training_curves.png                the same as a picture
-        model/unfinished/                        what a stopped training goes on from
+        model/unfinished.keras                   what a stopped training goes on from
 Next    05-evaluate-model.py
 
 The model takes RGB images, 128 x 128, as they are, 0 to 255: its first layer normalises them by
@@ -98,7 +98,6 @@ DEVICES = None  # such as ("GPU:0",); None: all GPUs, each a share of every batc
 # --------------------------------------------------------------------------------------------------
 
 RULE = ("margin", "square", "frames")  # what crop-rule.json and a model's decision both have
-FRAME_KINDS = ("reduced", "full")
 CLASSES = ("fake", "real")  # in the alphabet's order: fake 0, real 1
 UNITS = ("crops", "videos")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -197,12 +196,12 @@ def main(
         parts = {split: part for split, part in crops.groupby("split", sort=False)}
 
         # Whatever may change the model makes this another training; where it lies does not.
-        made_with = settings | rule | {"start": started_from}
+        made_with = settings | rule | {"start": started_from, "devices": list(devices or [])}
         del made_with["split_dir"], made_with["model_dir"]
         versions = {"Python": platform.python_version(), "TensorFlow": tf.__version__}
         versions |= {"Keras": keras.__version__, "efficientnet": version("efficientnet")}
         identity = made_with | versions | {"crops": fingerprint_crops(crops, split_dir)}
-        unfinished = model_dir / "unfinished"
+        unfinished = model_dir / "unfinished.keras"
         model, history = train_model(images, parts, start_weights, settings, identity, unfinished)
 
         # The model is written first: nothing that fails after it can cost the training.
@@ -222,9 +221,7 @@ def main(
         path = model_dir / "history.csv"
         write_whole(path, lambda partial: history.to_csv(partial, index=False))
         write_picture(model_dir / "training_curves.png", lambda: draw_training_curves(history))
-        delete_checkpoints(list_checkpoints(unfinished))
-        with suppress(OSError):  # somebody has put something into it
-            unfinished.rmdir()
+        unfinished.unlink(missing_ok=True)
     print_training(training, decision, model_dir)
     return training | {"decision": decision._asdict()}
 
@@ -241,9 +238,6 @@ def find_crops(split_dir: Path, splits: tuple[str, ...]) -> pd.DataFrame:
 
     Args:
         splits: such as train and val; "" is split_dir itself, with real/ and fake/ in it
-
-    Raises:
-        FileNotFoundError, ValueError: the folder has no such crops, or a wrong crops.csv.
     """
     make = "make it with 03-prepare-fake-real-dataset.py, or name another folder."
     if not split_dir.is_dir():
@@ -268,11 +262,7 @@ def find_crops(split_dir: Path, splits: tuple[str, ...]) -> pd.DataFrame:
 
 
 def read_crops_table(split_dir: Path) -> pd.DataFrame:
-    """Read crop, video_id, dataset and method from crops.csv; no rows where there is no such table.
-
-    Raises:
-        ValueError: it is no table, has no columns crop and video_id, or names a crop twice.
-    """
+    """Read crop, video_id, dataset and method from crops.csv; no rows where there is none."""
     path, columns = split_dir / "crops.csv", ["crop", "video_id", "dataset", "method"]
     if not path.exists():
         return pd.DataFrame(columns=columns, dtype=str)
@@ -288,11 +278,7 @@ def read_crops_table(split_dir: Path) -> pd.DataFrame:
 
 
 def read_crop_rule(split_dir: Path) -> dict:
-    """Read how the crops were cut: margin, square and frames; nothing where no file says so.
-
-    Raises:
-        ValueError: the file is not such a rule.
-    """
+    """Read how the crops were cut: margin, square and frames; nothing where no file says so."""
     path = split_dir / "crop-rule.json"
     if not path.exists():
         return {}
@@ -323,9 +309,6 @@ def find_start_weights(start: str | None) -> tuple[Path | None, str]:
     """Find the weights to start from: their file, or None for random ones, and what to call them.
 
     ImageNet's are those of the efficientnet package, downloaded once to ~/.keras/models.
-
-    Raises:
-        OSError: the ImageNet weights cannot be downloaded, or there is no such file.
     """
     if start is None or start.lower() == "none":
         return None, "random weights"
@@ -365,9 +348,6 @@ def open_cache(count: int, folder: Path) -> np.ndarray:
     """Give room for decoded crops, uint8 (count, 128, 128, 3): a file without a name.
 
     The system keeps it in memory while there is room, and it is gone with the process.
-
-    Raises:
-        OSError: the file would not fit on the disk.
     """
     shape = (count, IMAGE_SIZE, IMAGE_SIZE, 3)
     free, needed = shutil.disk_usage(folder).free, math.prod(shape)
@@ -387,9 +367,6 @@ def decode_crops(
     Returns:
         The crops that decode, their index being their rows, with side (pixels of the shorter one)
         and sharpness (see measure_sharpness) beside; and those that do not, with the reason.
-
-    Raises:
-        ValueError: a class of a split has no crop left, or a split other than train only one video.
     """
 
     def decode(row: int, crop: str) -> tuple[int, float, str]:
@@ -403,7 +380,7 @@ def decode_crops(
     with ThreadPoolExecutor() as pool:
         found = pool.map(decode, range(len(crops)), crops["crop"])
         found = list(tqdm(found, "crops", len(crops), unit="crop", leave=False))
-    crops[["side", "sharpness", "fault"]] = found
+    crops = crops.join(pd.DataFrame(found, crops.index, ["side", "sharpness", "fault"]))
     whole = crops[crops["fault"] == ""].drop(columns="fault")
     for (split, label), part in crops.groupby(["split", "label"]):
         folder, again = split_dir / split, "make them anew with 03-prepare-fake-real-dataset.py."
@@ -417,11 +394,7 @@ def decode_crops(
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read an image: BGR uint8 (height, width, 3).
-
-    Raises:
-        ValueError, OSError: it cannot be read or does not decode.
-    """
+    """Read an image: BGR uint8 (height, width, 3)."""
     refuse_pipe(path)
     data = np.frombuffer(path.read_bytes(), np.uint8)
     with suppress(cv2.error):  # more pixels than OpenCV takes
@@ -468,7 +441,7 @@ def train_model(
     start_weights: Path | None,
     settings: dict,
     identity: dict,
-    folder: Path,
+    unfinished: Path,
 ) -> tuple[keras.Model, pd.DataFrame]:
     """Train, or go on training, and return the best epoch's model and the history, a row an epoch.
 
@@ -480,19 +453,16 @@ def train_model(
         parts: the crops of train and val, their index being rows of images
         settings: what main was given
         identity: what an earlier training must agree in for this one to go on from it
-        folder: gets a checkpoint after each epoch
-
-    Raises:
-        ValueError: the loss is no longer a number, or folder is of another training or damaged.
+        unfinished: gets, after each epoch, what a stopped training goes on from
     """
-    checkpoint, history = read_checkpoint(folder, identity)
+    history, best = read_checkpoint(unfinished, identity)
     epochs, seed, batch_size = (settings[name] for name in ("epochs", "seed", "batch_size"))
     keras.config.set_dtype_policy(choose_precision())
     keras.utils.set_random_seed(seed)
     with choose_strategy(settings["devices"]).scope():
-        if checkpoint:
+        if best:
             print(f"epochs 1 to {len(history)} of {epochs} were done")
-            model = keras.saving.load_model(checkpoint / "last.keras")
+            model = keras.saving.load_model(unfinished)
         else:
             model = build_model(start_weights)
             steps = math.ceil(len(parts["train"]) / batch_size)
@@ -517,7 +487,7 @@ def train_model(
         if not np.isfinite(val["p_real"]).all():
             raise ValueError(
                 f"after epoch {epoch} the model's output is no longer a number; train with a "
-                f"smaller --learning-rate, and delete {folder} before."
+                f"smaller --learning-rate, and delete {unfinished} before."
             )
         val["p_fake"] = calibrate(val["p_real"], Decision())
         videos = average_by_video(val)
@@ -530,14 +500,16 @@ def train_model(
             "val_auc": sklearn.metrics.roc_auc_score(videos["label"] == "fake", videos["p_fake"]),
         }
         history = pd.concat([history, pd.DataFrame([row])], ignore_index=True)
-        write_checkpoint(model, history, identity, folder)
+        if find_best(history) == epoch:
+            best = model.get_weights()
+        write_checkpoint(model, history, best, identity, unfinished)
         print(
             f"epoch {epoch} of {epochs}: loss {row['loss']:.3f}, validation loss "
             f"{row['val_loss']:.3f}, accuracy {row['val_accuracy']:.3f}, AUC by video "
             f"{row['val_auc']:.3f}",
             flush=True,
         )
-    model.load_weights(folder / f"{len(history):04d}" / "best.weights.h5")
+    model.set_weights(best)
     return model, history
 
 
@@ -611,9 +583,6 @@ def fill_from_lite0(base: keras.Model, path: Path) -> None:
 
     Lite0 has the shapes of B0 but no squeeze-and-excitation, so that its gates are opened instead:
     near sigmoid(3) = 0.95 for every input, they change little and can still learn.
-
-    Raises:
-        ValueError: the file holds other arrays than these.
     """
     filled = set()
     with np.load(path) as arrays:
@@ -950,11 +919,7 @@ def read_decision(path: Path) -> Decision:
 
 
 def read_saved(path: Path, name: str) -> dict:
-    """Read a JSON file out of a model's file, once that is known to unpack to a sensible size.
-
-    Raises:
-        ValueError, OSError, KeyError, and others by what the file is instead.
-    """
+    """Read a JSON file out of a model's file, once that is known to unpack to a sensible size."""
     with zipfile.ZipFile(path) as archive:
         sizes = [info.file_size for info in archive.infolist()]
         if sum(sizes) <= LARGEST_MODEL:
@@ -969,11 +934,7 @@ def read_saved(path: Path, name: str) -> dict:
 
 
 def check_numbers(settings: dict, limits: dict[tuple[float, float], tuple[str, ...]]) -> None:
-    """Check that settings lie within their limits.
-
-    Raises:
-        ValueError: one does not, or is no number.
-    """
+    """Check that settings lie within their limits."""
     for (least, most), names in limits.items():
         for name in names:
             if settings[name] is not None and not least <= settings[name] <= most:
@@ -982,27 +943,19 @@ def check_numbers(settings: dict, limits: dict[tuple[float, float], tuple[str, .
 
 
 def refuse_pipe(path: Path) -> None:
-    """Refuse what is there and no file: a named pipe or a device would be read without end.
-
-    Raises:
-        ValueError: it is such a thing.
-    """
+    """Refuse what is there and no file: a named pipe or a device would be read without end."""
     if path.exists() and not path.is_file():
         raise ValueError("it is no file")
 
 
 def check_decision(saved: dict) -> Decision:
-    """Make a decision of what a file holds; what the file lacks is as in models without it.
-
-    Raises:
-        ValueError, TypeError, OverflowError: a value is of another kind or out of its range.
-    """
+    """Make a decision of what a file holds; what the file lacks is as in models without it."""
     kinds = {name: type(value) for name, value in Decision._field_defaults.items()}
     decision = Decision(**{name: kinds[name](saved[name]) for name in kinds if name in saved})
     numbers = [float(value) for value in decision if not isinstance(value, str)]
     least = min(decision.margin, decision.smallest_face, decision.least_sharpness)
     right = all(map(math.isfinite, numbers)) and decision.temperature > 0 and least >= 0
-    if not right or not 0 <= decision.threshold <= 1 or decision.frames not in FRAME_KINDS:
+    if not right or not 0 <= decision.threshold <= 1 or decision.frames not in ("reduced", "full"):
         raise ValueError(f"{decision} is out of its range")
     return decision
 
@@ -1034,54 +987,51 @@ def fingerprint_crops(crops: pd.DataFrame, split_dir: Path) -> str:
     return hashlib.sha256(content.to_csv().encode()).hexdigest()
 
 
-def read_checkpoint(folder: Path, identity: dict) -> tuple[Path | None, pd.DataFrame]:
-    """Find the checkpoint to go on from, and the history up to it; None and no rows if none is.
-
-    Raises:
-        ValueError: it is one of a training with other settings or crops, or it is damaged.
-    """
-    if not list_checkpoints(folder):
-        return None, pd.DataFrame()
-    last = list_checkpoints(folder)[-1]
+def read_checkpoint(path: Path, identity: dict) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """Read the history of a stopped training and its best epoch's weights; nothing if none was."""
+    if not path.exists():
+        return pd.DataFrame(), []
     try:
-        saved = json.loads((last / "identity.json").read_text(encoding="utf-8"))
-        earlier = saved["identity"]
-        for name, digest in saved["files"].items():
-            if hash_file(last / name) != digest:
-                raise ValueError(f"{name} is not as it was written")
-        history = pd.read_csv(last / "history.csv", float_precision="round_trip")
-        differ = [name for name in identity if earlier.get(name) != as_json(identity[name])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{last}: the stopped training that lies there is damaged ({error}); delete {folder} "
-            "to begin anew."
-        ) from error
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} in it is not as it was written")
+            earlier = json.loads(archive.read("identity.json"))
+            differ = [name for name in identity if earlier.get(name) != identity[name]]
+            history = pd.read_csv(archive.open("history.csv"), float_precision="round_trip")
+            with np.load(archive.open("best.npz")) as weights:
+                best = [weights[name] for name in weights.files]
+    except Exception as error:  # of many kinds, by what the file is instead
+        raise ValueError(f"{path}: it is damaged ({error}); delete it to begin anew.") from error
     if differ:
         changes = ", ".join(
             name if name == "crops" else f"{name} ({earlier.get(name)} there, {identity[name]} now)"
             for name in differ
         )
         raise ValueError(
-            f"{folder}: a training stopped after epoch {int(last.name)} lies there, and it "
-            f"differs in {changes}; give its own command to go on with it, delete the folder to "
-            "give it up, or name another with --model-dir."
+            f"{path}: a training stopped after epoch {len(history)} lies there, and it differs in "
+            f"{changes}; give its own command to go on with it, delete the file to give it up, or "
+            "name another folder with --model-dir."
         )
-    return last, history
+    return history, best
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints of a training, the last epoch's at the end."""
-    return sorted(path.parent for path in folder.glob("[0-9]*/identity.json"))
+def write_checkpoint(
+    model: keras.Model, history: pd.DataFrame, best: list[np.ndarray], identity: dict, path: Path
+) -> None:
+    """Write what a training goes on from: the model as it is, and the rest beside in its zip file.
 
+    Keras' own BackupAndRestore forgets which epoch was the best so far (Keras issue 17012).
+    """
 
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def write(partial: Path) -> None:
+        model.save(partial)
+        with zipfile.ZipFile(partial, "a") as archive:
+            archive.writestr("identity.json", json.dumps(identity))
+            archive.writestr("history.csv", history.to_csv(index=False))
+            with archive.open("best.npz", "w") as file:
+                np.savez(file, *best)
 
-
-def as_json(content: object) -> object:
-    """Give what is read back from JSON: a tuple is a list there, a path a text."""
-    return json.loads(json.dumps(content, default=str))
+    write_whole(path, write)
 
 
 def seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
@@ -1091,38 +1041,6 @@ def seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
     for number, layer in enumerate(dropouts):
         state = np.random.default_rng((seed, epoch, number)).integers(2**31, size=2)
         layer.seed_generator.state.assign(state)
-
-
-def write_checkpoint(
-    model: keras.Model, history: pd.DataFrame, identity: dict, folder: Path
-) -> None:
-    """Write what a training goes on from: a folder an epoch, that appears when it is whole.
-
-    Keras' own BackupAndRestore forgets which epoch was the best so far (Keras issue 17012).
-    """
-    epoch, partial, older = len(history), folder / "partial", list_checkpoints(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save(partial / "last.keras")
-    if find_best(history) == epoch:
-        model.save_weights(partial / "best.weights.h5")
-    else:
-        shutil.copy(older[-1] / "best.weights.h5", partial)
-    history.to_csv(partial / "history.csv", index=False)
-    files = {path.name: hash_file(path) for path in partial.iterdir()}
-    content = json.dumps({"identity": as_json(identity), "files": files}, indent=2)
-    (partial / "identity.json").write_text(content, encoding="utf-8")
-    partial.rename(folder / f"{epoch:04d}")
-    delete_checkpoints(older)
-
-
-def delete_checkpoints(checkpoints: list[Path]) -> None:
-    """Delete checkpoints; renamed first, a half-deleted one is never taken for a whole one."""
-    for checkpoint in checkpoints:
-        partial = checkpoint.with_name("partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        checkpoint.rename(partial)
-        shutil.rmtree(partial)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -578,7 +578,7 @@ def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
     )
-    wait_for(killed / "unfinished" / "0001", process)
+    wait_for(killed / "unfinished.keras", process)
     with pytest.raises(filelock.Timeout):
         train.main(split_dir, killed, **OPTIONS)
     process.kill()
@@ -599,7 +599,7 @@ def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(
     train.main(split_dir, killed, **OPTIONS)
     printed = capsys.readouterr().out
     assert "of 6 were done" in printed and "epoch 1 of 6" not in printed
-    assert not (killed / "unfinished").exists()
+    assert not (killed / "unfinished.keras").exists()
     for name in ("history.csv", "best_model.keras"):
         first, second = ((folder / name).read_bytes() for folder in (trained.model_dir, killed))
         assert first == second, name
@@ -616,17 +616,15 @@ def test_patience_counts_from_the_best_epoch_across_a_stop(
     settings |= dict(warm_up_steps=0, decay="constant", devices=None)
     train.compile_model(model, settings, steps=9)
     rows = [(1, 0.6, 0.5), (2, 0.9, 0.5), (3, 0.7, 0.5), (4, 0.8, 0.5)]
-    for count in (2, 3, 4):
-        history = pd.DataFrame(rows[:count], columns=["epoch", "val_auc", "val_loss"])
-        train.write_checkpoint(model, history, {"run": 1}, tmp_path)
-        if count == 2:
-            best = [weight.copy() for weight in model.get_weights()]
-            model.set_weights([weight + 1 for weight in best])
+    history = pd.DataFrame(rows, columns=["epoch", "val_auc", "val_loss"])
+    best = [weight + 1 for weight in model.get_weights()]
+    path = tmp_path / "unfinished.keras"
+    train.write_checkpoint(model, history, best, {"run": 1}, path)
     parts = {name: part for name, part in crops.groupby("split")}
-    kept, history = train.train_model(images, parts, None, settings, {"run": 1}, tmp_path)
+    kept, history = train.train_model(images, parts, None, settings, {"run": 1}, path)
     assert len(history) == 4
     assert all(map(np.array_equal, kept.get_weights(), best))
-    assert [path.name for path in tmp_path.iterdir()] == ["0004"]
+    assert [path.name for path in tmp_path.iterdir()] == ["unfinished.keras"]
 
 
 @pytest.mark.parametrize("decay", ["cosine", "constant"])
