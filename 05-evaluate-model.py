@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import filelock
@@ -68,43 +69,30 @@ BRIGHTNESSES = (-0.3, -0.15, 0.15, 0.3)  # added, of the range from black to whi
 BATCH_SIZE = 64  # crops scored at once
 # --------------------------------------------------------------------------------------------------
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"  # the card, and what each measure is
 BINS = 10  # of p_fake, for the calibration error
+LIMITS = {  # of the settings: least and most
+    "resamples": (1, math.inf),
+    "fewest_videos": (2, math.inf),
+    "mistakes": (0, math.inf),
+    "seed": (0, math.inf),
+    "jpeg_qualities": (1, 100),
+    "sizes": (0.05, 1),
+    "blurs": (0.1, 100),
+    "noises": (0, 255),
+    "brightnesses": (-1, 1),
+    "batch_size": (1, math.inf),
+}
 UNCHANGED = {"JPEG quality": 100, "size": 1, "blur": 0, "noise": 0, "brightness": 0}
 COLUMNS = ["folder", "crop", "video_id", "dataset", "method", "label", "split", "side"]
 COLUMNS += ["sharpness", "undecided", "p_real", "p_fake"]
-ABOUT_MEASURES = {
-    "positive class": "fake, scored by p_fake; the model's output is p_real",
-    "p_fake": "sigmoid(-logit(p_real) / temperature + shift): calibrated on the crops of val",
-    "by_crop, by_video": "each crop for itself; each video by the mean p_fake of its crops",
-    "..._95": "95 % interval: percentiles of a bootstrap over videos, reals and fakes apart, with "
-    "the model and its decision as they are; null where there are too few videos",
-    "auc": "area under the ROC curve, 0 to 1, higher is better, 0.5 is chance",
-    "average_precision": "area under the precision-recall curve, 0 to 1, higher is better, the "
-    "share of fakes is chance",
-    "eer": "equal error rate: where as many reals are called fake as fakes real, 0 to 1, lower is "
-    "better, 0.5 is chance",
-    "log_loss": "mean negative logarithm of the probability of the truth, lower is better",
-    "brier": "mean square of p_fake less the truth, 0 to 1, lower is better, 0.25 is always 0.5",
-    "accuracy": "share called rightly where p_fake >= threshold is called fake",
-    "accuracy_at_0.5": "the same at 0.5",
-    "reals_called_fake": "share of the reals that are called fake at the threshold and not "
-    "undecided, 0 to 1, lower is better",
-    "fakes_found": "the same share of the fakes, higher is better",
-    "undecided": "share of crops that are smaller or softer than the model decides, or of videos "
-    "most of whose crops are",
-    "confusion": "counts of videos at the threshold, truth first: fake_as_real are missed fakes",
-    "calibration_error": "mean distance of p_fake from the share of fakes, in ten bins of p_fake, "
-    "before and after temperature and shift (Naeini et al., AAAI 2015), lower is better; fakes and "
-    "reals weigh the same in all, as in the fit",
-}
 
 
 def main(
     model: Path = MODEL,
     split_dirs: tuple[Path, ...] = SPLIT_DIRS,
     report_dir: Path | None = REPORT_DIR,
-    part: str | None = PART,
+    part: Literal["test", "val", "train"] | None = PART,
     resamples: int = RESAMPLES,
     fewest_videos: int = FEWEST_VIDEOS,
     mistakes: int = MISTAKES,
@@ -144,9 +132,9 @@ def main(
         OSError: a folder or file is not there, or cannot be written or locked.
     """
     settings = dict(locals())
-    train_cnn.check_numbers(
-        settings, {(1, math.inf): ("resamples", "batch_size"), (0, math.inf): ("seed", "mistakes")}
-    )
+    for name, (least, most) in LIMITS.items():
+        for value in settings[name] if isinstance(settings[name], tuple) else [settings[name]]:
+            train_cnn.check_numbers({name: value}, {(least, most): [name]})
     changes = {
         "JPEG quality": jpeg_qualities,
         "size": sizes,
@@ -179,7 +167,8 @@ def main(
             }
             if sweep:
                 score = partial(score_folder, loaded, decision=decision, batch_size=batch_size)
-                rows = sweep_changes(images, crops, score, decision, changes, seed)
+                changed = train_cnn.open_cache(len(images), report_dir)
+                rows = sweep_changes(images, changed, crops, score, decision, changes, seed)
                 robustness += [{"folder": str(folder), **row} for row in rows]
 
         predictions = pd.concat(scored, ignore_index=True)
@@ -195,7 +184,7 @@ def main(
                 for names, group in split_groups(predictions)
             ],
             "robustness": robustness,
-            "about_measures": ABOUT_MEASURES,
+            "about_measures": json.loads((TEMPLATES / "about-measures.json").read_text()),
             "settings": json.loads(json.dumps(settings, default=str)),
             "versions": {
                 "Python": platform.python_version(),
@@ -274,7 +263,7 @@ def measure(table: pd.DataFrame, threshold: float) -> dict[str, float]:
     """Measure the scores of crops or of videos: label, p_fake and undecided of each.
 
     Returns:
-        What ABOUT_MEASURES says.
+        What templates/about-measures.json explains.
     """
     is_fake, p_fake = (table["label"] == "fake").to_numpy(), table["p_fake"].to_numpy()
     called_fake = (p_fake >= threshold) & ~table["undecided"].to_numpy()
@@ -318,6 +307,7 @@ def bin_scores(is_fake: np.ndarray, p_fake: np.ndarray) -> pd.DataFrame:
 
 def sweep_changes(
     images: np.ndarray,
+    changed: np.ndarray,
     crops: pd.DataFrame,
     score: Callable[[np.ndarray, pd.DataFrame], pd.DataFrame],
     decision: train_cnn.Decision,
@@ -328,10 +318,10 @@ def sweep_changes(
 
     Args:
         images: RGB uint8 (n, 128, 128, 3)
+        changed: room for as many
         crops: their index being rows of images
     """
     steps = [(kind, value) for kind in changes for value in (UNCHANGED[kind], *changes[kind])]
-    changed = np.empty_like(images)
     rows = []
     for kind, value in tqdm(steps, "changes", leave=False):
 
@@ -392,7 +382,7 @@ def measure_with_intervals(
         return np.stack((auc, called_fake[reals].mean(axis), called_fake[fakes].mean(axis)))
 
     bounds = [None] * 3
-    if min(map(len, rows)) >= max(2, fewest_videos):
+    if min(map(len, rows)) >= fewest_videos:
         drawn = scipy.stats.bootstrap(
             rows, measure_draws, n_resamples=resamples, method="percentile", rng=seed, batch=100
         )
@@ -520,9 +510,15 @@ def draw_scores(predictions: pd.DataFrame, decision: train_cnn.Decision) -> Figu
             ax=confusion,
         )
         confusion.set(title=f"videos at {decision.threshold:.3f}", xlabel="called", ylabel="truth")
-        for label, its in videos.groupby("label"):
+        for label, color in (("fake", "C3"), ("real", "C0")):
+            its = videos[videos["label"] == label]
             histogram.hist(
-                its["p_fake"], 25, range=(0, 1), alpha=0.6, label=f"{label}, {len(its):,}"
+                its["p_fake"],
+                25,
+                range=(0, 1),
+                alpha=0.6,
+                color=color,
+                label=f"{label}, {len(its):,}",
             )
         histogram.axvline(decision.threshold, color="0.3", linestyle="--", label="threshold")
         histogram.set(title="scores by video", xlabel="p_fake", ylabel="videos")

@@ -429,8 +429,13 @@ def test_a_wrong_folder_or_number_is_one_sentence(
         with pytest.raises((ValueError, OSError), match=sentence) as raised:
             evaluate.main(model, (small_split, folder), tmp_path / "report")
         assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
-    for number in ({"resamples": 0}, {"batch_size": 0}):
-        with pytest.raises(ValueError, match="is 0; give 1 or more"):
+    for number, sentence in (
+        ({"resamples": 0}, "--resamples is 0; give 1 or more."),
+        ({"batch_size": 0}, "--batch-size is 0; give 1 or more."),
+        ({"sizes": (0.5, 0.0)}, "--sizes is 0.0; give 0.05 to 1."),
+        ({"jpeg_qualities": (101,)}, "--jpeg-qualities is 101; give 1 to 100."),
+    ):
+        with pytest.raises(ValueError, match=sentence):
             evaluate.main(model, (small_split,), tmp_path / "report", **number)
     assert not (tmp_path / "report").exists()
 
