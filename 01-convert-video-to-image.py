@@ -85,6 +85,8 @@ LONGEST_VIDEO = 864_000  # seconds, 10 days; a time stamp beyond that is not bel
 MISSING_FRAMES = 0.02  # share of the frames claimed that may lack before we look for the reason
 LARGEST_LIST = 100_000_000  # bytes, some million videos; a larger file would fill the memory
 LONGEST_ID = 80  # characters, so that names of crops stay below the 255 that disks allow
+SAMPLE = 4096  # bytes at the start, middle and end of a file that tell it from another
+TASKS_AT_ONCE = 4  # that a process has waiting; the pool is slow with many
 SHOWN = 10  # videos of each kind of trouble that are printed; the tables have all
 ROWS = {  # what the rows of data-sets.toml must have
     "left_out": "folder reason",
@@ -706,7 +708,7 @@ class Pictures:
 
 
 def read_stills(paths: list[Path]) -> Iterator[bytes]:
-    """Read pictures as they are wanted; one that cannot be read is empty, and the others go on."""
+    """Read pictures one after another; one that cannot be read is empty, and costs only itself."""
     for path in paths:
         try:
             yield path.read_bytes()
@@ -825,7 +827,7 @@ def lacks_frames(path: Path) -> bool:
         with path.open("rb") as file:
             counted = file.read(4) == b"RIFF"
         return counted or bool(run_ffmpeg(path, "-map", "0:V:0", "-f", "null", "-").stderr)
-    except OSError:  # no fault of the disk that the frames go to, which would end the run
+    except OSError:  # reading failed, which costs this video; only errors of writing end the run
         return True
 
 
@@ -879,15 +881,15 @@ def claim_folder(folder: Path, option: str) -> None:
 def note_inputs(files: list[Path], settings: dict) -> dict:
     """Note what a result depends on: if none of it has changed, it is not made again.
 
-    Of a change that keeps number, size and time of the files, only what it changes in the first,
-    middle or last 4 KiB of a file is noticed.
+    A change that keeps the number, size and time of the files is noticed only where it touches
+    the first, middle or last 4 KiB of one of them.
     """
     states, sample = [file.stat() for file in files], sha1()
     for file, state in zip(files, states, strict=True):
         with suppress(OSError), file.open("rb") as opened:  # the worker will say what is wrong
-            for start in (0, state.st_size // 2, max(0, state.st_size - 4096)):
+            for start in (0, state.st_size // 2, max(0, state.st_size - SAMPLE)):
                 opened.seek(start)
-                sample.update(opened.read(4096))
+                sample.update(opened.read(SAMPLE))
     rule = " ".join(f"{limit:g}:{factor:g}" for limit, factor in settings["width_rule"])
     return {
         "made_by": Path(__file__).name,
@@ -955,14 +957,14 @@ def run_side_by_side(
     """
     rows, running, workers = {}, {}, max(1, min(workers, len(jobs)))
     spawn = multiprocessing.get_context("spawn")
-    # Unlike the standard library's, this pool outlives a worker that crashes. It looks at all its
-    # tasks ten times a second, so it gets a few at a time.
+    # Unlike the standard library's pool, this one survives a worker that crashes. It looks at all
+    # its tasks ten times a second, so it gets a few at a time.
     pool = pebble.ProcessPool(workers, initializer=start_worker, context=spawn)
     with pool, tqdm(total=len(jobs), unit="video", disable=not jobs) as bar:
         try:
             start_processes(pool)
             while jobs or running:
-                while jobs and len(running) < 4 * workers:
+                while jobs and len(running) < TASKS_AT_ONCE * workers:
                     video_id, arguments = jobs.pop()
                     future = pool.schedule(function, arguments, timeout=seconds_per_video)
                     running[future] = video_id
@@ -1013,7 +1015,7 @@ def start_processes(pool: pebble.ProcessPool) -> None:
     """Start the processes of a pool so that they do not get Ctrl-C: the main process ends them."""
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_block:
-        resource_tracker.ensure_running()  # Python's own process unblocks SIGINT when it starts
+        resource_tracker.ensure_running()  # it unblocks SIGINT when it starts, so it starts first
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     _ = pool.active  # to ask starts them
     if can_block:
