@@ -13,6 +13,7 @@ Writes  detections/results.csv            one row a file, of this run
         detections/<name>-marked.mp4      the video, or picture (.png), with a box on every face
         detections/<name>-timeline.png    p_fake over time, a line a face
         detections/<name>-explain.png     what moved the score, with --explain
+        detections/<name>.html            a report to hand on, with all of that inside it
 Next    07-export-model.py
 
 A frame goes through the very steps of 01, 02 and 04, so that a face is scored on the crop that the
@@ -26,15 +27,19 @@ such videos: a score is no proof.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib
 import itertools
 import json as to_json  # the option --json has its name
 import math
 import os
+import platform
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -48,6 +53,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 import cv2
 import filelock
 import imageio_ffmpeg
+import jinja2
 import keras
 import numpy as np
 import pandas as pd
@@ -79,7 +85,8 @@ LONGEST_GAP = 3  # scored frames for which a face may be unseen, before its next
 # output
 ANNOTATE = True  # write the marked copy and the timeline
 EXPLAIN = False  # write the sheet of the most suspicious crops with what moved their score
-EXPLAINED = 8  # crops on that sheet
+EXPLAINED = 8  # crops on that sheet, and in the report
+LARGEST_VIDEO = 8.0  # MB of a marked video that goes into the report; a larger one stays beside it
 JSON = False  # print the results as JSON, for other programs
 # machine
 FRAMES_AT_ONCE = 8  # searched for faces and scored together
@@ -90,7 +97,9 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FAKE, REAL, UNDECIDED, NO_FACE = "likely fake", "likely real", "undecided", "no face"
 RESULTS = ["file", "verdict", "p_fake", "low", "high", "threshold", "track", "frames", "tracks"]
 RESULTS += ["reason", "doubt", "notes"]
-OUTPUTS = ("-marked.mp4", "-marked.png", "-timeline.png", "-explain.png", ".json")  # after a name
+OUTPUTS = ("-marked.mp4", "-marked.png", "-timeline.png", "-explain.png")  # after a name
+OUTPUTS += (".html", ".json")
+TEMPLATES = Path(__file__).parent / "templates"
 CLAIMS = ".detections"  # a file beside the outputs that lists them: only those are ever replaced
 LONGEST_NAME = 100  # bytes; an ending comes to it, and most disks take 255
 NAMED = 10  # files that the last sentence names
@@ -112,6 +121,7 @@ def main(
     annotate: bool = ANNOTATE,
     explain: bool = EXPLAIN,
     explained: int = EXPLAINED,
+    largest_video: float = LARGEST_VIDEO,
     json: bool = JSON,
     frames_at_once: int = FRAMES_AT_ONCE,
 ) -> list[dict]:
@@ -132,7 +142,8 @@ def main(
         longest_gap: scored frames for which the face of a track may be unseen
         annotate: write a copy with a box on every face, and the timeline
         explain: write the most suspicious crops with what moved their score
-        explained: crops on that sheet
+        explained: crops on that sheet, and in the report
+        largest_video: MB of a marked video that goes into the report
         json: print the results to standard output as JSON, and all else to standard error
         frames_at_once: frames searched for faces and scored together
 
@@ -248,6 +259,7 @@ def process_file(source: Path, target: Path, scorer: Scorer, settings: SimpleNam
         claim_outputs(target.parent, [target.name + ending for ending in OUTPUTS])
         result, worst = detect(source, scorer, settings)
         write_outputs(result, worst, scorer.model, target, settings)
+        write_report(collect_report(result, worst, scorer, target, settings), target)
         return result
     except Exception as error:
         return {"file": str(source), "reason": word_error(error)}
@@ -260,7 +272,8 @@ def detect(path: Path, scorer: Scorer, settings: SimpleNamespace) -> tuple[dict,
     """Score the faces of a file, join them to tracks, and judge every track and the file.
 
     Returns:
-        The content of <name>.json, and p_fake and crop (BGR uint8) of the most suspicious faces.
+        The content of <name>.json, and the most suspicious faces: rows as its own, with the track
+        and the crop (BGR uint8).
 
     Raises:
         ValueError, OSError: the file cannot be read or scored.
@@ -270,6 +283,7 @@ def detect(path: Path, scorer: Scorer, settings: SimpleNamespace) -> tuple[dict,
     frames = tqdm(frames, path.name, unit="frame", leave=False, disable=picture)
     count, (width, height), faces, worst = score_frames(frames, scorer, settings)
     faces["track"] = join_tracks(faces, settings)
+    worst = worst.join(faces.drop(columns=["look", "p_fake"]))
     tracks = []
     for number, its_faces in faces.groupby("track"):
         judged = judge_track(its_faces, picture, scorer.decision, settings)
@@ -354,7 +368,7 @@ def score_frames(
 
     Returns:
         The number of frames, the width and height of the first, a row for every face (see
-        find_faces) with its p_fake, and p_fake and crop of the most suspicious, the worst first.
+        find_faces) with its p_fake, and p_fake and crop of the most suspicious by row, worst first.
 
     Raises:
         ValueError: the model gives no number for a face.
@@ -367,11 +381,13 @@ def score_frames(
         found = list(find_faces(some, scorer.decision))
         scores = score_crops([crop for _, crop in found], scorer) if found else []
         rows += [row | {"p_fake": round(p, 6)} for (row, _), p in zip(found, scores, strict=True)]
-        worst += [(p, crop) for (_, crop), p in zip(found, scores, strict=True)]
+        first = len(rows) - len(found)
+        worst += [(p, first + at, found[at][1]) for at, p in enumerate(scores)]
         worst = sorted(worst, key=lambda one: -one[0])[: settings.explained]
     columns = ["frame", "seconds", "x", "y", "width", "height", "confidence", "p_fake", "look"]
     faces = pd.DataFrame(rows, columns=columns).sort_values("frame", kind="stable")
-    return count, size, faces, pd.DataFrame(worst, columns=["p_fake", "crop"])
+    worst = pd.DataFrame(worst, columns=["p_fake", "row", "crop"]).set_index("row")
+    return count, size, faces, worst
 
 
 def find_faces(
@@ -724,6 +740,80 @@ def attribute_score(crops: np.ndarray, model: keras.Model) -> tuple[np.ndarray, 
         logit = -(features @ top.kernel + top.bias)
     added = tf.reduce_sum(activation * tape.gradient(logit, activation), axis=-1)
     return added.numpy(), logit.numpy()[:, 0]
+
+
+def collect_report(
+    result: dict, worst: pd.DataFrame, scorer: Scorer, target: Path, settings: SimpleNamespace
+) -> dict:
+    """Collect what the report shows, and what a check of it needs; pictures as data: addresses."""
+    crops = np.stack([train_cnn.prepare_crop(crop) for crop in worst["crop"]]) if len(worst) else []
+    maps = explain_crops(crops, scorer.model) if len(worst) else []
+    faces = worst.drop(columns="crop").to_dict("records")
+    for face, crop, heat in zip(faces, crops, maps, strict=True):
+        tint = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)
+        face["crop"] = embed_picture(crop[..., ::-1])
+        face["heat"] = embed_picture(cv2.addWeighted(crop[..., ::-1], 0.45, tint, 0.55, 0))
+
+    # Of the marked copy its most suspicious frame, and all of it where it is small.
+    video, still = None, None
+    marked = Path(f"{target}-marked.{'png' if result['kind'] == 'picture' else 'mp4'}")
+    if marked.is_file():
+        frames = cv2.VideoCapture(str(marked))
+        frames.set(cv2.CAP_PROP_POS_FRAMES, faces[0]["frame"] if faces else 0)
+        shown, frame = frames.read()
+        still = embed_picture(frame) if shown else None
+        if result["kind"] == "video" and marked.stat().st_size <= settings.largest_video * 1e6:
+            video = embed(marked.read_bytes(), "video/mp4")
+
+    source, model = Path(result["file"]), scorer.path
+    measured = model.with_suffix(".json"), model.with_name("metrics.json")  # of 05
+    measured = [to_json.loads(path.read_bytes()) for path in measured if path.is_file()]
+    return {
+        "result": result,
+        "worst": faces,
+        "video": video,
+        "still": still,
+        "marked": marked.name,
+        "file": {"name": source.name, "bytes": source.stat().st_size, "sha256": hash_file(source)},
+        "model": {"name": model.name, "sha256": hash_file(model), **scorer.decision._asdict()},
+        "measured": measured[0] if measured else {},
+        "settings": vars(settings),
+        "date": time.strftime("%Y-%m-%d %H:%M %z"),
+        "versions": f"Python {platform.python_version()}, TensorFlow {tf.__version__}, "
+        f"Keras {keras.__version__}, OpenCV {cv2.__version__}, NumPy {np.__version__}",
+    }
+
+
+def embed_picture(picture: np.ndarray) -> str:
+    """Embed a picture, BGR uint8, as a JPEG of at most 960 pixels width."""
+    scale = min(1, 960 / picture.shape[1])
+    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return embed(cv2.imencode(".jpg", picture)[1].tobytes(), "image/jpeg")
+
+
+def embed(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_report(content: dict, target: Path) -> None:
+    """Write the report: a page whole in itself, which opens offline."""
+    page = render_report(content)
+    write_whole(Path(f"{target}.html"), lambda partial: partial.write_text(page, encoding="utf-8"))
+
+
+def render_report(content: dict) -> str:
+    """Fill in templates/report.html; what a stranger's file says of itself is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,
+    )
+    return environment.get_template("report.html").render(content)
 
 
 def word_result(result: dict) -> str:

@@ -258,14 +258,17 @@ def test_it_writes_everything_about_every_file(detections: Path, inputs: Path) -
     assert names == [
         "photo-explain.png",
         "photo-marked.png",
+        "photo.html",
         "photo.json",
         "results.csv",
         "two-2-marked.mp4",
         "two-2-timeline.png",
+        "two-2.html",
         "two-2.json",
         "two-explain.png",
         "two-marked.mp4",
         "two-timeline.png",
+        "two.html",
         "two.json",
     ]
     results = pd.read_csv(detections / "results.csv").set_index("file")
