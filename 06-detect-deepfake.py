@@ -766,8 +766,6 @@ def collect_report(
             video = embed(marked.read_bytes(), "video/mp4")
 
     source, model = Path(result["file"]), scorer.path
-    measured = model.with_suffix(".json"), model.with_name("metrics.json")  # of 05
-    measured = [to_json.loads(path.read_bytes()) for path in measured if path.is_file()]
     return {
         "result": result,
         "worst": faces,
@@ -776,12 +774,24 @@ def collect_report(
         "marked": marked.name,
         "file": {"name": source.name, "bytes": source.stat().st_size, "sha256": hash_file(source)},
         "model": {"name": model.name, "sha256": hash_file(model), **scorer.decision._asdict()},
-        "measured": measured[0] if measured else {},
+        "measured": read_measures(scorer),
         "settings": vars(settings),
         "date": time.strftime("%Y-%m-%d %H:%M %z"),
         "versions": f"Python {platform.python_version()}, TensorFlow {tf.__version__}, "
         f"Keras {keras.__version__}, OpenCV {cv2.__version__}, NumPy {np.__version__}",
     }
+
+
+def read_measures(scorer: Scorer) -> dict:
+    """Read what 05 measured of this very model, told by its decision; nothing if it did not."""
+    for path in (scorer.path.with_name("metrics.json"), scorer.path.with_suffix(".json")):
+        try:
+            measured = to_json.loads(path.read_bytes())
+            if measured["decision"] == scorer.decision._asdict():
+                return measured
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    return {}
 
 
 def embed_picture(picture: np.ndarray) -> str:
