@@ -259,7 +259,7 @@ def process_file(source: Path, target: Path, scorer: Scorer, settings: SimpleNam
         claim_outputs(target.parent, [target.name + ending for ending in OUTPUTS])
         result, worst = detect(source, scorer, settings)
         write_outputs(result, worst, scorer.model, target, settings)
-        write_report(collect_report(result, worst, scorer, target, settings), target)
+        write_html(collect_report(result, worst, scorer, target, settings), target)
         return result
     except Exception as error:
         return {"file": str(source), "reason": word_error(error)}
@@ -810,7 +810,7 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_report(content: dict, target: Path) -> None:
+def write_html(content: dict, target: Path) -> None:
     """Write the report: a page whole in itself, which opens offline."""
     page = render_report(content)
     write_whole(Path(f"{target}.html"), lambda partial: partial.write_text(page, encoding="utf-8"))
