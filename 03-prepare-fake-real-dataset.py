@@ -33,9 +33,8 @@ import numpy as np
 import pandas as pd
 import splitfolders
 import tyro
-from scipy.sparse import block_array
+from scipy.sparse import block_array, coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.preprocessing import MultiLabelBinarizer
 from tqdm import tqdm
 
 # --------------------------------------------------------------------------------------------------
@@ -231,7 +230,9 @@ def find_components(videos: pd.DataFrame, dfdc_parts: int) -> np.ndarray:
     parts = videos["source"].map(lambda source: PurePosixPath(source).parent.as_posix())
     if (videos["dataset"] == "DFDC").all() and parts.nunique() >= dfdc_parts:
         links = links + parts.map(lambda part: [f"part {part}"])
-    shared = MultiLabelBinarizer(sparse_output=True).fit_transform(links)
+    names_of_links, _ = pd.factorize(links.explode())
+    edges = np.repeat(np.arange(len(videos)), links.str.len()), names_of_links
+    shared = coo_array((np.ones(len(names_of_links)), edges))
     graph = block_array([[None, shared], [shared.T, None]])  # nodes: the videos, then their links
     return connected_components(graph, directed=False)[1][: len(videos)]
 

@@ -1,0 +1,69 @@
+"""Each benchmark runs, on data so small that its numbers say nothing: what no test runs, rots."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, write_video
+from test_02_crop import make_frame
+
+RUNS = {
+    "convert_video.py": (["videos", "--rounds", 1], "2 videos, 16 frames"),
+    "crop_faces.py": (
+        ["frames", "--frames", 4, "--rounds", 1],
+        "both, without a partner          0",
+    ),
+    "split_sizes.py": (["--crops-per-video", 1], "136,074 videos, 136,074 crops"),
+    "table_sizes.py": (["--crops", 200], "\n      200 "),
+    "train_cnn.py": (
+        ["split_dataset", "--crops", 32, "--rounds", 1],
+        "32 crops, medians of 1 round",
+    ),
+}
+
+
+def test_every_benchmark_is_run_here() -> None:
+    assert set(RUNS) == {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+
+
+def write_videos(folder: Path) -> None:
+    for label in ("real", "fake"):
+        write_video(folder / "videos" / label / "a.mp4", frames=8, fps=4)
+
+
+def write_frames(folder: Path) -> None:
+    """frames/ as 01 leaves it: a head in each frame."""
+    (folder / "frames" / "v").mkdir(parents=True)
+    for number in range(4):
+        frame = make_frame((40 + 20 * number, 20, 0.9), size=(320, 240))
+        cv2.imwrite(str(folder / "frames" / "v" / f"v-{number:06d}.png"), frame)
+    table = pd.DataFrame([{"video_id": "v", "frames": 4, "status": "ok"}])
+    table.to_csv(folder / "frames" / "videos.csv", index=False)
+
+
+def write_crops(folder: Path) -> None:
+    """split_dataset/ with crops of noise, for each video of its own."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 2), ("test", 2)):
+        for label in ("real", "fake"):
+            (folder / "split_dataset" / split / label).mkdir(parents=True)
+            for number in range(count):
+                name = f"{split}-{label}-{number}-000000-00.png"
+                crop = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                cv2.imwrite(str(folder / "split_dataset" / split / label / name), crop)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
+    write_videos(tmp_path)
+    write_frames(tmp_path)
+    write_crops(tmp_path)
+    arguments, expected = RUNS[name]
+    command = [sys.executable, ROOT / "benchmarks" / name, *arguments]
+    result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert expected in result.stdout
