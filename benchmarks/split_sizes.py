@@ -32,7 +32,7 @@ Video = tuple[str, str, str, str, str]  # source, dataset, label, method, identi
 
 
 def make_faceforensics() -> Iterator[Video]:
-    """1,000 originals; each of the five methods swaps the two of a pair both ways."""
+    """Make 1,000 originals; each of the five methods swaps the two of a pair both ways."""
     name = "FaceForensics++"
     for number in range(1000):
         yield f"original/{number:03d}", name, "real", "original", f"{number:03d}"
@@ -42,7 +42,7 @@ def make_faceforensics() -> Iterator[Video]:
 
 
 def make_celeb_df(rng: np.random.Generator) -> Iterator[Video]:
-    """590 reals of 59 people, 300 clips from YouTube, 5,639 fakes between two people."""
+    """Make 590 reals of 59 people, 300 clips from YouTube, 5,639 fakes between two people."""
     name = "Celeb-DF"
     for number in range(590):
         yield f"Celeb-real/{number}", name, "real", "original", f"id{number % 59}"
@@ -54,7 +54,7 @@ def make_celeb_df(rng: np.random.Generator) -> Iterator[Video]:
 
 
 def make_dfd(rng: np.random.Generator) -> Iterator[Video]:
-    """363 reals of 28 actors, 3,068 fakes between two actors."""
+    """Make 363 reals of 28 actors, 3,068 fakes between two actors."""
     for number in range(363):
         yield f"actors/{number}", "DFD", "real", "original", f"{number % 28:02d}"
     for number in range(3068):
@@ -63,7 +63,7 @@ def make_dfd(rng: np.random.Generator) -> Iterator[Video]:
 
 
 def make_dfdc() -> Iterator[Video]:
-    """19,154 originals and 100,000 fakes of them, in 50 parts."""
+    """Make 19,154 originals and 100,000 fakes of them, in 50 parts."""
     for number in range(19154):
         yield f"part_{number % 50}/r{number}", "DFDC", "real", "original", f"r{number}"
     for number in range(100_000):
@@ -72,7 +72,7 @@ def make_dfdc() -> Iterator[Video]:
 
 
 def make_timit() -> Iterator[Video]:
-    """32 people in 16 pairs, 10 sentences each; fakes both ways in two qualities."""
+    """Make 32 people in 16 pairs, 10 sentences each; fakes both ways in two qualities."""
     name = "DeepFake-TIMIT"
     for person in range(32):
         for sentence in range(10):
@@ -84,7 +84,7 @@ def make_timit() -> Iterator[Video]:
 
 
 def make_catalogue(crops_per_video: int, seed: int) -> pd.DataFrame:
-    """All five, as script 03 reads them from videos.csv and faces.csv."""
+    """Make all five, as script 03 reads them from videos.csv and faces.csv."""
     rng = np.random.default_rng(seed)
     makers = (make_faceforensics(), make_celeb_df(rng), make_dfd(rng), make_dfdc(), make_timit())
     columns = ["source", "dataset", "label", "method", "identities"]
@@ -97,8 +97,8 @@ def main(crops_per_video: int = CROPS_PER_VIDEO, seed: int = SEED) -> pd.DataFra
     """Plan the split of the five data sets at their true sizes.
 
     Args:
-        crops_per_video: The same for each video.
-        seed: Of the made-up pairs and of the split.
+        crops_per_video: crops of each video
+        seed: another seed makes other pairs and another split
 
     Returns:
         The number of videos of each data set by label and split.

@@ -85,7 +85,7 @@ def main(crops: tuple[int, ...] = CROPS) -> None:
     """Time scripts 02 and 03 over made-up data sets.
 
     Args:
-        crops: Their sizes, one after another.
+        crops: sizes of the data sets, one after another
     """
     print("    crops   02: seconds     MiB   03: seconds     MiB")
     for count in crops:
