@@ -6,21 +6,25 @@
 
 Reads   frames/videos.csv                            the list of the videos, by 01
         frames/<video_id>/<video_id>-000042.png      frame 42 of a video
+        frames/crop-rule.json                        whether 01 reduced the frames
 Writes  faces/<video_id>/<video_id>-000042-00.png    its faces, best confidence first
         faces/faces.csv                              one row a crop
         faces/skipped.csv                            each frame that could not be read, and why
+        faces/crop-rule.json                         how the crops were cut
 Next    03-prepare-fake-real-dataset.py
 
 MTCNN (Zhang et al., 2016, "Joint Face Detection and Alignment Using Multitask Cascaded
 Convolutional Networks") looks for faces with three networks: a small one proposes boxes all over
-the frame at many scales, a larger one refines them, the largest decides. The networks and their
-weights are those of the mtcnn package. The steps between them are written for many frames at a
+the frame at many scales, a larger one refines them, the largest decides. The networks, their
+weights and the steps between them are those of the mtcnn package. Here they get many frames at a
 time, and find the same faces several times as fast: benchmarks/crop_faces.py compares the two.
 
 Every core works in a process of its own; a GPU, if TensorFlow sees one, is fed by the threads of
 one process. A run that was stopped goes on where it was: a video is done again only if its frames
 or the settings below have changed.
 """
+
+from __future__ import annotations
 
 import itertools
 import json
@@ -38,7 +42,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cache, partial
 from multiprocessing import resource_tracker
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,219 +56,298 @@ import pandas as pd
 import pebble
 import tensorflow as tf
 import tyro
-from mtcnn import MTCNN
+from mtcnn.stages import StageONet, StagePNet, StageRNet
+from mtcnn.utils.bboxes import generate_bounding_box, resize_to_square, smart_nms_from_bboxes
+from mtcnn.utils.images import build_scale_pyramid
 from tqdm import tqdm
 
 # --------------------------------------------------------------------------------------------------
 # folders
 FRAMES_DIR = Path("frames")  # what 01 wrote
 FACES_DIR = Path("faces")  # gets one folder a video
-# detector
+# crops
 CONFIDENCE = 0.95  # 0 to 1; a face below it is never saved (the networks give none below 0.8)
 MARGIN = 0.3  # share of the box's width added left and right, and of its height above and below
+SQUARE = False  # True: a square about the box, of its longer side and two margins of that side
+# detector
 MIN_FACE_SIZE = 20  # pixels of the frame, 12 or more; larger is faster and loses the small faces
+SCALE_FACTOR = 0.709  # from one scale of the search to the next: half the area; higher finds more
+THRESHOLDS = (0.6, 0.7, 0.8)  # 0 to 1; score that a box needs to pass each of the three networks
 # machine
 BATCH_SIZE = None  # frames that a network sees at once; None: 8, on a GPU 32
 WORKERS = None  # None: a process a core (1 GB of memory each), on a GPU 4 threads of one process
 # --------------------------------------------------------------------------------------------------
 
+Box = tuple[int, int, int, int]  # x, y, width and height in whole pixels
+WidthRule = tuple[tuple[float, float], ...]
+WIDTH_RULE = ((300, 2.0), (1001, 1.0), (1901, 0.5), (math.inf, 0.33))  # 01's: below so many pixels
+LIMITS = {  # from, to
+    "confidence": (0, 1),
+    "margin": (0, 10),
+    "min_face_size": (12, 10_000),
+    "scale_factor": (0.1, 0.99),
+    "thresholds": (0, 1),
+    "batch_size": (1, math.inf),
+    "workers": (1, math.inf),
+}
+OVERLAPS = 0.5, 0.7  # of two boxes that share more, the better stays: at one scale, of all scales
+CPU_BATCH_SIZE, GPU_BATCH_SIZE, GPU_THREADS = 8, 32, 4  # where the panel says None
 MOST_PIXELS = 16_000_000  # searched at once: of larger frames a batch has fewer
+PATCHES_A_FRAME = 32  # times the batch size: boxes that a network examines at once
 FRAMES_A_TASK = 32  # that a worker reads, searches and crops before it reports
+TASKS_A_WORKER = 3  # begun or waiting, so that no worker waits for work
+LOADING = threading.Lock()
+SHOWN = 10  # videos, and skipped frames, that are named at the end
 FACES_COLUMNS = ["crop", "video_id", "frame", "face", "confidence", "x", "y", "width", "height"]
 SKIPPED_COLUMNS = ["video_id", "frame", "reason"]
 
 
-# --- The detector ---------------------------------------------------------------------------------
+def main(
+    frames_dir: Path = FRAMES_DIR,
+    faces_dir: Path = FACES_DIR,
+    confidence: float = CONFIDENCE,
+    margin: float = MARGIN,
+    square: bool = SQUARE,
+    min_face_size: float = MIN_FACE_SIZE,
+    scale_factor: float = SCALE_FACTOR,
+    thresholds: tuple[float, float, float] = THRESHOLDS,
+    batch_size: int | None = BATCH_SIZE,
+    workers: int | None = WORKERS,
+) -> pd.DataFrame:
+    """Find the faces in the frames and save each as an image of its own.
 
+    Args:
+        frames_dir: what 01 wrote: one folder a video, and videos.csv
+        faces_dir: gets one folder a video, and faces.csv
+        confidence: a face below this is never saved; 0 to 1
+        margin: share of the box that is added on each of its four sides
+        square: cut a square about the box, of its longer side and two margins
+        min_face_size: smallest face to look for, in pixels of the frame; larger is faster
+        scale_factor: from one scale of the search to the next; higher finds more, and is slower
+        thresholds: score that a box needs to pass each of the three networks; 0 to 1
+        batch_size: frames that a network sees at once; None is 8, on a GPU 32
+        workers: processes, on a GPU threads; None is one a core, on a GPU 4
 
-class Face(NamedTuple):
-    """A face in a frame: its box (x, y, width, height) in whole pixels, and 0 to 1."""
+    Returns:
+        The table faces.csv.
 
-    box: tuple[int, int, int, int]
-    confidence: float
-
-
-class Boxes(NamedTuple):
-    """Places in a batch of frames that may be faces."""
-
-    owners: np.ndarray  # int [n]: which frame of the batch
-    corners: np.ndarray  # float64 [n, 4]: left, top, right, bottom in pixels of the frame
-    scores: np.ndarray  # float64 [n]: 0 to 1
-
-    def pick(self, chosen: np.ndarray) -> "Boxes":
-        return Boxes(*(part[chosen] for part in self))
-
-
-class FaceDetector:
-    """MTCNN with the networks of the mtcnn package, on many frames at a time.
-
-    It finds what `mtcnn.MTCNN().detect_faces` finds in one frame at a time, but for two faults of
-    the package: with a `min_face_size` above 20 that one finds nothing at all, and nothing in a
-    whole batch if it stumbles over one frame.
+    Raises:
+        FileNotFoundError: frames_dir is not there, or is not what 01 wrote
+        ValueError: frames_dir has no frames, no face is in them, a setting makes no sense, or
+            faces_dir holds what this script did not make
+        filelock.Timeout: another run is writing to faces_dir
+        OSError: faces_dir cannot be written to, such as when the disk is full
     """
+    settings = dict(locals())
+    check_limits(settings)
+    video_ids = read_videos(frames_dir)
+    rule = CropRule(read_frame_size(frames_dir), margin, square)
+    search = min_face_size, batch_size, scale_factor, thresholds
+    for name in ("frames_dir", "faces_dir", "batch_size", "workers"):
+        del settings[name]  # the crops are the same whatever these are
+    settings = json.loads(json.dumps(settings | rule._asdict()))  # as faces.json gives them back
 
-    CELL, STRIDE = 12, 2  # pixels that the proposal network looks at, and moves on by
-    SCALE_FACTOR = 0.709  # from one image of the pyramid to the next: half the area
-    PROPOSED, REFINED, FOUND = 0.6, 0.7, 0.8  # score that a box needs to pass each network
+    claim_folder(faces_dir, "--faces-dir")
+    with filelock.FileLock(faces_dir / ".lock", timeout=0):
+        try:
+            # A video is waiting unless its folder holds what its frames and these settings give.
+            inputs = {name: describe_input(frames_dir / name, settings) for name in video_ids}
+            waiting = {
+                name: content
+                for name, content in inputs.items()
+                if not is_finished(faces_dir / name, content)
+            }
+            if done := len(inputs) - len(waiting):
+                print(f"{done:,} of {len(inputs):,} videos were done", flush=True)
+            (faces_dir / "faces.csv").unlink(missing_ok=True)  # it may name crops that now change
 
-    def __init__(
-        self, min_face_size: float = MIN_FACE_SIZE, batch_size: int | None = BATCH_SIZE
-    ) -> None:
-        self.min_face_size = min_face_size
-        self.batch_size = batch_size or (32 if tf.config.list_physical_devices("GPU") else 8)
-        tf.config.experimental.enable_tensor_float_32_execution(False)  # it would move boxes
+            # The crops of a video move from here to their own folder when all of them are there.
+            with temporary_folder(faces_dir / ".unfinished") as unfinished:
+                delete_what_lost_its_source(faces_dir, inputs, unfinished)
+                crashed = crop_videos(
+                    waiting,
+                    list_tasks(waiting, frames_dir, max(FRAMES_A_TASK, batch_size or 0)),
+                    partial(write_crops, unfinished, confidence, rule, search),
+                    unfinished,
+                    faces_dir,
+                    workers,
+                )
 
-        proposal, refinement, output = (stage.model for stage in MTCNN().stages)
-        # Open sizes: a data set has hundreds of them, and compiling for each would take seconds.
-        images = tf.TensorSpec([None, None, None, 3], tf.float32)
-        size = tf.TensorSpec([2], tf.int32)
-        corners, owners = tf.TensorSpec([None, 4], tf.float32), tf.TensorSpec([None], tf.int32)
-
-        @tf.function(input_signature=[images, size])
-        def propose(images: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            with tf.device("CPU:0"):
-                scaled = tf.image.resize(images, size, "area")
-            offsets, scores = proposal(scaled)
-            cells = tf.where(scores[..., 1] > self.PROPOSED)
-            return cells, tf.gather_nd(offsets, cells), tf.gather_nd(scores[..., 1], cells)
-
-        def examine_with(network: tf.keras.Model, side: int) -> Callable[..., tuple]:
-            @tf.function(input_signature=[images, corners, owners])
-            def examine(images: tf.Tensor, corners: tf.Tensor, owners: tf.Tensor) -> tuple:
-                with tf.device("CPU:0"):
-                    patches = tf.image.crop_and_resize(images, corners, owners, [side, side])
-                offsets, *_landmarks, scores = network(patches)
-                return offsets, scores[:, 1]
-
-            return examine
-
-        self._propose = propose
-        self._refine = examine_with(refinement, side=24)
-        self._decide = examine_with(output, side=48)
-
-    def detect(self, frames: Iterable[np.ndarray]) -> list[list[Face]]:
-        """The faces of each frame (uint8 [height, width, 3], BGR, of any sizes), best first."""
-        frames = list(frames)
-        faces: list[list[Face]] = [[] for _ in frames]
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for index, frame in enumerate(frames):
-            by_size.setdefault(frame.shape, []).append(index)
-        for (height, width, _), indices in by_size.items():
-            at_once = min(self.batch_size, max(1, MOST_PIXELS // (height * width)))
-            for start in range(0, len(indices), at_once):
-                batch = indices[start : start + at_once]
-                for owner, face in self._detect_in_batch([frames[index] for index in batch]):
-                    faces[batch[owner]].append(face)
-        return faces
-
-    def _detect_in_batch(self, frames: list[np.ndarray]) -> Iterator[tuple[int, Face]]:
-        """Yield (index of the frame, face) for frames of one size."""
-        rgb = np.stack([cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in frames])
-        with tf.device("CPU:0"):  # It alone can resize by area; a GPU gets the smaller images.
-            images = (tf.cast(rgb, tf.float32) - 127.5) / 128
-
-        boxes = self._propose_boxes(images)
-        boxes = self._examine_boxes(boxes, images, self._refine, self.REFINED)
-        boxes = self._examine_boxes(boxes, images, self._decide, self.FOUND, of_smaller=True)
-
-        _, height, width, _ = rgb.shape
-        for owner, corners, score in zip(*boxes, strict=True):
-            left, top, right, bottom = corners.clip(0, [width - 1, height - 1] * 2)
-            box = np.array([left, top, right - left, bottom - top]).round().astype(int)
-            if box[2:].all():
-                yield owner, Face(tuple(box.tolist()), float(score))
-
-    def pyramid(self, height: int, width: int) -> list[float]:
-        """The scales to search a frame at: faces of min_face_size become 12 pixels at the first.
-
-        The last image measures 12 to 17 pixels, as the package's do for its min_face_size of 20.
-        """
-        shorter_side = min(height, width) * 20 / self.min_face_size
-        levels = round(math.log(self.CELL / shorter_side, self.SCALE_FACTOR) - 1)
-        first = self.CELL / self.min_face_size
-        return [first * self.SCALE_FACTOR**level for level in range(levels)]
-
-    def _propose_boxes(self, images: tf.Tensor) -> Boxes:
-        """Whatever the proposal network takes for a face, at any scale."""
-        _, height, width, _ = images.shape
-        proposed = [Boxes(np.empty(0, int), np.empty((0, 4)), np.empty(0))]
-        for scale in self.pyramid(height, width):
-            size = np.array([height * scale, width * scale], np.int32)
-            cells, offsets, scores = (part.numpy() for part in self._propose(images, size))
-            cells, owners = cells[:, [2, 1, 2, 1]] * self.STRIDE, cells[:, 0]
-            corners = cells + [1, 1, self.CELL, self.CELL] + offsets.astype(float) * (self.CELL - 1)
-            boxes = Boxes(owners, corners / scale, scores.astype(float))
-            proposed.append(without_overlaps(boxes, 0.5))
-        boxes = Boxes(*(np.concatenate(parts) for parts in zip(*proposed, strict=True)))
-        return without_overlaps(boxes, 0.7)
-
-    def _examine_boxes(
-        self,
-        boxes: Boxes,
-        images: tf.Tensor,
-        network: Callable[..., tuple],
-        threshold: float,
-        of_smaller: bool = False,
-    ) -> Boxes:
-        """The boxes that a network confirms, with its scores, and moved and sized by it."""
-        _, height, width, _ = images.shape
-        corners = square(boxes.corners)
-        shares = (corners / [width, height, width, height])[:, [1, 0, 3, 2]].astype(np.float32)
-        offsets, scores = np.empty(corners.shape, np.float32), np.empty(len(corners))
-        patches_at_once = 32 * self.batch_size
-        for start in range(0, len(corners), patches_at_once):
-            some = slice(start, start + patches_at_once)
-            owners = boxes.owners[some].astype(np.int32)
-            offsets[some], scores[some] = network(images, shares[some], owners)
-        sizes = np.tile(corners[:, 2:] - corners[:, :2] + 1, 2).astype(np.float32)
-        boxes = Boxes(boxes.owners, corners + offsets * sizes, scores)
-        return without_overlaps(boxes.pick(scores > threshold), 0.7, of_smaller)
+            table, skipped = gather_results(inputs, crashed, faces_dir)
+            write_whole(faces_dir / "skipped.csv", partial(skipped.to_csv, index=False))
+            write_record(rule._asdict(), faces_dir / "crop-rule.json")
+            if not table.empty:
+                write_whole(faces_dir / "faces.csv", partial(table.to_csv, index=False))
+        except OSError as error:
+            raise OSError(
+                f"{faces_dir}: stopped by an error ({error}); what is finished is kept, and the "
+                "same command goes on once that is mended."
+            ) from error
+    print_counts(inputs, table, skipped, faces_dir)
+    if table.empty:
+        raise ValueError(
+            f"{frames_dir}: not one face of confidence {confidence} was found in the frames; "
+            "lower --confidence or --min-face-size, if there should be."
+        )
+    return table
 
 
-def square(corners: np.ndarray) -> np.ndarray:
-    """The boxes (float [n, 4]) with their shorter side made as long as the other, both ways."""
-    sizes = corners[:, 2:] - corners[:, :2]
-    side = sizes.max(axis=1, keepdims=True)
-    left_top = corners[:, :2] + sizes * 0.5 - side * 0.5
-    return np.hstack([left_top, left_top + side])
+def read_videos(frames_dir: Path) -> list[str]:
+    """Read the video_ids in videos.csv that have frames.
 
-
-def without_overlaps(boxes: Boxes, threshold: float, of_smaller: bool = False) -> Boxes:
-    """The boxes that no better one of their frame overlaps, each frame's best first.
-
-    The overlap is a share of the area that two boxes cover, or with `of_smaller` of the smaller
-    one. A better box counts even if it is left out itself, as in the mtcnn package and unlike in
-    the usual non-maximum suppression.
+    Raises:
+        FileNotFoundError: there is no such folder, or no videos.csv in it
+        ValueError: the table is not one that 01 writes, or no video in it has frames
     """
-    kept = [np.empty(0, int)]
-    for owner in np.unique(boxes.owners):
-        order = np.flatnonzero(boxes.owners == owner)
-        order = order[np.argsort(boxes.scores[order])[::-1]]
-        left, top, right, bottom = boxes.corners[order].T
-        width = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
-        height = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)
-        shared = width.clip(0) * height.clip(0)
-        area = (right - left) * (bottom - top)
-        whole = np.minimum(area[:, None], area) if of_smaller else area[:, None] + area - shared
-        by_a_better_one = np.triu(shared > threshold * whole, k=1).any(axis=0)
-        kept.append(order[~by_a_better_one])
-    return boxes.pick(np.concatenate(kept))
+    path = frames_dir / "videos.csv"
+    advice = "run 01-convert-video-to-image.py first, or name another with --frames-dir."
+    if not frames_dir.is_dir():
+        raise FileNotFoundError(f"{frames_dir}: there is no such folder; {advice}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such table; {advice}")
+    columns = {"video_id": str, "frames": int, "status": str}
+    try:
+        videos = pd.read_csv(
+            path, usecols=list(columns), dtype=columns, na_filter=False, index_col=False
+        )
+        for video_id in videos["video_id"]:
+            # A video_id becomes a folder's name: refuse any that could escape the folder.
+            if not re.fullmatch(r"(?!\.)[A-Za-z0-9_.-]*[A-Za-z0-9_-]", video_id):
+                raise ValueError(f"{video_id[:100]!r} is no video_id")
+        if videos["video_id"].duplicated().any():
+            raise ValueError("a video_id stands in it twice")
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(f"{path}: it is not a table that 01 writes ({error}); {advice}") from None
+    videos = videos[(videos["frames"] > 0) & (videos["status"] != "failed")]
+    if videos.empty:
+        raise ValueError(f"{path}: no video in it has frames; {advice}")
+    return sorted(videos["video_id"])
 
 
-@cache
-def load_detector(min_face_size: float, batch_size: int | None) -> FaceDetector:
-    """The detector of this process: made at its first use, the same one ever after."""
-    return FaceDetector(min_face_size, batch_size)
+class CropRule(NamedTuple):
+    """How crops are cut: a model must be shown such crops as it was trained on."""
+
+    frames: str  # "reduced" by the width rule of 01, or "full"
+    margin: float  # share of the box, on each of its sides
+    square: bool  # a square about the box, of its longer side
 
 
-# --- One frame ------------------------------------------------------------------------------------
+def read_frame_size(frames_dir: Path) -> str:
+    """Read whether 01 saved "reduced" or "full" frames; without its file they are reduced.
+
+    Raises:
+        ValueError: the file says neither
+    """
+    path = frames_dir / "crop-rule.json"
+    content = read_record(path) if path.exists() else {"frames": "reduced"}
+    if content.get("frames") not in ("reduced", "full"):
+        raise ValueError(
+            f'{path}: its "frames" is neither "reduced" nor "full"; run '
+            "01-convert-video-to-image.py again."
+        )
+    return content["frames"]
+
+
+def list_frames(folder: Path) -> dict[int, Path]:
+    """List the frames in the folder of a video, by their index in the video."""
+    pattern = re.compile(re.escape(folder.name) + r"-([0-9]{6,12})\.png")
+    matches = (pattern.fullmatch(path.name) for path in folder.glob("*.png"))
+    return dict(sorted((int(match[1]), folder / match[0]) for match in matches if match))
+
+
+def crop_videos(
+    waiting: dict[str, dict],
+    tasks: Iterable[tuple[str, dict[int, Path]]],
+    work: Callable[[str, dict[int, Path]], tuple[list[dict], list[dict]]],
+    unfinished: Path,
+    faces_dir: Path,
+    workers: int | None,
+) -> dict[str, str]:
+    """Write the crops of the videos; a folder gets its name when all of its crops are there.
+
+    Returns:
+        The videos whose worker crashed, with what happened; they get no folder.
+
+    Raises:
+        OSError: the crops cannot be written
+    """
+    if not waiting:
+        return {}
+    crashed, total = {}, sum(content["files"] for content in waiting.values())
+    with open_pool(workers) as run_in_order, tqdm(total=total, unit="frame") as bar:
+        results = run_in_order(work, tasks)
+        for video_id, parts in itertools.groupby(results, lambda result: result[0][0]):
+            faces, skipped = [], []
+            for (_, frames), future in parts:
+                try:
+                    found = future.result()
+                except pebble.ProcessExpired as error:
+                    reason = f"the process that searched it crashed (exit code {error.exitcode})"
+                    crashed[video_id] = f"{reason}; the next run tries again"
+                else:
+                    faces, skipped = faces + found[0], skipped + found[1]
+                bar.update(len(frames))
+            if video_id not in crashed:
+                content = waiting[video_id] | {"skipped": skipped, "faces": faces}
+                finish_folder(unfinished / video_id, faces_dir / video_id, content)
+    return crashed
+
+
+def list_tasks(
+    video_ids: Iterable[str], frames_dir: Path, size: int
+) -> Iterator[tuple[str, dict[int, Path]]]:
+    """Yield parts of the videos, so that a long one alone keeps all workers busy."""
+    for video_id in video_ids:
+        frames = iter(list_frames(frames_dir / video_id).items())
+        while some := dict(itertools.islice(frames, size)):
+            yield video_id, some
+
+
+def write_crops(
+    unfinished: Path,
+    confidence: float,
+    rule: CropRule,
+    search: tuple,
+    video_id: str,
+    frames: dict[int, Path],
+) -> tuple[list[dict], list[dict]]:
+    """Find the faces in some frames of a video and write their crops into its unfinished folder.
+
+    Returns:
+        A row of faces.csv for each crop, and one of skipped.csv for each frame that is not read.
+
+    Raises:
+        OSError: the crops cannot be written
+    """
+    folder = unfinished / video_id
+    folder.mkdir(exist_ok=True)
+    images, rows, skipped = {}, [], []
+    for index, path in frames.items():
+        try:
+            images[index] = read_frame(path)
+        except (ValueError, OSError) as error:
+            skipped.append({"video_id": video_id, "frame": index, "reason": str(error)})
+
+    found = crop_faces(list(images.values()), load_detector(*search), confidence, rule)
+    for index, crops in zip(images, found, strict=True):
+        for number, (face, crop) in enumerate(crops):
+            name = f"{frames[index].stem}-{number:02d}.png"
+            _, png = cv2.imencode(".png", crop)
+            (folder / name).write_bytes(png)
+            score = round(face.confidence, 6)
+            row = (f"{video_id}/{name}", video_id, index, number, score, *face.box)
+            rows.append(dict(zip(FACES_COLUMNS, row, strict=True)))
+    return rows, skipped
 
 
 def read_frame(path: Path) -> np.ndarray:
-    """The frame as uint8 [height, width, 3], BGR.
+    """Read a frame: BGR uint8 (height, width, 3).
 
-    Raises: ValueError or OSError, with the reason, if it is none.
+    Raises:
+        ValueError, OSError: it cannot be read, with the reason
     """
+    if not path.is_file():  # to open a pipe would be to wait for ever
+        raise ValueError("is not a plain file, or a link that leads nowhere")
     data = np.frombuffer(path.read_bytes(), np.uint8)
     try:
         frame = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
@@ -276,312 +358,198 @@ def read_frame(path: Path) -> np.ndarray:
     return frame
 
 
-def crop_face(frame: np.ndarray, box: tuple[int, int, int, int], margin: float) -> np.ndarray:
-    """The part of the frame in the box and the margin on its four sides, cut at the edges."""
+def crop_faces(
+    frames: list[np.ndarray], detector: FaceDetector, confidence: float, rule: CropRule
+) -> list[list[tuple[Face, np.ndarray]]]:
+    """Find the faces in frames and cut them out, for training here and in the detection script.
+
+    Args:
+        frames: BGR uint8 (height, width, 3), of any sizes, as 01 saves them: reduced by the width
+            rule if the crop rule's frames are "reduced", with all their pixels if they are "full"
+        detector: from load_detector
+        confidence: a face below this is left out; 0 to 1
+        rule: anything with a CropRule's frames, margin and square
+
+    Returns:
+        For each frame its faces, best first, in pixels of the frame, with their crops, BGR uint8.
+    """
+    # Full frames are searched at the size of reduced ones, and only the crops have all the pixels.
+    searched = [resize_by_width(frame) for frame in frames] if rule.frames == "full" else frames
+    cut = []
+    for frame, smaller, faces in zip(frames, searched, detector.detect(searched), strict=True):
+        down, across = np.divide(frame.shape[:2], smaller.shape[:2])
+        faces = [scale_face(face, across, down) for face in faces if face.confidence >= confidence]
+        crops = [crop_face(frame, face.box, rule.margin, rule.square) for face in faces]
+        cut.append(list(zip(faces, crops, strict=True)))
+    return cut
+
+
+def resize_by_width(frame: np.ndarray, width_rule: WidthRule = WIDTH_RULE) -> np.ndarray:
+    """Resize an image, uint8 (height, width) or (height, width, 3), by the factor for its width.
+
+    The rule brings faces to a similar size: below 300 pixels 2x, to 1000 1x, to 1900 0.5x, above
+    0.33x, cut to whole pixels. INTER_AREA shrinks by averages, so that nothing aliases.
+    """
+    height, width = frame.shape[:2]
+    factor = next(factor for limit, factor in width_rule if width < limit)
+    if factor == 1:
+        return frame
+    size = max(1, int(width * factor)), max(1, int(height * factor))
+    return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
+
+
+def scale_face(face: Face, across: float, down: float) -> Face:
+    """Tell where a face is in a frame that is so many times as wide and as high."""
+    x, y, width, height = face.box
+    left, top = round(x * across), round(y * down)
+    right, bottom = round((x + width) * across), round((y + height) * down)
+    return Face((left, top, max(1, right - left), max(1, bottom - top)), face.confidence)
+
+
+class Face(NamedTuple):
+    """A face in a frame: its box, and its confidence, 0 to 1."""
+
+    box: Box
+    confidence: float
+
+
+def crop_face(frame: np.ndarray, box: Box, margin: float, square: bool = False) -> np.ndarray:
+    """Cut out the box and the margin on its four sides, or a square about it, within the frame."""
     x, y, width, height = box
-    beside, above = round(margin * width), round(margin * height)
-    left, top = max(0, x - beside), max(0, y - above)
-    return frame[top : y + height + above, left : x + width + beside].copy()
+    left, top = x - round(margin * width), y - round(margin * height)
+    right, bottom = x + width + round(margin * width), y + height + round(margin * height)
+    if square:
+        side = round(max(width, height) * (1 + 2 * margin))
+        left, top = round(x + (width - side) / 2), round(y + (height - side) / 2)
+        right, bottom = left + side, top + side
+    return frame[max(0, top) : bottom, max(0, left) : right].copy()
 
 
-def write_crops(
-    video_id: str,
-    frames: dict[int, Path],
-    faces_dir: Path,
-    confidence: float,
-    margin: float,
-    min_face_size: float,
-    batch_size: int | None,
-) -> dict:
-    """Find the faces in some frames of a video and write their crops into its partial folder.
+# --- The detector ---------------------------------------------------------------------------------
 
-    Returns: the video_id, the number of frames, a row of faces.csv for each crop, and a row of
-    skipped.csv for each frame that cannot be read.
-    Raises: OSError if the crops cannot be written.
+
+def load_detector(*settings: object) -> FaceDetector:
+    """Load the detector of this process: made at its first use, the same one ever after."""
+    with LOADING:  # or each thread that feeds a GPU would make one
+        return make_detector(*settings)
+
+
+class FaceDetector:
+    """MTCNN with the networks and steps of the mtcnn package, on many frames at a time.
+
+    It finds what `mtcnn.MTCNN().detect_faces` finds in one frame at a time, but for two faults of
+    the package: with a `min_face_size` above 20 that one finds nothing at all, and nothing in a
+    whole batch if it stumbles over one frame.
+
+    Boxes are the package's, float64 (n, 6) or more columns: the index of the frame in the batch,
+    left, top, right and bottom in pixels, the score.
     """
-    folder = partial_folder(faces_dir / video_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    images, rows, skipped = {}, [], []
-    for index, path in frames.items():
-        try:
-            images[index] = read_frame(path)
-        except (ValueError, OSError) as error:
-            skipped.append({"video_id": video_id, "frame": index, "reason": str(error)})
-    found = load_detector(min_face_size, batch_size).detect(images.values())
-    for (index, image), faces in zip(images.items(), found, strict=True):
-        for number, face in enumerate(face for face in faces if face.confidence >= confidence):
-            name = f"{frames[index].stem}-{number:02d}.png"
-            _, png = cv2.imencode(".png", crop_face(image, face.box, margin))
-            (folder / name).write_bytes(png)
-            crop, score = f"{video_id}/{name}", round(face.confidence, 6)
-            row = (crop, video_id, index, number, score, *face.box)
-            rows.append(dict(zip(FACES_COLUMNS, row, strict=True)))
-    found = {"faces": rows, "skipped": skipped, "crashes": []}
-    return {"video_id": video_id, "frames": len(frames)} | found
+
+    def __init__(
+        self,
+        min_face_size: float = MIN_FACE_SIZE,
+        batch_size: int | None = BATCH_SIZE,
+        scale_factor: float = SCALE_FACTOR,
+        thresholds: tuple[float, float, float] = THRESHOLDS,
+    ) -> None:
+        self.min_face_size, self.scale_factor = min_face_size, scale_factor
+        self.thresholds = thresholds
+        self.batch_size = batch_size or (GPU_BATCH_SIZE if has_gpu() else CPU_BATCH_SIZE)
+        tf.config.experimental.enable_tensor_float_32_execution(False)  # it would move boxes
+        self.propose = compile_network(StagePNet().model, None)
+        self.refine, self.decide = StageRNet(), StageONet()
+        for stage, side in ((self.refine, 24), (self.decide, 48)):
+            network = compile_network(stage.model, side)
+            stage._model = partial(examine_patches, network, PATCHES_A_FRAME * self.batch_size)
+
+    def detect(self, frames: Iterable[np.ndarray]) -> list[list[Face]]:
+        """Find the faces of each frame, BGR uint8 (height, width, 3) of any sizes, best first."""
+        faces = []
+        for (height, width, _), of_a_size in itertools.groupby(frames, np.shape):
+            at_once = min(self.batch_size, max(1, MOST_PIXELS // (height * width)))
+            while batch := list(itertools.islice(of_a_size, at_once)):
+                faces += self.detect_in_batch(batch)
+        return faces
+
+    def detect_in_batch(self, frames: list[np.ndarray]) -> list[list[Face]]:
+        """Find the faces of each frame; the frames are of one size."""
+        rgb = np.stack([cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in frames])
+        with tf.device("CPU:0"):  # only the CPU can resize by area; a GPU gets the resized images
+            images = (tf.cast(rgb, tf.float32) - 127.5) / 128
+            boxes = self.propose_boxes(images)
+            if len(boxes):
+                boxes = self.refine(images, boxes, threshold_rnet=self.thresholds[1])
+            if len(boxes):
+                boxes = self.decide(images, boxes, threshold_onet=self.thresholds[2])
+
+        faces, (height, width) = [[] for _ in frames], rgb.shape[1:3]
+        for owner, *corners, score in boxes[:, :6]:
+            left, top, right, bottom = np.clip(corners, 0, [width - 1, height - 1] * 2)
+            box = np.array([left, top, right - left, bottom - top]).round().astype(int)
+            if box[2:].all():
+                faces[int(owner)].append(Face(tuple(box.tolist()), float(score)))
+        return faces
+
+    def propose_boxes(self, images: tf.Tensor) -> np.ndarray:
+        """Find what the first network takes for a face, at any scale."""
+        _, height, width, _ = images.shape
+        proposed = [np.empty((0, 6))]
+        for scale in list_scales(height, width, self.min_face_size, self.scale_factor):
+            size = np.array([height * scale, width * scale], np.int32)
+            found = self.propose(tf.image.resize(images, size, "area"))
+            boxes = generate_bounding_box(*found, self.thresholds[0])
+            boxes[:, 1:5] /= scale
+            proposed.append(smart_nms_from_bboxes(boxes, OVERLAPS[0]))
+        return resize_to_square(smart_nms_from_bboxes(np.concatenate(proposed), OVERLAPS[1]))
 
 
-# --- One video ------------------------------------------------------------------------------------
+def compile_network(network: tf.keras.Model, side: int | None) -> Callable[..., tuple]:
+    """Compile a network for any number of images, and of any size where the side is None.
 
-
-def read_videos(frames_dir: Path) -> list[str]:
-    """The video_ids in videos.csv that have frames.
-
-    Raises: FileNotFoundError or ValueError if it is not a folder that 01 made, or has no frames.
+    A data set has hundreds of sizes, and to compile for each would take seconds.
     """
-    table_path = frames_dir / "videos.csv"
-    advice = "run 01-convert-video-to-image.py first, or give --frames-dir."
-    if not frames_dir.is_dir():
-        raise FileNotFoundError(f"There is no folder {frames_dir}: {advice}")
-    if not table_path.is_file():
-        raise FileNotFoundError(f"There is no videos.csv in {frames_dir}: {advice}")
-    columns = {"video_id": str, "frames": int, "status": str}
-    try:
-        videos = pd.read_csv(
-            table_path, usecols=list(columns), dtype=columns, na_filter=False, index_col=False
-        )
-        for video_id in videos["video_id"]:
-            # It names a folder, so that a table made elsewhere could lead out of frames/ with it.
-            if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]", video_id):
-                raise ValueError(f"{video_id[:100]!r} is no video_id")
-        if videos["video_id"].duplicated().any():
-            raise ValueError("a video_id stands in it twice")
-    except (ValueError, OverflowError, OSError) as error:
-        raise ValueError(
-            f"{table_path} is not a table that 01 writes ({error}): {advice}"
-        ) from None
-    videos = videos[(videos["frames"] > 0) & (videos["status"] != "failed")]
-    if videos.empty:
-        raise ValueError(f"No video in {table_path} has frames: {advice}")
-    return sorted(videos["video_id"])
+
+    @tf.function(input_signature=[tf.TensorSpec([None, side, side, 3], tf.float32)])
+    def examine(images: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        with tf.device("GPU:0" if has_gpu() else "CPU:0"):
+            return network(images)
+
+    return examine
 
 
-def list_frames(folder: Path) -> dict[int, Path]:
-    """The frames in the folder of a video, by their index in the video."""
-    pattern = re.compile(re.escape(folder.name) + r"-([0-9]{6,12})\.png")
-    matches = (pattern.fullmatch(path.name) for path in folder.glob("*.png"))
-    return dict(sorted((int(match[1]), folder / match[0]) for match in matches if match))
+def examine_patches(network: Callable, at_once: int, patches: tf.Tensor) -> list[tf.Tensor]:
+    """Give patches (n, side, side, 3) to a network, so many at once: a crowd would fill memory."""
+    starts = range(0, len(patches), at_once)
+    parts = [network(patches[start : start + at_once]) for start in starts]
+    return [tf.concat(part, axis=0) for part in zip(*parts, strict=True)]
 
 
-def partial_folder(target: Path) -> Path:
-    """Where the files of a video are until all of them are there, or that are to be deleted."""
-    return target.with_name(target.name.removesuffix(".partial") + ".partial")
+def list_scales(height: int, width: int, min_face_size: float, scale_factor: float) -> np.ndarray:
+    """List the scales to search a frame at: faces of min_face_size become 12 pixels at the first.
 
-
-def make_checkpoint(files: list[Path], settings: dict) -> dict:
-    """What a result depends on: if none of it has changed, it is not made again."""
-    stats = [file.stat() for file in files]
-    return {
-        "settings": settings,
-        "files": len(stats),
-        "bytes": sum(stat.st_size for stat in stats),
-        "modified_ns": max((stat.st_mtime_ns for stat in stats), default=0),
-    }
-
-
-def is_finished(target: Path, checkpoint: dict) -> bool:
-    """Whether an earlier run made the crops in the folder from the same frames and settings.
-
-    Raises: ValueError if the folder is there and was not made by this script.
+    The last image measures 12 to 17 pixels, as the package's do for its min_face_size of 20 alone.
     """
-    if not target.exists():
-        return False
-    if not (target / "faces.json").is_file():
-        raise ValueError(
-            f"{target} was not made by this script (it has no faces.json): move it away, or "
-            "choose another folder with --faces-dir."
-        )
-    try:
-        earlier = json.loads((target / "faces.json").read_text(encoding="utf-8"))
-        crops = {target.parent / face["crop"] for face in earlier["faces"]}
-        whole = crops == set(target.glob("*.png")) and isinstance(earlier["skipped"], list)
-        return whole and earlier.items() >= checkpoint.items()
-    except (ValueError, LookupError, TypeError, AttributeError):  # a faces.json edited by hand
-        return False
+    larger = 20 / min_face_size
+    return larger * build_scale_pyramid(width * larger, height * larger, 20, scale_factor)
 
 
-def write_json(content: dict, path: Path) -> None:
-    """Write a JSON file whole or not at all: to a temporary name beside it, then renamed."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+make_detector = cache(FaceDetector)
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a CSV table whole or not at all: to a temporary name beside it, then renamed."""
-    partial = path.with_name(path.name + ".partial")
-    table.to_csv(partial, index=False)
-    partial.replace(path)
-
-
-# --- The run --------------------------------------------------------------------------------------
-
-
-def lock_folder(folder: Path) -> filelock.AcquireReturnProxy:
-    """Hold a folder for this run alone, until the `with` ends or the process dies, however it dies.
-
-    Raises:
-        ValueError: another run holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return filelock.FileLock(folder / ".lock").acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise ValueError(
-            f"{folder}: another run is writing to it; wait for its end, or name another folder."
-        ) from error
-
-
-def end_with_main() -> None:
-    """Let a worker end when the main process was killed; it would wait for work for ever."""
-
-    def wait_for_main() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait_for_main, daemon=True).start()
-
-
-@contextmanager
-def hidden_from_ctrl_c() -> Iterator[None]:
-    """The processes that are started in here do not get Ctrl-C: the main process ends them."""
-    if not hasattr(signal, "pthread_sigmask"):  # as on Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # Started by the first process, it would undo the next line.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def share_cores(threads: int) -> None:
-    """Leave each process its share of the cores: TensorFlow would take all of them."""
-    end_with_main()
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
-    cv2.setNumThreads(threads)
-
-
-def open_pool(workers: int | None) -> tuple[pebble.ProcessPool | pebble.ThreadPool, int]:
-    """The workers, and their number: processes, or threads where one process is enough.
-
-    Unlike the standard library's, pebble's pool of processes outlives one that crashes.
-    """
-    cores = os.cpu_count() or 1
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    workers = workers or (4 if on_gpu else cores)
-    if on_gpu or workers == 1:
-        return pebble.ThreadPool(workers), workers
-    threads = max(1, cores // workers)
-    spawn = multiprocessing.get_context("spawn")
-    pool = pebble.ProcessPool(workers, initializer=share_cores, initargs=(threads,), context=spawn)
-    with hidden_from_ctrl_c():
-        _ = pool.active  # To ask starts the processes.
-    return pool, workers
-
-
-def run_in_order(
-    pool: pebble.ProcessPool | pebble.ThreadPool,
-    function: Callable[..., dict],
-    tasks: Iterable[tuple[str, dict[int, Path]]],
-    at_once: int,
-) -> Iterator[dict]:
-    """Like pool.map, but begins no more tasks than keep the workers busy: there may be millions."""
-    running = deque()
-    for task in tasks:
-        running.append((task, pool.schedule(function, task)))
-        if len(running) >= at_once:
-            yield result_of(*running.popleft())
-    while running:
-        yield result_of(*running.popleft())
-
-
-def result_of(task: tuple[str, dict[int, Path]], future: Future[dict]) -> dict:
-    """What write_crops returned; if its process died, the reason why the video is skipped."""
-    try:
-        return future.result()
-    except pebble.ProcessExpired as error:
-        reason = f"the process that searched it crashed (exit code {error.exitcode})"
-        crash = {"video_id": task[0], "reason": f"{reason}; the next run tries again"}
-        nothing = {"faces": [], "skipped": [], "crashes": [crash]}
-        return {"video_id": task[0], "frames": len(task[1])} | nothing
-
-
-def delete_what_lost_its_source(faces_dir: Path, video_ids: Iterable[str]) -> None:
-    """Delete the crops of videos that are gone, and what a stopped run left half done."""
-    known = set(video_ids)
-    for folder in [path for path in faces_dir.iterdir() if path.is_dir()]:
-        ours = folder.suffix == ".partial" or (folder / "faces.json").is_file()
-        if ours and folder.name not in known:
-            shutil.rmtree(folder)
-
-
-def crop_videos(
-    checkpoints: dict[str, dict],
-    frames_dir: Path,
-    faces_dir: Path,
-    settings: dict,
-    batch_size: int | None,
-    workers: int | None,
-) -> list[dict]:
-    """Write the crops of the videos; a folder gets its name when all of its crops are there.
-
-    The workers share the frames of each video, so a long one alone keeps all of them busy.
-
-    Returns: a row of skipped.csv for each video whose worker crashed; it gets no folder.
-    Raises: OSError if the crops cannot be written.
-    """
-    if not checkpoints:
-        return []
-
-    def tasks() -> Iterator[tuple[str, dict[int, Path]]]:
-        for video_id in checkpoints:
-            frames = iter(list_frames(frames_dir / video_id).items())
-            while some := dict(itertools.islice(frames, max(FRAMES_A_TASK, batch_size or 0))):
-                yield video_id, some
-
-    crashed = []
-    pool, workers = open_pool(workers)
-    if isinstance(pool, pebble.ThreadPool):
-        load_detector(settings["min_face_size"], batch_size)  # or each thread would begin with one
-    function = partial(write_crops, faces_dir=faces_dir, batch_size=batch_size, **settings)
-    total = sum(checkpoint["files"] for checkpoint in checkpoints.values())
-    with tqdm(total=total, unit="frame") as bar:
-        try:
-            results = run_in_order(pool, function, tasks(), 3 * workers)
-            for video_id, parts in itertools.groupby(results, itemgetter("video_id")):
-                found, crashes = {"skipped": [], "faces": []}, []
-                for part in parts:
-                    found["skipped"] += part["skipped"]
-                    found["faces"] += part["faces"]
-                    crashes += part["crashes"]
-                    bar.update(part["frames"])
-                folder = partial_folder(faces_dir / video_id)
-                if crashes:
-                    crashed.append(crashes[0])
-                    shutil.rmtree(folder, ignore_errors=True)
-                    continue
-                write_json(checkpoints[video_id] | found, folder / "faces.json")
-                shutil.rmtree(faces_dir / video_id, ignore_errors=True)
-                folder.rename(faces_dir / video_id)
-        finally:
-            pool.stop()
-            pool.join()
-    return crashed
+# --- The tables -----------------------------------------------------------------------------------
 
 
 def gather_results(
-    checkpoints: dict[str, dict], crashed: list[dict], faces_dir: Path
+    inputs: dict[str, dict], crashed: dict[str, str], faces_dir: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables faces.csv and skipped.csv of all videos, by video, frame and face."""
-    columns, skipped = {name: [] for name in FACES_COLUMNS}, list(crashed)
-    without_folder = {row["video_id"] for row in crashed}
-    for video_id, checkpoint in checkpoints.items():
-        if checkpoint["files"] == 0:
+    """Gather the tables faces.csv and skipped.csv of all videos, by video, frame and face."""
+    columns = {name: [] for name in FACES_COLUMNS}
+    skipped = [{"video_id": video_id, "reason": reason} for video_id, reason in crashed.items()]
+    for video_id, content in inputs.items():
+        if content["files"] == 0:
             skipped.append({"video_id": video_id, "reason": "has no frames in its folder"})
-        elif video_id not in without_folder:
-            found = json.loads((faces_dir / video_id / "faces.json").read_text(encoding="utf-8"))
+        elif video_id not in crashed:
+            found = read_record(faces_dir / video_id / "faces.json")
             skipped += found["skipped"]
             for name, values in columns.items():
                 values += [face[name] for face in found["faces"]]
@@ -590,105 +558,251 @@ def gather_results(
 
 
 def print_counts(
-    checkpoints: dict[str, dict], table: pd.DataFrame, skipped: pd.DataFrame, faces_dir: Path
+    inputs: dict[str, dict], table: pd.DataFrame, skipped: pd.DataFrame, faces_dir: Path
 ) -> None:
-    frames = sum(checkpoint["files"] for checkpoint in checkpoints.values())
+    frames = sum(content["files"] for content in inputs.values())
     with_face = len(table.drop_duplicates(["video_id", "frame"]))
-    faceless = sorted(set(checkpoints) - set(table["video_id"]))
+    faceless = sorted(set(inputs) - set(table["video_id"]))
     unreadable = skipped["frame"].notna().sum()
-    print(f"videos       {len(checkpoints):,}")
-    print(f"frames       {frames:,}")
-    print(f"faces        {len(table):,} ({faces_dir / 'faces.csv'})")
-    print(f"without face {frames - unreadable - with_face:,} frames")
-    for video_id in faceless[:10]:
-        print(f"without face {video_id}: none of its frames has one")
-    if len(faceless) > 10:
-        print(f"without face {len(faceless) - 10:,} more videos")
-    print(f"skipped      {unreadable:,} frames ({faces_dir / 'skipped.csv'})")
-    for video_id, frame, reason in skipped.head(10).itertuples(index=False):
+    lines = [("videos", f"{len(inputs):,}"), ("frames", f"{frames:,}")]
+    lines += [("faces", f"{len(table):,} (faces.csv)")]
+    lines += [("without face", f"{frames - unreadable - with_face:,} frames")]
+    lines += [("", f"{video_id}: none of its frames has one") for video_id in faceless[:SHOWN]]
+    if len(faceless) > SHOWN:
+        lines += [("", f"{len(faceless) - SHOWN:,} more videos")]
+    lines += [("skipped", f"{unreadable:,} frames (skipped.csv)")]
+    for video_id, frame, reason in skipped.head(SHOWN).itertuples(index=False):
         name = video_id if pd.isna(frame) else f"frame {frame} of {video_id}"
-        print(f"skipped      {name}: {reason}")
+        lines += [("", f"{name}: {reason}")]
+    print(faces_dir)
+    for label, fact in lines:
+        print(f"  {label:15} {fact}")
 
 
-def main(
-    frames_dir: Path = FRAMES_DIR,
-    faces_dir: Path = FACES_DIR,
-    confidence: float = CONFIDENCE,
-    margin: float = MARGIN,
-    min_face_size: float = MIN_FACE_SIZE,
-    batch_size: int | None = BATCH_SIZE,
-    workers: int | None = WORKERS,
-) -> pd.DataFrame:
-    """Find the faces in the frames and save each as an image of its own.
+# --- Machinery ------------------------------------------------------------------------------------
 
-    Args:
-        frames_dir: What 01 wrote: one folder a video, and videos.csv.
-        faces_dir: Gets one folder a video, and faces.csv.
-        confidence: A face below this is never saved; 0 to 1.
-        margin: Share of the box that is added on each of its four sides.
-        min_face_size: Smallest face to look for, in pixels of the frame; larger is faster.
-        batch_size: Frames that a network sees at once; None is 8, on a GPU 32.
-        workers: Processes, on a GPU threads; None is one a core, on a GPU 4.
 
-    Returns:
-        The table faces.csv.
+def check_limits(settings: dict) -> None:
+    """Refuse numbers that make no sense.
 
     Raises:
-        FileNotFoundError: frames_dir is not there, or is not what 01 wrote.
-        ValueError: It has no frames, no face is in them, a setting makes no sense, or another run
-            is writing to faces_dir.
-        OSError: faces_dir cannot be written to, such as when the disk is full.
+        ValueError: a number is outside its LIMITS, or is none
     """
-    if not 0 <= confidence <= 1 or margin < 0 or min_face_size < FaceDetector.CELL:
-        raise ValueError(
-            "--confidence must be 0 to 1, --margin 0 or more, --min-face-size 12 or more."
-        )
-    if any(number is not None and number < 1 for number in (batch_size, workers)):
-        raise ValueError("--batch-size and --workers must be 1 or more.")
-    settings = {"confidence": confidence, "margin": margin, "min_face_size": min_face_size}
+    for name, (low, high) in LIMITS.items():
+        for value in np.ravel(settings[name]):
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
+                span = f"{low} or more" if high == math.inf else f"{low} to {high}"
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; give {span}.")
 
-    video_ids = read_videos(frames_dir)
-    with lock_folder(faces_dir):
-        try:
-            checkpoints = {
-                video_id: make_checkpoint(
-                    list(list_frames(frames_dir / video_id).values()), settings
-                )
-                for video_id in video_ids
-            }
-            unfinished = {
-                video_id: checkpoint
-                for video_id, checkpoint in checkpoints.items()
-                if not is_finished(faces_dir / video_id, checkpoint)
-            }
-            if done := len(checkpoints) - len(unfinished):
-                print(f"{done:,} of {len(checkpoints):,} videos were done", flush=True)
-            (faces_dir / "faces.csv").unlink(missing_ok=True)  # it may name crops that now change
-            delete_what_lost_its_source(faces_dir, video_ids)
-            crashed = crop_videos(unfinished, frames_dir, faces_dir, settings, batch_size, workers)
-            table, skipped = gather_results(checkpoints, crashed, faces_dir)
-            write_table(skipped, faces_dir / "skipped.csv")
-            if not table.empty:
-                write_table(table, faces_dir / "faces.csv")
-        except OSError as error:
-            raise OSError(
-                f"{faces_dir}: stopped by an error ({error}); what is finished is kept, and the "
-                "same command goes on once that is mended."
-            ) from error
-    print_counts(checkpoints, table, skipped, faces_dir)
-    if table.empty:
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    partial.unlink(missing_ok=True)  # a link planted there would be followed
+    write(partial)
+    partial.replace(path)
+
+
+def claim_folder(folder: Path, option: str) -> None:
+    """Make an output folder and mark it as this script's; refuse one that holds anything else.
+
+    Raises:
+        ValueError: the folder holds what this script did not make.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mark, script = folder / ".made-by", Path(__file__).name
+    if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace").strip() == script:
+        return
+    if foreign := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
         raise ValueError(
-            f"Not one face of confidence {confidence} was found in the frames in {frames_dir}: "
-            "lower --confidence or --min-face-size, if there should be."
+            f"{folder}: it holds {foreign[0]}, which this script did not make; name another folder "
+            f"with {option}, or move it away."
         )
-    return table
+    write_whole(mark, lambda partial: partial.write_text(f"{script}\n"))
+
+
+def write_record(content: dict, path: Path) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def read_record(path: Path) -> dict:
+    """Read a side file; one that is not there, or is damaged, is empty."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def describe_input(folder: Path, settings: dict) -> dict:
+    """Describe what the crops of a video depend on: where that is the same, they are kept."""
+    stats = []
+    for path in list_frames(folder).values():
+        try:
+            stats.append(path.stat())
+        except OSError:  # a link that leads nowhere
+            stats.append(path.lstat())
+    return {
+        "made_by": Path(__file__).name,
+        "settings": settings,
+        "files": len(stats),
+        "bytes": sum(stat.st_size for stat in stats),
+        "modified_ns": max((stat.st_mtime_ns for stat in stats), default=0),
+    }
+
+
+def is_finished(folder: Path, content: dict) -> bool:
+    """Tell whether an earlier run made the crops in a folder from the same frames and settings.
+
+    Raises:
+        ValueError: the folder is there, and was not made by this script
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return False
+    earlier = read_record(folder / "faces.json")
+    if not is_ours(folder, earlier):
+        raise ValueError(
+            f"{folder.parent}: it holds {folder.name}, which this script did not make; name "
+            "another folder with --faces-dir, or move it away."
+        )
+    try:
+        crops = {folder.parent / face["crop"] for face in earlier["faces"]}
+        whole = crops == set(folder.glob("*.png")) and isinstance(earlier["skipped"], list)
+        return whole and earlier.items() >= content.items()
+    except (LookupError, TypeError):  # a faces.json edited by hand
+        return False
+
+
+def is_ours(folder: Path, earlier: dict) -> bool:
+    """Tell whether this script made a folder, also if faces.json is damaged but crops are in it."""
+    if earlier or not (folder / "faces.json").is_file():
+        return earlier.get("made_by") == Path(__file__).name
+    crops = {path.name for path in folder.iterdir()} - {"faces.json"}
+    pattern = re.escape(folder.name) + r"-\d{6,12}-\d{2,}\.png"
+    return bool(crops) and all(re.fullmatch(pattern, crop) for crop in crops)
+
+
+@contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder that is empty at first, and gone in the end, however that comes."""
+    if folder.is_symlink():
+        folder.unlink()  # what the link leads to is not ours
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def delete_what_lost_its_source(faces_dir: Path, known: Iterable[str], unfinished: Path) -> None:
+    """Delete the crops of videos that are gone; of a linked folder, the link."""
+    for folder in sorted(faces_dir.iterdir()):
+        earlier = read_record(folder / "faces.json")
+        if folder.name not in known and earlier.get("made_by") == Path(__file__).name:
+            if folder.is_symlink():
+                folder.unlink()
+            else:
+                delete_renamed(folder, unfinished)
+
+
+def delete_renamed(folder: Path, unfinished: Path) -> None:
+    """Delete a folder, renamed first: an interrupted deletion never looks like a finished video."""
+    doomed = folder.rename(unfinished / f".{folder.name}")
+    shutil.rmtree(doomed)
+
+
+def finish_folder(made: Path, target: Path, content: dict) -> None:
+    """Give the crops of a video their place; a folder that is a link to elsewhere stays one."""
+    if target.is_symlink():
+        write_record({"made_by": content["made_by"]}, target / "faces.json")  # ours, not finished
+        for path in target.glob("*.png"):
+            path.unlink()
+        for path in made.glob("*.png"):
+            shutil.move(path, target / path.name)
+        write_record(content, target / "faces.json")
+        return
+    write_record(content, made / "faces.json")
+    if target.exists():
+        delete_renamed(target, made.parent)
+    made.rename(target)
+
+
+@contextmanager
+def open_pool(workers: int | None) -> Iterator[Callable[..., Iterator[tuple[tuple, Future]]]]:
+    """Start the workers: processes, or threads where one process is enough.
+
+    Unlike the standard library's, pebble's pool of processes outlives one that crashes.
+
+    Returns:
+        A function of (work, tasks) that yields each task with its future, in order.
+    """
+    workers = count_workers(workers)
+    if has_gpu() or workers == 1:
+        pool = pebble.ThreadPool(workers)
+    else:
+        threads, spawn = (
+            max(1, (os.cpu_count() or 1) // workers),
+            multiprocessing.get_context("spawn"),
+        )
+        pool = pebble.ProcessPool(workers, 0, share_cores, [threads], context=spawn)
+        if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            # What starts while Ctrl-C is blocked never gets it: the main process ends the workers.
+            resource_tracker.ensure_running()  # it unblocks Ctrl-C when it starts: start it first
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            _ = pool.active  # to ask starts the processes
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def run_in_order(work: Callable, tasks: Iterable[tuple]) -> Iterator[tuple[tuple, Future]]:
+        running = deque()  # few at a time, as there may be millions
+        for task in tasks:
+            running.append((task, pool.schedule(work, task)))
+            if len(running) >= TASKS_A_WORKER * workers:
+                yield running.popleft()
+        yield from running
+
+    try:
+        yield run_in_order
+    finally:
+        pool.stop()
+        pool.join()
+
+
+def count_workers(workers: int | None) -> int:
+    return workers or (GPU_THREADS if has_gpu() else os.cpu_count() or 1)
+
+
+def has_gpu() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def share_cores(threads: int) -> None:
+    """Take a share of the cores only, and end when the main process is killed."""
+
+    def wait_for_main() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_main, daemon=True).start()
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    cv2.setNumThreads(threads)
 
 
 if __name__ == "__main__":
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
+        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         tyro.cli(main)
     except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: stopped; run it again to go on.", file=sys.stderr)
+        print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
         sys.exit(130)
+    except filelock.Timeout as error:
+        folder = Path(error.lock_file).parent
+        sys.exit(
+            f"{Path(__file__).name}: {folder}: another run is writing to it; wait for its end."
+        )
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")

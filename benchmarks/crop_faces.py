@@ -22,9 +22,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from functools import cache
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -85,7 +86,7 @@ def load_plain_detector() -> object:
     return MTCNN()
 
 
-def start_plain_process() -> Executor:
+def start_plain_process() -> ProcessPoolExecutor:
     """A process for the plain loop, with the environment as it is, its detector loaded."""
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(1, spawn, initializer=load_plain_detector)
@@ -96,18 +97,18 @@ def start_plain_process() -> Executor:
 # --- The script -----------------------------------------------------------------------------------
 
 
-def split_into_tasks(paths: list[Path]) -> Iterator[list[Path]]:
-    """The frames as the script's workers get them: some of one video."""
-    for _, frames in itertools.groupby(paths, lambda path: path.parent):
-        while task := list(itertools.islice(frames, load_step().FRAMES_A_TASK)):
-            yield task
+def split_into_tasks(paths: list[Path]) -> Iterator[tuple[str, dict[int, Path]]]:
+    """Yield the frames as the script's workers get them: some of one video, with its id."""
+    for folder, frames in itertools.groupby(paths, lambda path: path.parent):
+        while some := list(itertools.islice(frames, load_step().FRAMES_A_TASK)):
+            yield folder.name, dict(enumerate(some))
 
 
-def detect_faces(paths: list[Path], min_face_size: float) -> tuple[list[Faces], float]:
+def detect_faces(min_face_size: float, _: str, paths: dict[int, Path]) -> tuple[list[Faces], float]:
     """Returns: the faces of each frame, and the seconds of detection alone."""
     step = load_step()
-    detector = step.load_detector(min_face_size, None)
-    frames = [step.read_frame(path) for path in paths]
+    detector = step.load_detector(min_face_size)
+    frames = [step.read_frame(path) for path in paths.values()]
     start = time.perf_counter()
     found = detector.detect(frames)
     seconds = time.perf_counter() - start
@@ -115,25 +116,24 @@ def detect_faces(paths: list[Path], min_face_size: float) -> tuple[list[Faces], 
 
 
 def run_detection(
-    pool: Executor, workers: int, paths: list[Path], min_face_size: float
+    run_in_order: Callable, workers: int, paths: list[Path], min_face_size: float
 ) -> tuple[list[Faces], float]:
     """Returns: the faces of each frame, and frames a second of detection alone."""
-    tasks = ((task, min_face_size) for task in split_into_tasks(paths))
-    results = list(load_step().run_in_order(pool, detect_faces, tasks, 3 * workers))
+    work = partial(detect_faces, min_face_size)
+    results = [future.result() for _, future in run_in_order(work, split_into_tasks(paths))]
     found = [faces for part, _ in results for faces in part]
     return found, workers * len(paths) / sum(seconds for _, seconds in results)
 
 
-def run_end_to_end(pool: Executor, workers: int, paths: list[Path]) -> float:
+def run_end_to_end(run_in_order: Callable, paths: list[Path]) -> float:
     """Returns: frames a second of reading, detecting and writing."""
     step = load_step()
+    rule = step.CropRule("reduced", step.MARGIN, step.SQUARE)
     with tempfile.TemporaryDirectory() as folder:
-        rest = (Path(folder), step.CONFIDENCE, step.MARGIN, step.MIN_FACE_SIZE, step.BATCH_SIZE)
-        tasks = (
-            (task[0].parent.name, dict(enumerate(task)), *rest) for task in split_into_tasks(paths)
-        )
+        work = partial(step.write_crops, Path(folder), step.CONFIDENCE, rule, (step.MIN_FACE_SIZE,))
         start = time.perf_counter()
-        list(step.run_in_order(pool, step.write_crops, tasks, 3 * workers))
+        for _, future in run_in_order(work, split_into_tasks(paths)):
+            future.result()
         return len(paths) / (time.perf_counter() - start)
 
 
@@ -182,7 +182,7 @@ def choose_frames(frames_dir: Path, wanted: int) -> list[Path]:
     videos = step.read_videos(frames_dir)
     paths = [path for video in videos for path in step.list_frames(frames_dir / video).values()]
     if not paths:
-        raise ValueError(f"There are no frames in {frames_dir}.")
+        raise ValueError(f"{frames_dir}: there are no frames in it; run 01 first.")
     chosen = np.linspace(0, len(paths) - 1, min(wanted, len(paths))).round().astype(int)
     return [paths[index] for index in chosen]
 
@@ -230,33 +230,36 @@ def main(
     Returns:
         Frames a second of each round, end to end and of detection alone.
     """
-    plain_pool = start_plain_process()
     step = load_step()
     paths = choose_frames(frames_dir, frames)
-    pools = [step.open_pool(1), step.open_pool(None)]
-    for pool, workers in pools:  # untimed: networks and processes take seconds to start
-        run_detection(pool, workers, paths[: 4 * step.FRAMES_A_TASK * workers], MIN_FACE_SIZES[0])
-
     plain_faces: dict[Path, Faces] = {}
     speeds: dict[str, list[tuple[float, float]]] = defaultdict(list)
     size_faces: dict[int, list[Faces]] = {}
     size_speeds: dict[int, list[float]] = defaultdict(list)
-    for number in tqdm(range(rounds), unit="round"):
-        share = paths[number::rounds]
-        with tempfile.TemporaryDirectory() as folder:
-            job = (run_plain_loop, share, Path(folder), step.CONFIDENCE, step.MARGIN)
-            found, alone, end_to_end = plain_pool.submit(*job).result()
-        plain_faces.update(zip(share, found, strict=True))
-        speeds["plain loop"].append((len(share) / end_to_end, len(share) / alone))
-        for pool, workers in pools:
-            end_to_end = run_end_to_end(pool, workers, paths)
-            _, alone = run_detection(pool, workers, paths, step.MIN_FACE_SIZE)
-            speeds[f"this script, workers {workers}"].append((end_to_end, alone))
-        for size in MIN_FACE_SIZES:
-            size_faces[size], alone = run_detection(*pools[-1], paths, size)
-            size_speeds[size].append(alone)
-    for pool, _ in [(plain_pool, 1), *pools]:
-        pool.shutdown()
+    with ExitStack() as running:  # all pools end with this block
+        plain_pool = running.enter_context(start_plain_process())
+        pools = [
+            (running.enter_context(step.open_pool(count)), count)
+            for count in sorted({1, step.count_workers(None)})
+        ]
+        for pool, workers in pools:  # untimed: networks and processes take seconds to start
+            some = paths[: 4 * step.FRAMES_A_TASK * workers]
+            run_detection(pool, workers, some, MIN_FACE_SIZES[0])
+
+        for number in tqdm(range(rounds), unit="round"):
+            share = paths[number::rounds]
+            with tempfile.TemporaryDirectory() as folder:
+                job = (run_plain_loop, share, Path(folder), step.CONFIDENCE, step.MARGIN)
+                found, alone, end_to_end = plain_pool.submit(*job).result()
+            plain_faces.update(zip(share, found, strict=True))
+            speeds["plain loop"].append((len(share) / end_to_end, len(share) / alone))
+            for pool, workers in pools:
+                end_to_end = run_end_to_end(pool, paths)
+                _, alone = run_detection(pool, workers, paths, step.MIN_FACE_SIZE)
+                speeds[f"this script, workers {workers}"].append((end_to_end, alone))
+            for size in MIN_FACE_SIZES:
+                size_faces[size], alone = run_detection(*pools[-1], paths, size)
+                size_speeds[size].append(alone)
 
     print(f"{len(paths):,} frames, {os.cpu_count()} cores, medians of {rounds} rounds")
     print_speeds(speeds)

@@ -33,11 +33,10 @@ CROPS_A_VIDEO = 10  # as from one frame a second of 10 seconds
 
 def write_input(folder: Path, crops: int) -> None:
     """Write frames/ and faces/ as 01 and 02 leave them, the images being empty files."""
-    settings = {
-        "confidence": crop_faces.CONFIDENCE,
-        "margin": crop_faces.MARGIN,
-        "min_face_size": crop_faces.MIN_FACE_SIZE,
-    }
+    names = ("confidence", "margin", "square", "min_face_size", "scale_factor", "thresholds")
+    settings = {name: getattr(crop_faces, name.upper()) for name in names} | {"frames": "reduced"}
+    settings = json.loads(json.dumps(settings))
+    crop_faces.claim_folder(folder / "faces", "--faces-dir")
     rows = []
     for number in tqdm(range(crops // CROPS_A_VIDEO), "videos made up", leave=False):
         label, person = ("real", "fake")[number % 2], f"{number // 2:06d}"
@@ -55,8 +54,8 @@ def write_input(folder: Path, crops: int) -> None:
             (folder / "faces" / crop).touch()
             row = (crop, video_id, face, 0, 0.99, 1, 2, 30, 40)
             found.append(dict(zip(crop_faces.FACES_COLUMNS, row, strict=True)))
-        checkpoint = crop_faces.make_checkpoint([frame], settings)
-        content = checkpoint | {"skipped": [], "faces": found}
+        content = crop_faces.describe_input(frames, settings)
+        content |= {"skipped": [], "faces": found}
         (faces / "faces.json").write_text(json.dumps(content), encoding="utf-8")
     columns = ["video_id", "source", "dataset", "label", "method", "identities", "official_split"]
     table = pd.DataFrame(rows, columns=[*columns, "frames", "status"])

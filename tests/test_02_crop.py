@@ -1,8 +1,8 @@
 """02: the package's own faces, the margin, and a run that goes on where it was."""
 
 import importlib
+import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,10 +10,9 @@ import pandas as pd
 import pytest
 import skimage.data
 from conftest import assert_stops, run_script
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mtcnn import MTCNN
-from mtcnn.utils.bboxes import smart_nms_from_bboxes
 from mtcnn.utils.images import build_scale_pyramid
 
 SCRIPT = "02-crop-faces-with-mtcnn.py"
@@ -41,7 +40,6 @@ FRAMES = {
     "other size": make_frame((100, 40, 0.9), size=(430, 310)),
     "tiny frame": make_frame(size=(20, 11)),
 }
-STEPS = {"CELL": crop.FaceDetector.CELL, "SCALE_FACTOR": crop.FaceDetector.SCALE_FACTOR}
 FACES = {"one": 1, "two": 2, "none": 0, "small": 1, "edge": 1, "other size": 1, "tiny frame": 0}
 
 
@@ -82,41 +80,13 @@ def test_a_frame_has_the_same_faces_in_any_batch(detector: object) -> None:
         assert [face.box for face in alone] == [face.box for face in second]
 
 
-def test_a_box_inside_a_better_one_goes_only_by_the_smaller_area() -> None:
-    corners = np.array([[10.0, 10, 40, 40], [0, 0, 100, 100], [200, 200, 240, 240]])
-    boxes = crop.Boxes(np.zeros(3, int), corners, np.array([0.85, 0.9, 0.8]))
-    assert crop.without_overlaps(boxes, 0.7).scores.tolist() == [0.9, 0.85, 0.8]
-    assert crop.without_overlaps(boxes, 0.7, of_smaller=True).scores.tolist() == [0.9, 0.8]
-
-
 @given(st.integers(12, 2000), st.integers(12, 2000), st.integers(12, 400))
 def test_the_scales_are_the_package_s(height: int, width: int, min_face_size: int) -> None:
-    scales = crop.FaceDetector.pyramid
     package = build_scale_pyramid(width, height, 20, 0.709)
-    assert scales(SimpleNamespace(**STEPS, min_face_size=20), height, width) == pytest.approx(
-        package
-    )
-    ours = scales(SimpleNamespace(**STEPS, min_face_size=min_face_size), height, width)
+    assert crop.list_scales(height, width, 20, 0.709) == pytest.approx(package)
+    ours = crop.list_scales(height, width, min_face_size, 0.709)
     smallest = [int(min(height, width) * scale) for scale in ours[-1:]]
     assert all(12 <= size <= 17 for size in smallest)
-
-
-@given(
-    st.integers(0, 40), st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.5, 0.7]), st.booleans()
-)
-def test_overlapping_boxes_are_left_out_as_in_the_package(
-    count: int, seed: int, threshold: float, of_smaller: bool
-) -> None:
-    rng = np.random.default_rng(seed)
-    corner, size = rng.uniform(0, 30, (count, 2)), rng.uniform(5, 40, (count, 2))
-    boxes = crop.Boxes(
-        rng.integers(0, 3, count), np.hstack([corner, corner + size]), rng.uniform(0.6, 1, count)
-    )
-    package = smart_nms_from_bboxes(
-        np.column_stack(boxes), threshold, method="min" if of_smaller else "union"
-    )
-    ours = crop.without_overlaps(boxes, threshold, of_smaller)
-    np.testing.assert_array_equal(np.column_stack(ours), package)
 
 
 def test_a_larger_smallest_face_still_finds_the_large_ones() -> None:
@@ -134,6 +104,81 @@ def test_the_margin(x: int, y: int, width: int, height: int, margin: float) -> N
     right = min(160, x + width + round(margin * width))
     bottom = min(160, y + height + round(margin * height))
     assert cut.shape == (bottom - top, right - left, 3)
+
+
+@given(*[st.integers(0, 80)] * 2, *[st.integers(1, 80)] * 2, st.floats(0, 1))
+def test_the_square(x: int, y: int, width: int, height: int, margin: float) -> None:
+    frame = np.arange(600 * 600 * 3, dtype=np.uint32).reshape(600, 600, 3)
+    cut = crop.crop_face(frame, (x + 200, y + 200, width, height), margin, square=True)
+    side = max(width, height) * (1 + 2 * margin)
+    assert cut.shape[0] == cut.shape[1] and abs(len(cut) - side) <= 0.5
+    top, left = divmod(int(cut[0, 0, 0]) // 3, 600)
+    assert abs(left + side / 2 - (x + 200 + width / 2)) <= 1
+    assert abs(top + side / 2 - (y + 200 + height / 2)) <= 1
+    at_an_edge = crop.crop_face(frame[: y + 201, : x + 201], (x + 200, y + 200, 1, 1), 1.0, True)
+    assert at_an_edge.shape == (2, 2, 3)
+
+
+class KnownFaces:
+    """A detector that tells what it is told, and keeps the frames that it was shown."""
+
+    def __init__(self, faces: list[list[object]]) -> None:
+        self.faces, self.shown = faces, []
+
+    def detect(self, frames: list[np.ndarray]) -> list[list[object]]:
+        self.shown = frames
+        return self.faces
+
+
+@st.composite
+def frame_and_face(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """A frame of noise, full size, and a box in the frame as the width rule has it."""
+    width, height = draw(st.integers(40, 2400)), draw(st.integers(40, 120))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    frame = rng.integers(0, 256, (height, width, 3), np.uint8)
+    rows, columns = crop.resize_by_width(frame).shape[:2]
+    x, y = draw(st.integers(0, columns - 12)), draw(st.integers(0, rows - 12))
+    return frame, (
+        x,
+        y,
+        draw(st.integers(12, max(12, columns - x))),
+        draw(st.integers(12, max(12, rows - y))),
+    )
+
+
+@settings(max_examples=50)
+@given(frame_and_face(), st.sampled_from(["reduced", "full"]), st.floats(0, 1), st.booleans())
+def test_training_and_detection_see_the_very_same_pixels(
+    tmp_path_factory: pytest.TempPathFactory,
+    drawn: tuple,
+    frames: str,
+    margin: float,
+    square: bool,
+) -> None:
+    """Saved by 01 and cut by 02, or from the video's frame in memory: one crop, one box."""
+    video_frame, box = drawn
+    rule = crop.CropRule(frames, margin, square)
+    frame = crop.resize_by_width(video_frame) if frames == "reduced" else video_frame
+    detector = KnownFaces([[crop.Face(box, 0.99), crop.Face(box, 0.5)]])
+    (((face, in_memory),),) = crop.crop_faces([frame], detector, 0.95, rule)
+    assert (detector.shown[0] == crop.resize_by_width(video_frame)).all()
+
+    folder = tmp_path_factory.mktemp("v")
+    path = folder / "v-000000.png"
+    path.write_bytes(cv2.imencode(".png", frame)[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crop, "load_detector", lambda: detector)
+        (row,), skipped = crop.write_crops(folder, 0.95, rule, (), "v", {0: path})
+    assert not skipped
+    on_disk = cv2.imread(str(folder / row["crop"]))
+    assert (row["x"], row["y"], row["width"], row["height"]) == face.box
+    assert on_disk.shape == in_memory.shape and (on_disk == in_memory).all()
+    assert (crop.crop_face(frame, face.box, margin, square) == in_memory).all()
+    left, top, width, height = face.box
+    assert left >= 0 and top >= 0 and min(width, height) >= 1
+    assert left + width <= frame.shape[1] and top + height <= frame.shape[0]
+    factor = frame.shape[1] / detector.shown[0].shape[1]
+    assert np.abs(np.array(face.box) / factor - box).max() <= 3
 
 
 def write_frames(folder: Path, videos: dict[str, list[str]]) -> None:
@@ -187,7 +232,7 @@ def test_faces_under_the_threshold_are_never_saved(frames: Path, tmp_path: Path)
     table = crop.main(frames, tmp_path / "faces", confidence=threshold, workers=1)
     assert len(table) == (scores >= threshold).sum() < len(scores)
     assert len(list((tmp_path / "faces").glob("*/*.png"))) == len(table)
-    with pytest.raises(ValueError, match=r"Not one face of confidence 1\.0"):
+    with pytest.raises(ValueError, match=r"not one face of confidence 1\.0"):
         crop.main(frames, tmp_path / "faces", confidence=1.0, workers=1)
     assert not list((tmp_path / "faces").glob("*/*.png"))
     assert not (tmp_path / "faces/faces.csv").exists()
@@ -199,8 +244,8 @@ def test_a_second_run_does_only_what_changed(
     faces = tmp_path / "faces"
     crop.main(frames, faces, workers=1)
     before = snapshot(faces)
-    (faces / "c.partial").mkdir()  # what a killed run leaves
-    (faces / "c.partial/c-000000-00.png").write_bytes(b"half an image")
+    (faces / ".unfinished/c").mkdir(parents=True)  # what a killed run leaves
+    (faces / ".unfinished/c/c-000000-00.png").write_bytes(b"half an image")
     (frames / "c/c-000010.png").write_bytes(cv2.imencode(".png", FRAMES["two"])[1])
     table = crop.main(frames, faces, workers=1)
     after = snapshot(faces)
@@ -208,7 +253,7 @@ def test_a_second_run_does_only_what_changed(
     assert (table["video_id"] == "c").sum() == 2
     of_first = [name for name in before if name.startswith("a-b/")]
     assert len(of_first) == 5 and all(after[name] == before[name] for name in of_first)
-    assert not list(faces.rglob("*.partial"))
+    assert not (faces / ".unfinished").exists()
     assert {name for name in after if name.endswith(".png")} == set(table["crop"])
     (faces / table["crop"][0]).unlink()
     crop.main(frames, faces, workers=1)
@@ -225,7 +270,7 @@ def test_processes_write_what_one_does(frames: Path, tmp_path: Path, snapshot: c
         {name: content for name, (content, _) in snapshot(tmp_path / folder).items()}
         for folder in ("1", "2")
     ]
-    assert len(contents[0]) == 9 and contents[0] == contents[1]
+    assert len(contents[0]) == 11 and contents[0] == contents[1]
 
 
 def test_frames_and_folders_that_are_not_as_expected(frames: Path, tmp_path: Path) -> None:
@@ -237,7 +282,8 @@ def test_frames_and_folders_that_are_not_as_expected(frames: Path, tmp_path: Pat
     cut = (frames / "c/c-000010.png").read_bytes()[:-1000]
     (frames / "c/c-000010.png").write_bytes(cut)
     (frames / "c/other-000010.png").write_bytes((frames / "a-b/a-b-000000.png").read_bytes())
-    (faces / "mine").mkdir(parents=True)
+    crop.claim_folder(faces, "--faces-dir")  # by an earlier run
+    (faces / "mine").mkdir()
     (faces / "mine/mine-000000-00.png").write_bytes(b"kept")
     table = crop.main(frames, faces, workers=1)
     assert set(table["video_id"]) == {"a-b"}
@@ -250,24 +296,49 @@ def test_frames_and_folders_that_are_not_as_expected(frames: Path, tmp_path: Pat
     ]
     (frames / "a-b/a-b-000000.png").touch()
     (faces / "a-b/faces.json").unlink()
-    with pytest.raises(ValueError, match=r"a-b was not made by this script"):
+    with pytest.raises(ValueError, match=r"faces: it holds a-b, which this script did not"):
         crop.main(frames, faces, workers=1)
     assert (faces / "a-b/a-b-000000-00.png").exists() and (faces / "faces.csv").exists()
 
 
 def test_what_bad_input_gets(tmp_path: Path) -> None:
     frames, faces = tmp_path / "frames", tmp_path / "faces"
-    with pytest.raises(FileNotFoundError, match=r"no folder .*frames: run 01.* --frames-dir"):
+    with pytest.raises(FileNotFoundError, match=r"frames: there is no such folder; run 01.* --fr"):
         crop.main(frames, faces)
     frames.mkdir()
-    assert_stops(run_script(SCRIPT, cwd=tmp_path), "no videos.csv in frames", "01-convert")
+    assert_stops(run_script(SCRIPT, cwd=tmp_path), "frames/videos.csv: there is no", "01-convert")
     (frames / "videos.csv").write_text("crop,label\n")
-    with pytest.raises(ValueError, match=r"videos.csv is not a table that 01 writes"):
+    with pytest.raises(ValueError, match=r"videos.csv: it is not a table that 01 writes"):
         crop.main(frames, faces)
     (frames / "videos.csv").write_text("video_id,frames,status\nv,0,failed\n")
     with pytest.raises(ValueError, match="has frames"):
         crop.main(frames, faces)
     for wrong in ({"confidence": 1.1}, {"margin": -1}, {"min_face_size": 5}, {"workers": 0}):
-        with pytest.raises(ValueError, match="must be"):
+        option, value = next(iter(wrong.items()))
+        with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} is {value}; give "):
             crop.main(frames, faces, **wrong)
     assert not faces.exists()
+
+
+def test_full_frames_are_searched_reduced_and_cut_full(
+    tmp_path: Path, detector: object, capsys: pytest.CaptureFixture
+) -> None:
+    frames, faces = tmp_path / "frames", tmp_path / "faces"
+    full = make_frame((400, 100, 2.0), size=(1280, 720))
+    (frames / "v").mkdir(parents=True)
+    cv2.imwrite(str(frames / "v/v-000000.png"), full)
+    pd.DataFrame([{"video_id": "v", "frames": 1, "status": "ok"}]).to_csv(frames / "videos.csv")
+    for kind, square in (("full", True), ("full", False), ("reduced", False)):
+        (frames / "crop-rule.json").write_text(json.dumps({"frames": kind}))
+        table = crop.main(frames, faces, square=square, workers=1)
+        rule = json.loads((faces / "crop-rule.json").read_text())
+        assert rule == {"frames": kind, "margin": 0.3, "square": square}
+        (((face, cut),),) = crop.crop_faces([full], detector, 0.95, crop.CropRule(**rule))
+        row = table.iloc[0]
+        assert (row["x"], row["y"], row["width"], row["height"]) == face.box
+        assert (cv2.imread(str(faces / row["crop"])) == cut).all()
+        assert not square or cut.shape[0] == cut.shape[1]
+    assert "videos were done" not in capsys.readouterr().out
+    (frames / "crop-rule.json").write_text('{"frames": "some"}')
+    with pytest.raises(ValueError, match=r"crop-rule.json: its .frames. is neither"):
+        crop.main(frames, faces, workers=1)

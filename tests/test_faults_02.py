@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import shutil
 import signal
 import struct
@@ -14,7 +15,7 @@ import faults
 import filelock
 import pandas as pd
 import pytest
-from conftest import run_script
+from conftest import assert_stops, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_02_crop import make_frame
@@ -93,7 +94,7 @@ def test_a_crash_of_a_worker_costs_its_video_only(tmp_path: Path) -> None:
     options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
 
     def two_are_begun() -> bool:
-        return len({path.parent for path in faces.glob("*.partial/*.png")}) == 2
+        return len({path.parent for path in faces.glob(".unfinished/*/*.png")}) == 2
 
     with faults.running(SCRIPT, *options, cwd=tmp_path) as run:
         faults.wait_for(two_are_begun, run)
@@ -108,22 +109,27 @@ def test_a_crash_of_a_worker_costs_its_video_only(tmp_path: Path) -> None:
     crashed = set(skipped.video_id)
     assert {folder.name for folder in faces.glob("v?")} == {f"v{n}" for n in range(6)} - crashed
     assert not crashed & set(pd.read_csv(faces / "faces.csv").video_id)
-    assert not list(faces.glob("*.partial"))
+    assert not (faces / ".unfinished").exists()
     assert set(crop.main(frames, faces, workers=1).video_id) == {f"v{n}" for n in range(6)}
     assert pd.read_csv(faces / "skipped.csv").empty
 
 
-def test_ctrl_c_ends_it_and_all_of_its_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_ctrl_c_and_its_like_end_it_and_all_of_its_processes(name: str, tmp_path: Path) -> None:
     frames, faces = write_frames(tmp_path / "frames", videos=4, frames=100), tmp_path / "faces"
     options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
     with faults.running(SCRIPT, *options, cwd=tmp_path) as run:
-        faults.wait_for(lambda: list(faces.glob("*.partial/*.png")), run)
-        os.killpg(run.pid, signal.SIGINT)  # as the shell does: to the workers as well
-        assert run.wait(timeout=30) == 130
+        faults.wait_for(lambda: list(faces.glob(".unfinished/*/*.png")), run)
+        if name == "SIGINT":
+            os.killpg(run.pid, signal.SIGINT)  # as the shell does: to the workers as well
+        else:
+            run.send_signal(getattr(signal, name))
+        assert run.wait() == 130
         faults.wait_for_end_of_all(run)
     said = (tmp_path / "said").read_text()
-    assert said.rstrip().endswith(f"{SCRIPT}: stopped; run it again to go on.")
+    assert said.rstrip().endswith(f"{SCRIPT}: stopped; the same command goes on.")
     assert "Traceback" not in said
+    assert not (faces / ".unfinished").exists()
 
 
 def test_a_second_run_stops_and_a_dead_one_s_lock_does_not_hold(
@@ -131,8 +137,11 @@ def test_a_second_run_stops_and_a_dead_one_s_lock_does_not_hold(
 ) -> None:
     faces = tmp_path / "faces"
     faces.mkdir()
-    with filelock.FileLock(faces / ".lock"), pytest.raises(ValueError, match="another run is writ"):
+    with filelock.FileLock(faces / ".lock"), pytest.raises(filelock.Timeout):
         crop.main(frames, faces, workers=1)
+    with filelock.FileLock(faces / ".lock"):
+        options = ("--frames-dir", frames, "--faces-dir", faces)
+        assert_stops(run_script(SCRIPT, *options, cwd=tmp_path), f"{faces}: another run is writing")
     assert (faces / ".lock").exists()  # left behind as by a crash
     crop.main(frames, faces, workers=1)
     assert read(faces) == undisturbed
@@ -146,7 +155,9 @@ def test_a_full_disk_stops_it_and_after_room_is_made_it_goes_on(
         with pytest.raises(OSError, match=r"stopped by an error .*No space left") as raised:
             crop.main(frames, faces, workers=1)
         assert str(faces) in str(raised.value)
-        finished = {name: content for name, content in read(faces).items() if "partial" not in name}
+        finished = {
+            name: content for name, content in read(faces).items() if "unfinished" not in name
+        }
         assert finished.items() <= undisturbed.items()
         assert not (faces / "faces.csv").exists()
         resize(20)
@@ -175,11 +186,11 @@ def test_what_changed_is_redone_and_what_is_gone_is_dropped(
     shutil.copy(mine / "v0" / "v0-000000.png", mine / "v1" / "v1-000000.png")
     videos = pd.read_csv(mine / "videos.csv")
     videos[videos.video_id != "v2"].to_csv(mine / "videos.csv", index=False)
-    (faces / "v9.partial").mkdir()  # of a run that was killed
+    (faces / ".unfinished/v9").mkdir(parents=True)  # of a run that was killed
     table = crop.main(mine, faces, workers=1)
     after = snapshot(faces)
     assert set(table.video_id) == {"v0", "v1"} and not (faces / "v2").exists()
-    assert not (faces / "v9.partial").exists()
+    assert not (faces / ".unfinished").exists()
     for name in after:
         if name.startswith("v0/"):
             assert before[name] == after[name]
@@ -224,6 +235,92 @@ def test_a_folder_edited_by_hand_is_made_again(
     assert (faces / "v0" / "faces.json").stat().st_mtime_ns == untouched
 
 
+# What is not ours
+
+
+def test_only_own_folders_are_deleted(frames: Path, tmp_path: Path) -> None:
+    faces = tmp_path / "faces"
+    (faces / "mine.partial").mkdir(parents=True)
+    (faces / "mine.partial" / "thesis.txt").write_text("three years of work")
+    before = faults.read_tree(faces)
+    with pytest.raises(ValueError, match=r"faces: it holds mine.partial, which this script did"):
+        crop.main(frames, faces, workers=1)
+    assert faults.read_tree(faces) == before and not (faces / ".lock").exists()
+
+    shutil.move(faces / "mine.partial", tmp_path / "mine.partial")
+    crop.main(frames, faces, workers=1)
+    shutil.move(tmp_path / "mine.partial", faces / "mine.partial")
+    for name, content in (("kinetics", "{}"), ("photos", '[{"face": 1}]'), ("torn", "{")):
+        (faces / name).mkdir()
+        (faces / name / "faces.json").write_text(content)
+        (faces / name / "notes.txt").write_text("mine")
+    own = faces / "gone"  # of a video that is gone
+    shutil.copytree(faces / "v0", own)
+    before = faults.read_tree(faces)
+    crop.main(frames, faces, margin=0.2, workers=1)
+    after = faults.read_tree(faces)
+    assert not own.exists()
+    for name in before:
+        if name.startswith(("mine", "kinetics", "photos", "torn")):
+            assert after.get(name) == before[name], name
+
+
+def test_a_folder_of_a_video_s_name_that_is_not_ours_stops_it(frames: Path, tmp_path: Path) -> None:
+    faces = tmp_path / "faces"
+    crop.claim_folder(faces, "--faces-dir")
+    (faces / "v1").mkdir()
+    for content in ("{}", "[1, 2]", '{"made_by": "another"}'):
+        (faces / "v1" / "faces.json").write_text(content)
+        with pytest.raises(ValueError, match=r"faces: it holds v1, which this script did not make"):
+            crop.main(frames, faces, workers=1)
+        assert (faces / "v1" / "faces.json").read_text() == content
+
+
+def test_linked_folders_stay_links(
+    frames: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    large, faces = tmp_path / "large-disk", tmp_path / "faces"
+    large.mkdir()
+    (tmp_path / "faces-there").mkdir()
+    faces.symlink_to(tmp_path / "faces-there")
+    crop.main(frames, faces, workers=1)
+    shutil.move(faces / "v1", large / "moved")
+    (faces / "v1").symlink_to(large / "moved")
+    crop.main(frames, faces, margin=0.1, workers=1)
+    crop.main(frames, faces, workers=1)
+    assert faces.is_symlink() and (faces / "v1").is_symlink()
+    assert faults.read_tree(large / "moved").keys() == faults.read_tree(faces / "v1").keys()
+    linked = {f"v1/{name}": content for name, content in faults.read_tree(large / "moved").items()}
+    assert read(faces) | linked == undisturbed
+    assert [path.name for path in large.iterdir()] == ["moved"]
+
+    videos = pd.read_csv(frames / "videos.csv")
+    mine = tmp_path / "frames"
+    shutil.copytree(frames, mine)
+    videos[videos["video_id"] != "v1"].to_csv(mine / "videos.csv", index=False)
+    crop.main(mine, faces, workers=1)  # its settings are the same: the others are done
+    assert not (faces / "v1").is_symlink() and len(list((large / "moved").iterdir())) == 5
+
+    (faces / "v1").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"it holds v1, which this script did not make"):
+        crop.main(frames, faces, workers=1)
+
+
+def test_a_planted_link_is_not_followed(frames: Path, tmp_path: Path) -> None:
+    faces, victim, room = tmp_path / "faces", tmp_path / "victim.txt", tmp_path / "room"
+    victim.write_text("precious")
+    room.mkdir()
+    (room / "v0").mkdir()
+    crop.claim_folder(faces, "--faces-dir")
+    tables = ("faces", "skipped", "crop-rule")
+    for name in (f"{table}.partial{end}" for table in tables for end in (".csv", ".json")):
+        (faces / name).symlink_to(victim)
+    (faces / ".unfinished").symlink_to(room)
+    crop.main(frames, faces, workers=1)
+    assert victim.read_text() == "precious" and not list(room.rglob("*.*"))
+    assert not (faces / "faces.csv").is_symlink() and not (faces / ".unfinished").is_symlink()
+
+
 # Broken input
 
 
@@ -257,6 +354,39 @@ def test_broken_frames_are_named_and_odd_ones_searched(tmp_path: Path) -> None:
     # OpenCV makes what it can of the first half of a picture, or nothing.
     assert set(skipped.index) - {10} == {11, 12, 13}
     assert skipped[12] == "is an empty file"
+
+
+def test_what_is_no_file_is_skipped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    frames = write_frames(tmp_path / "frames", videos=1, frames=2)
+    folder = frames / "v0"
+    os.mkfifo(folder / "v0-000010.png")
+    (folder / "v0-000011.png").symlink_to(folder / "v0-000010.png")
+    (folder / "v0-000012.png").symlink_to("/dev/zero")
+    (folder / "v0-000013.png").symlink_to(folder / "nothing")
+    (folder / "v0-000014.png").symlink_to(folder / "v0-000014.png")
+    (folder / "v0-000015.png").symlink_to(folder / "v0-000000.png")
+    table = crop.main(frames, tmp_path / "faces", workers=1)
+    assert sorted(table["frame"]) == [0, 1, 15]
+    skipped = pd.read_csv(tmp_path / "faces" / "skipped.csv")
+    assert skipped["frame"].tolist() == [10, 11, 12, 13, 14]
+    assert set(skipped["reason"]) == {"is not a plain file, or a link that leads nowhere"}
+    assert "5 frames (skipped.csv)" in capsys.readouterr().out
+    crop.main(frames, tmp_path / "faces", workers=1)
+    assert "1 of 1 videos were done" in capsys.readouterr().out
+    shutil.copy(folder / "v0-000001.png", folder / "nothing")  # now that link leads somewhere
+    assert sorted(crop.main(frames, tmp_path / "faces", workers=1)["frame"]) == [0, 1, 13, 15]
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e308"])
+@pytest.mark.parametrize("name", ["confidence", "margin", "min_face_size", "scale_factor"])
+def test_numbers_without_end_are_one_sentence(name: str, value: str, tmp_path: Path) -> None:
+    sentence = re.escape(f"--{name.replace('_', '-')} is {float(value)}; give ")
+    with pytest.raises(ValueError, match=sentence):
+        crop.main(tmp_path / "none", tmp_path / "faces", **{name: float(value)})
+    with pytest.raises(ValueError, match=r"--thresholds is "):
+        crop.main(tmp_path / "none", tmp_path / "faces", thresholds=(0.6, float(value), 0.8))
 
 
 @pytest.mark.parametrize(
