@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, write_video
 from test_02_crop import make_frame
 
-NOT_YET = {"crop_faces.py", "train_cnn.py"}  # to be mended
+NOT_YET = {"crop_faces.py"}  # to be mended
 RUNS = {
     "convert_video.py": (["videos", "--rounds", 1], "2 videos, 16 frames"),
     "crop_faces.py": (
