@@ -82,16 +82,29 @@ WARM_UP_STEPS = 100  # of a rising rate, as an untrained top's gradients spoil t
 DECAY = "cosine"  # after that: "cosine" falls to 0 at the last epoch, "constant" stays
 SEED = 1  # of the random weights, the order of the crops and the augmentation
 # augmentation
-SHIFT = 0.05  # largest, of the width and height, in whole pixels; drawn anew for each crop
+PAIRED = True  # each real crop comes with a fake, both changed alike; False: every crop by itself
+SELF_BLENDED = 0.33  # share of the reals whose fake is a blend of themselves, of no one's method
+FLIP = 0.5  # share that is mirrored
+SHIFT = 0.05  # largest, of the width and height, in whole pixels
+ROTATION = (
+    0.0  # degrees at most; every turn resamples the pixels and so blurs what is to be learned
+)
+ZOOMED = 0.5, 0.15  # share that is zoomed, and by how much at most: later margins will differ
 BRIGHTNESS = 0.1  # largest change, of the range from black to white
 CONTRAST = 0.1  # largest change, of the distance from the image's mean
-FLIP = 0.5  # share of the crops that are mirrored
+TINT = 0.06  # largest change of one colour, of its range; half of the crops are tinted
+GREY = 0.05  # share that loses its colours
+CUT_OUT = 0.15  # share with a bar over eyes, nose or mouth: the model is not to rest on one of them
+REDUCED = 0.4, 32  # share that is reduced and enlarged again, and the shortest side, in pixels
+BLURRED = 0.25, 2.0  # share that is blurred, and the largest standard deviation, in pixels
+NOISY = 0.25, 10.0  # share with noise, and its largest standard deviation, of 255
+JPEG = 0.6, 30  # share that is compressed, once or twice, and the worst quality, 1 to 100
 # crops
 MARGIN = 0.3  # of the face's box, on each side; where no crop-rule.json says how they were cut
 SQUARE = False  # the crop is a square about the box's centre; likewise
 FRAMES = "reduced"  # that they were cut from, by the width rule of 01, or "full"; likewise
 # limits
-SMALLEST_FACE = 0  # pixels of a crop's shorter side; a smaller one is undecided
+SMALLEST_FACE = 32  # pixels of a crop's shorter side, as in REDUCED; a smaller one is undecided
 SOFTEST_SHARE = 0.01  # of the validation crops; one softer than these is undecided
 # machine
 DEVICES = None  # such as ("GPU:0",); None: all GPUs, each a share of every batch, or the CPU
@@ -118,7 +131,12 @@ LIMITS = {  # of the settings: least and most
     (1, math.inf): ("epochs", "patience", "batch_size"),
     (0, math.inf): ("warm_up_steps", "smallest_face"),
     (0, 10): ("margin",),
-    (0, 1): ("shift", "brightness", "contrast", "flip", "softest_share"),
+    (0, 1): (
+        *("self_blended", "flip", "shift", "zoomed", "brightness", "contrast", "tint", "grey"),
+        *("cut_out", "softest_share"),
+    ),
+    (0, 100): ("reduced", "blurred", "noisy", "jpeg"),
+    (0, 180): ("rotation",),
     (1e-9, 1): ("learning_rate",),
     (0, 2**31 - 1): ("seed",),
 }
@@ -135,10 +153,21 @@ def main(
     warm_up_steps: int = WARM_UP_STEPS,
     decay: Literal["cosine", "constant"] = DECAY,
     seed: int = SEED,
+    paired: bool = PAIRED,
+    self_blended: float = SELF_BLENDED,
+    flip: float = FLIP,
     shift: float = SHIFT,
+    rotation: float = ROTATION,
+    zoomed: tuple[float, float] = ZOOMED,
     brightness: float = BRIGHTNESS,
     contrast: float = CONTRAST,
-    flip: float = FLIP,
+    tint: float = TINT,
+    grey: float = GREY,
+    cut_out: float = CUT_OUT,
+    reduced: tuple[float, int] = REDUCED,
+    blurred: tuple[float, float] = BLURRED,
+    noisy: tuple[float, float] = NOISY,
+    jpeg: tuple[float, int] = JPEG,
     margin: float = MARGIN,
     square: bool = SQUARE,
     frames: Literal["reduced", "full"] = FRAMES,
@@ -159,10 +188,21 @@ def main(
         warm_up_steps: steps over which it rises from 0, a tenth of all at most
         decay: after that it falls to 0 as half a cosine, or is constant
         seed: the same seed, crops and machine give the same model
+        paired: each real crop comes with a fake, both changed alike; or every crop by itself
+        self_blended: share of the reals whose fake is a blend of themselves
+        flip: share that is mirrored
         shift: largest shift, of the width and of the height
+        rotation: degrees at most
+        zoomed: share that is zoomed, and by how much at most
         brightness: largest change of brightness, of the range from black to white
         contrast: largest change of contrast, of the distance from the image's mean
-        flip: share of the crops that are mirrored
+        tint: largest change of one colour, of its range
+        grey: share that loses its colours
+        cut_out: share with a bar over eyes, nose or mouth
+        reduced: share that is reduced and enlarged again, and the shortest side in pixels
+        blurred: share that is blurred, and the largest standard deviation in pixels
+        noisy: share with noise, and its largest standard deviation
+        jpeg: share that is compressed, and the worst quality
         margin: of the crops, where no crop-rule.json has it: of the face's box, on each side
         square: of the crops, likewise: whether they are squares
         frames: that the crops were cut from, likewise
@@ -232,7 +272,7 @@ def main(
 def find_crops(split_dir: Path, splits: tuple[str, ...]) -> pd.DataFrame:
     """List the crops of some splits, a row each.
 
-    A row has crop (its path below split_dir), label, split, video_id, dataset and method.
+    A row has crop (its path below split_dir), label, split, video_id, dataset, method, identities.
     The folders say label and split, crops.csv the rest. Without it the video is the file name less
     its frame and face (`<video_id>-000042-00.png`), or the whole of any other name.
 
@@ -258,12 +298,15 @@ def find_crops(split_dir: Path, splits: tuple[str, ...]) -> pd.DataFrame:
     crops = pd.DataFrame(rows, columns=["crop", "label", "split"])
     crops = crops.merge(read_crops_table(split_dir), "left", "crop")
     by_name = crops["crop"].map(lambda crop: re.sub(r"-\d{6,}-\d{2,}$", "", Path(crop).stem))
-    return crops.fillna({"video_id": by_name, "dataset": "", "method": ""})
+    return crops.fillna(
+        {"video_id": by_name} | dict.fromkeys(("dataset", "method", "identities"), "")
+    )
 
 
 def read_crops_table(split_dir: Path) -> pd.DataFrame:
-    """Read crop, video_id, dataset and method from crops.csv; no rows where there is none."""
-    path, columns = split_dir / "crops.csv", ["crop", "video_id", "dataset", "method"]
+    """Read what crops.csv says of each crop; no rows where there is no such table."""
+    path = split_dir / "crops.csv"
+    columns = ["crop", "video_id", "dataset", "method", "identities"]
     if not path.exists():
         return pd.DataFrame(columns=columns, dtype=str)
     with suppress(ValueError, KeyError):
@@ -456,7 +499,7 @@ def train_model(
         unfinished: gets, after each epoch, what a stopped training goes on from
     """
     history, best = read_checkpoint(unfinished, identity)
-    epochs, seed, batch_size = (settings[name] for name in ("epochs", "seed", "batch_size"))
+    epochs, seed = settings["epochs"], settings["seed"]
     keras.config.set_dtype_policy(choose_precision())
     keras.utils.set_random_seed(seed)
     with choose_strategy(settings["devices"]).scope():
@@ -465,7 +508,7 @@ def train_model(
             model = keras.saving.load_model(unfinished)
         else:
             model = build_model(start_weights)
-            steps = math.ceil(len(parts["train"]) / batch_size)
+            steps = int(serve_crops(images, parts["train"], settings, 1).cardinality())
             compile_model(model, settings, steps * epochs)
         # Created inside the first step, the optimizer's and the metrics' variables would make
         # TensorFlow trace that step twice, 20 s here; so they are created now.
@@ -477,13 +520,13 @@ def train_model(
             break
         # One pass over the training crops.
         seed_dropout(model, seed, epoch)
-        batches = serve_crops(images, parts["train"], batch_size, settings, (seed, epoch))
+        batches = serve_crops(images, parts["train"], settings, epoch)
         progress = TqdmCallback(leave=False)
         span = {"initial_epoch": epoch - 1, "epochs": epoch, "shuffle": False, "verbose": 0}
         trained = model.fit(batches, callbacks=[progress], **span)
 
         # What it is worth on people that it does not know.
-        val = predict_crops(model, images, parts["val"], batch_size)
+        val = predict_crops(model, images, parts["val"], settings["batch_size"])
         if not np.isfinite(val["p_real"]).all():
             raise ValueError(
                 f"after epoch {epoch} the model's output is no longer a number; train with a "
@@ -636,76 +679,249 @@ def find_best(history: pd.DataFrame) -> int:
 
 
 def serve_crops(
-    images: np.ndarray,
-    crops: pd.DataFrame,
-    batch_size: int,
-    settings: dict,
-    seed_and_epoch: tuple[int, int] | None = None,
+    images: np.ndarray, crops: pd.DataFrame, settings: dict, epoch: int
 ) -> tf.data.Dataset:
-    """Serve batches: RGB float32 (n, 128, 128, 3) in 0..255, and labels (n, 1), fake 0, real 1.
+    """Serve an epoch's batches: RGB float32 (n, 128, 128, 3) in 0..255, and labels (n, 1).
 
-    With seed and epoch they come shuffled and augmented, the same for the same two, so that a
-    training that was stopped goes on with what would have come; without, as they are and in the
-    table's order.
+    Fake is 0, real 1. The same seed and epoch give the same batches, so that a training that was
+    stopped goes on with what would have come.
 
     Args:
-        images: the decoded crops
-        crops: their index being rows of images
-        settings: shift, flip, brightness and contrast
+        images: the decoded crops, RGB uint8 (crops, 128, 128, 3)
+        crops: the crops to serve, their index being rows of images
+        settings: batch_size, seed, paired and everything under augmentation
     """
+    seed = settings["seed"], epoch
+    groups = draw_groups(crops, settings["paired"], settings["self_blended"], seed)
     # Batches of one size, or nearly: a last one of one or two crops would spoil the running
     # statistics of the batch normalisation just before the validation.
-    batch_size = math.ceil(len(crops) / math.ceil(len(crops) / batch_size))
-    rows = crops.index.to_numpy()
-    labels = crops["label"].map(CLASSES.index).to_numpy(np.float32)[:, None]
-    if seed_and_epoch is not None:
-        order = np.random.default_rng(seed_and_epoch).permutation(len(rows))
-        rows, labels = rows[order], labels[order]
+    steps = math.ceil(sum(map(len, groups)) / settings["batch_size"])
+    shares = np.array_split(np.arange(len(groups)), steps)
+    is_real = (crops["label"] == "real").to_dict()
 
-    def gather(step: tf.Tensor, rows: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        batch = tf.numpy_function(lambda rows: np.asarray(images[rows]), [rows], tf.uint8)
-        batch = tf.cast(tf.ensure_shape(batch, (None, *images.shape[1:])), tf.float32)
-        if seed_and_epoch is not None:
-            seed = tf.random.fold_in(tf.constant(seed_and_epoch, tf.int32), step)
-            batch = augment(batch, seed, settings)
-        return batch, labels
+    def make(step: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((*seed, step))
+        batch, labels = [], []
+        for group in (groups[place] for place in shares[step]):
+            faces = [
+                images[row] if row >= 0 else blend_with_itself(images[group[0]], rng)
+                for row in group
+            ]
+            batch += change_alike(faces, settings, rng)
+            labels += [row >= 0 and is_real[row] for row in group]
+        return np.stack(batch), np.array(labels, np.float32)[:, None]
 
-    batches = tf.data.Dataset.from_tensor_slices((rows, labels)).batch(batch_size)
-    batches = batches.enumerate().map(lambda step, batch: gather(step, *batch), os.cpu_count())
+    def load(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        batch, labels = tf.numpy_function(
+            lambda step: make(int(step)), [step], (tf.uint8, tf.float32)
+        )
+        batch = tf.ensure_shape(batch, (None, *images.shape[1:]))
+        return tf.cast(batch, tf.float32), tf.ensure_shape(labels, (None, 1))
+
     # tf.data's own tuning looks again after 10 ms, 20 ms, up to a minute, and TensorFlow 2.21 lets
     # the end of an epoch wait for its next look.
     untuned = tf.data.Options()
     untuned.autotune.enabled = False
-    return batches.prefetch(8).with_options(untuned)
+    numbers = tf.data.Dataset.range(steps)
+    return numbers.map(load, os.cpu_count()).prefetch(8).with_options(untuned)
 
 
-def augment(images: tf.Tensor, seed: tf.Tensor, settings: dict) -> tf.Tensor:
-    """Shift, mirror and relight each image at random. What comes in from outside repeats the edge.
+def draw_groups(
+    crops: pd.DataFrame, paired: bool, self_blended: float, seed: tuple[int, int]
+) -> list[tuple[int, ...]]:
+    """Draw what an epoch shows, in its order: groups of rows that stay together, changed alike.
+
+    Paired, each real crop comes once, with a fake: a blend of itself (-1), or a deepfake that
+    shares an identity with it, or where none does another of its data set, each of those once
+    before any comes again. Fakes beyond the number of the reals are thus used up over the epochs.
+    Not paired, each crop comes once, by itself.
+    """
+    rng = np.random.default_rng(seed)
+    if not paired:
+        return [(row,) for row in rng.permutation(crops.index)]
+    reals, fakes = (crops[crops["label"] == label] for label in ("real", "fake"))
+    sharing = fakes.assign(identity=fakes["identities"].str.split(";")).explode("identity")
+    sharing = sharing[sharing["identity"] != ""].groupby(["dataset", "identity"]).groups
+    of_dataset = fakes.groupby("dataset").groups
+    decks = {dataset: [] for dataset in of_dataset}
+    pairs = []
+    for row in rng.permutation(reals.index):
+        dataset, identities = reals.at[row, "dataset"], reals.at[row, "identities"].split(";")
+        if rng.random() < self_blended or dataset not in of_dataset:
+            pairs.append((row, -1))
+            continue
+        related = [fake for one in identities for fake in sharing.get((dataset, one), ())]
+        if related:
+            pairs.append((row, related[rng.integers(len(related))]))
+            continue
+        if not decks[dataset]:
+            decks[dataset] = list(rng.permutation(of_dataset[dataset]))
+        pairs.append((row, decks[dataset].pop()))
+    return pairs
+
+
+def blend_with_itself(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Make a fake of a real crop: a changed copy of the face, blended back through a soft mask.
+
+    What every face swap leaves behind, a border and two kinds of pixels, without what only one
+    method leaves: Shiohara and Yamasaki, "Detecting Deepfakes with Self-Blended Images", CVPR 2022,
+    written from its description, with a bent ellipse for the hull of landmarks.
 
     Args:
-        images: float32 (n, size, size, 3) in 0..255, and so is the result
-        seed: two integers; the same make the same
-        settings: shift, flip, brightness and contrast
+        image: RGB uint8 (size, size, 3), and so is the result
     """
-    draws = tf.random.stateless_uniform((5, tf.shape(images)[0], 1), seed, -1, 1)
-    size, farthest = images.shape[1], settings["shift"] * images.shape[1]
-    shifts = tf.cast(tf.round(draws[:2] * farthest), tf.int32)
-    rows, columns = tf.unstack(tf.clip_by_value(tf.range(size) + shifts, 0, size - 1))
-    columns = tf.where(draws[2] < 2 * settings["flip"] - 1, size - 1 - columns, columns)
-    images = tf.gather(images, rows, axis=1, batch_dims=1)
-    images = tf.gather(images, columns, axis=2, batch_dims=1)
-    contrast = (1 + draws[3] * settings["contrast"])[..., None, None]
-    brightness = (draws[4] * settings["brightness"] * 255)[..., None, None]
-    means = tf.reduce_mean(images, (1, 2, 3), keepdims=True)
-    return tf.clip_by_value((images - means) * contrast + means + brightness, 0, 255)
+    size = len(image)
+    # The copy gets another colour and contrast, ...
+    face = image + rng.uniform(-15, 15, 3)
+    mean = face.mean(axis=(0, 1))
+    face = (face - mean) * rng.uniform(0.85, 1.15) + mean + rng.uniform(-10, 10)
+    if rng.random() < 0.3:
+        grey = face.mean(axis=2, keepdims=True)
+        face = grey + (face - grey) * rng.uniform(0.6, 1.4)
+    face = face.clip(0, 255).astype(np.uint8)
+    # ... is resampled from fewer pixels, or sharpened, ...
+    if rng.random() < 0.5:
+        side = round(size / rng.choice((1.5, 2, 3, 4)))
+        shrink = (cv2.INTER_AREA, cv2.INTER_LINEAR)[rng.integers(2)]
+        grow = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)[rng.integers(2)]
+        small = cv2.resize(face, (side, side), interpolation=shrink)
+        face = cv2.resize(small, (size, size), interpolation=grow)
+    elif rng.random() < 0.6:
+        soft = cv2.GaussianBlur(face, (0, 0), rng.uniform(0.7, 1.5))
+        amount = rng.uniform(0.2, 1.0)
+        face = cv2.addWeighted(face, 1 + amount, soft, -amount, 0)
+    # ... and is moved by a few pixels.
+    scale, turn = rng.uniform(0.95, 1.05, 2), rng.uniform(-3, 3)
+    moved = move_image(face, scale, turn, rng.uniform(-0.03, 0.03, 2) * size)
+    mask = draw_mask(size, rng)[..., None] * rng.choice((0.25, 0.5, 0.75, 1, 1, 1))
+    return (image * (1 - mask) + moved * mask + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def draw_mask(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a soft mask, float32 (size, size) in 0..1: an ellipse on the face with a bent outline.
+
+    Two thirds cover the face, the others the band of the eyes, the nose or the mouth, as methods
+    that change an expression do.
+    """
+    whole = rng.random() < 0.65
+    middle = rng.uniform(0.46, 0.54), rng.uniform(0.5, 0.6)
+    radii = rng.uniform(0.28, 0.42), rng.uniform(0.32, 0.46)
+    if not whole:
+        middle = middle[0], rng.choice((0.42, 0.6, 0.75)) + rng.uniform(-0.04, 0.04)
+        radii = rng.uniform(0.16, 0.34), rng.uniform(0.1, 0.2)
+    y, x = np.mgrid[:size, :size].astype(np.float32) / size
+    x, y = (x - middle[0]) / radii[0], (y - middle[1]) / radii[1]
+    angle, outline = np.arctan2(y, x), 1.0
+    for waves in range(2, 7):
+        height = rng.uniform(-0.12, 0.12) / math.sqrt(waves - 1)
+        outline += height * np.cos(waves * angle + rng.uniform(0, 2 * math.pi))
+    mask = cv2.GaussianBlur(
+        (np.hypot(x, y) < outline).astype(np.float32), (0, 0), rng.uniform(1, 7)
+    )
+    if rng.random() < 0.5:  # soft on the inside only
+        mask = cv2.GaussianBlur((mask * 2 - 1).clip(0, 1), (0, 0), rng.uniform(0.7, 3))
+    return mask.clip(0, 1)
+
+
+def change_alike(
+    images: list[np.ndarray], settings: dict, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Change the crops of a group at random, all alike: only what is fake is to tell them apart.
+
+    Args:
+        images: RGB uint8 (128, 128, 3) each, and so are the results
+        settings: everything under augmentation
+    """
+    # Where the face stands: mirrored, shifted by whole pixels, at times zoomed and turned.
+    mirrored = rng.random() < settings["flip"]
+    shift = np.round(rng.uniform(-1, 1, 2) * settings["shift"] * IMAGE_SIZE)
+    scale, turn = np.ones(2), 0.0
+    share, most = settings["zoomed"]
+    if rng.random() < share:
+        scale += rng.uniform(-1, 1) * most
+        scale[1] += rng.uniform(-1, 1) * most / 3
+    if settings["rotation"]:
+        turn = rng.uniform(-1, 1) * settings["rotation"]
+    scale[0] *= -1 if mirrored else 1
+
+    # Its light and colour.
+    contrast = 1 + rng.uniform(-1, 1) * settings["contrast"]
+    light = rng.uniform(-1, 1) * settings["brightness"] * 255
+    light = light + rng.uniform(-1, 1, 3) * settings["tint"] * 255 * (rng.random() < 0.5)
+    grey = rng.random() < settings["grey"]
+
+    # A plain bar over the eyes, the nose or the mouth: the model is not to rest on one sign alone.
+    bar = fill = None
+    if rng.random() < settings["cut_out"]:
+        height, width = rng.uniform(0.1, 0.25), rng.uniform(0.2, 0.6)
+        y = rng.choice((0.42, 0.6, 0.77)) + rng.uniform(-0.05, 0.05)
+        x = rng.uniform(0.3, 0.7)
+        sides = np.array((y - height / 2, y + height / 2, x - width / 2, x + width / 2))
+        top, bottom, left, right = (sides.clip(0) * IMAGE_SIZE).astype(int)
+        bar, fill = np.s_[top:bottom, left:right], rng.integers(0, 256, 3)
+
+    # What a video goes through: blur, fewer pixels, noise, and compression, before or after.
+    share, most = settings["blurred"]
+    blur = rng.uniform(0.3, most) if rng.random() < share else 0
+    share, least = settings["reduced"]
+    sizes = math.log(max(least, 1)), math.log(IMAGE_SIZE)
+    side = round(math.exp(rng.uniform(*sizes))) if rng.random() < share else 0
+    grow = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)[rng.integers(2)]
+    share, most = settings["noisy"]
+    deviation = rng.uniform(1, most) if rng.random() < share else 0
+    noise = np.random.default_rng(rng.integers(2**31)).normal(0, deviation, images[0].shape)
+    share, worst = settings["jpeg"]
+    times = 1 + int(rng.random() < 0.3) if rng.random() < share else 0
+    qualities = [int(rng.integers(worst, 101)) for _ in range(times)]
+    before = rng.random() < 0.5
+
+    changed = []
+    for image in images:
+        face = move_image(image, scale, turn, shift).astype(np.float32)
+        face = (face - face.mean()) * contrast + face.mean() + light
+        if grey:
+            face = cv2.cvtColor(face.astype(np.float32), cv2.COLOR_RGB2GRAY)[..., None].repeat(3, 2)
+        if bar:
+            face[bar] = fill
+        face = (face + noise).clip(0, 255).astype(np.uint8)
+        if blur:
+            face = cv2.GaussianBlur(face, (0, 0), blur)
+        if qualities and before:
+            face = compress(face, qualities[0])
+        if side:
+            face = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
+        if qualities and not before:
+            face = compress(face, qualities[0])
+        if side:
+            face = cv2.resize(face, (IMAGE_SIZE, IMAGE_SIZE), interpolation=grow)
+        if times == 2:
+            face = compress(face, qualities[1])
+        changed.append(face)
+    return changed
+
+
+def compress(image: np.ndarray, quality: int) -> np.ndarray:
+    """Give an image, uint8, the traces of JPEG at a quality of 1 to 100."""
+    _, data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)
+
+
+def move_image(image: np.ndarray, scale: np.ndarray, turn: float, shift: np.ndarray) -> np.ndarray:
+    """Resize an image about its middle, turn it (degrees) and shift it; the border repeats."""
+    cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+    matrix = np.array(((cos, -sin), (sin, cos))) * scale
+    middle = (len(image) - 1) / 2
+    matrix = np.column_stack((matrix, middle - matrix.sum(axis=1) * middle + shift))
+    return cv2.warpAffine(image, matrix, image.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
 
 
 def predict_crops(
     model: keras.Model, images: np.ndarray, crops: pd.DataFrame, batch_size: int
 ) -> pd.DataFrame:
     """Predict crops, their index being rows of images: the table with a column p_real."""
-    p_real = model.predict(serve_crops(images, crops, batch_size, {}), verbose=0)[:, 0]
-    return crops.assign(p_real=p_real.astype(np.float64))
+    batches = np.array_split(crops.index.to_numpy(), math.ceil(len(crops) / batch_size))
+    p_real = [model.predict_on_batch(images[rows].astype(np.float32)) for rows in batches]
+    return crops.assign(p_real=np.concatenate(p_real)[:, 0].astype(np.float64))
 
 
 # --- From the model's output to a verdict ---------------------------------------------------------
@@ -937,7 +1153,8 @@ def check_numbers(settings: dict, limits: dict[tuple[float, float], tuple[str, .
     """Check that settings lie within their limits."""
     for (least, most), names in limits.items():
         for name in names:
-            if settings[name] is not None and not least <= settings[name] <= most:
+            values = np.atleast_1d([] if settings[name] is None else settings[name])
+            if not ((values >= least) & (values <= most)).all():
                 wanted = f"{least} to {most}" if most < math.inf else f"{least} or more"
                 raise ValueError(f"--{name.replace('_', '-')} is {settings[name]}; give {wanted}.")
 

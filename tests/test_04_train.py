@@ -343,7 +343,12 @@ def test_videos_are_those_of_the_table_or_of_the_file_names(
     assert crops["train/real/519_515.png"] == "519_515"
 
 
-STILL = dict(shift=0, brightness=0, contrast=0, flip=0)  # nothing is left of the augmentation
+# Nothing is left of the augmentation, and every crop comes by itself.
+STILL = dict.fromkeys(
+    ("self_blended", "flip", "shift", "rotation", "brightness", "contrast", "tint", "grey"), 0.0
+)
+STILL |= {"paired": False, "cut_out": 0.0, "zoomed": (0, 0), "reduced": (0, 32)}
+STILL |= {"blurred": (0, 2), "noisy": (0, 10), "jpeg": (0, 30), "batch_size": 12, "seed": 1}
 
 
 def test_every_epoch_serves_every_crop_once_in_another_order() -> None:
@@ -351,22 +356,74 @@ def test_every_epoch_serves_every_crop_once_in_another_order() -> None:
     images = (images + 5 * np.arange(30)[:, None, None, None]).astype(np.uint8)
     crops = pd.DataFrame({"label": ["fake", "real"] * 15}).iloc[2:27]  # their index says the row
 
-    def serve(*seed: int) -> list[int]:
+    def serve(seed: int, number: int) -> list[int]:
         epoch = []
-        for pictures, labels in train.serve_crops(images, crops, 12, STILL, seed or None):
-            assert len(labels) in (7, 9)  # 25 in batches of 12 would leave one of 1
+        for pictures, labels in train.serve_crops(images, crops, STILL | {"seed": seed}, number):
+            assert len(labels) in (8, 9)  # 25 in batches of 12 would leave one of 1
             for picture, label in zip(np.round(pictures), labels.numpy(), strict=True):
                 row = [np.array_equal(picture, image) for image in images].index(True)
                 assert label == (crops.label[row] == "real")
                 epoch.append(row)
         return epoch
 
-    assert serve() == serve() == list(range(2, 27))
     first, second = serve(1, 1), serve(1, 2)
     assert sorted(first) == sorted(second) == list(range(2, 27))
     assert first != second and first != list(range(2, 27))
     assert serve(1, 1) == first  # as a training that goes on needs it
     assert serve(2, 1) != first
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 1), st.integers(0, 4)), min_size=2),
+    st.sampled_from((0.0, 0.5, 1.0)),
+    st.integers(0, 100),
+)
+@settings(max_examples=40)
+def test_every_real_comes_once_with_a_fake_of_its_own(
+    drawn: list[tuple[bool, int, int]], self_blended: float, seed: int
+) -> None:
+    rows = [("real" if real else "fake", f"set {of}", f"id{one};") for real, of, one in drawn]
+    crops = pd.DataFrame(rows, columns=["label", "dataset", "identities"])
+    crops["identities"] = crops["identities"].str.strip(";").where(crops.index % 3 > 0, "")
+    crops.index += 7
+    pairs = train.draw_groups(crops, True, self_blended, (seed, 1))
+    assert pairs == train.draw_groups(crops, True, self_blended, (seed, 1))
+    reals = crops.index[crops["label"] == "real"]
+    assert sorted(real for real, _ in pairs) == sorted(reals)
+    unrelated = []
+    for real, fake in pairs:
+        dataset, identity = crops.loc[real, ["dataset", "identities"]]
+        fakes = crops[(crops["label"] == "fake") & (crops["dataset"] == dataset)]
+        related = fakes.index[(fakes["identities"] == identity) & (identity != "")]
+        if fake == -1:
+            assert self_blended > 0 or fakes.empty
+        else:
+            assert self_blended < 1 and fake in (related if len(related) else fakes.index)
+            unrelated += [] if len(related) else [(dataset, fake)]
+    # Of a data set's fakes that share no one's identity none comes twice before all came once.
+    for dataset in {dataset for dataset, _ in unrelated}:
+        times = pd.Series([fake for of, fake in unrelated if of == dataset]).value_counts()
+        of_set = ((crops["label"] == "fake") & (crops["dataset"] == dataset)).sum()
+        assert times.max() - (times.min() if len(times) == of_set else 0) <= 1
+
+
+def test_a_pair_is_a_real_and_its_fake_and_both_are_changed_alike() -> None:
+    """A real and a fake of the same pixels stay the same pixels, whatever is done to them."""
+    rng = np.random.default_rng(1)
+    faces = rng.integers(0, 256, (6, 128, 128, 3)).astype(np.uint8)
+    images = np.concatenate((faces, faces))
+    crops = pd.DataFrame({"label": ["real"] * 6 + ["fake"] * 6, "dataset": "made up"})
+    crops["identities"] = [str(number % 6) for number in range(12)]
+    strong = {name: getattr(train, name.upper()) for name in STILL}
+    strong |= {"self_blended": 0.0, "batch_size": 4}
+    for pictures, labels in train.serve_crops(images, crops, strong, 1):
+        assert labels.numpy().ravel().tolist() == [1, 0, 1, 0]
+        assert np.array_equal(pictures[0::2], pictures[1::2])
+    blended = strong | {"self_blended": 1.0}
+    for pictures, labels in train.serve_crops(images, crops, blended, 1):
+        assert labels.numpy().ravel().tolist() == [1, 0, 1, 0]
+        differ = (pictures[0::2] != pictures[1::2]).numpy()
+        assert differ.any(axis=(1, 2, 3)).all()
 
 
 def test_crops_are_decoded_once_into_a_file_without_a_name(
@@ -386,55 +443,83 @@ def test_crops_are_decoded_once_into_a_file_without_a_name(
 # The augmentation
 
 
-def test_without_ranges_nothing_moves() -> None:
-    images = tf.constant(np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3)), tf.float32)
-    np.testing.assert_allclose(train.augment(images, [1, 2], STILL), images, atol=0.01)
-    np.testing.assert_allclose(
-        train.augment(images, [1, 2], STILL | {"flip": 1}), images[:, :, ::-1], atol=0.05
-    )
+def change(image: np.ndarray, seed: int, **settings: object) -> np.ndarray:
+    return train.change_alike([image], STILL | settings, np.random.default_rng(seed))[0]
+
+
+def test_without_ranges_nothing_changes() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    assert np.array_equal(change(image, 1), image)
+    assert np.array_equal(change(image, 1, flip=1.0), image[:, ::-1])
 
 
 def test_about_half_are_mirrored() -> None:
-    ramp = tf.broadcast_to(tf.range(128.0)[None, None, :, None], (400, 128, 128, 3))
-    mirrored = train.augment(ramp, [5, 6], STILL | {"flip": 0.5})[:, 0, 0, 0].numpy() > 100
-    assert 150 < mirrored.sum() < 250
+    ramp = np.broadcast_to(np.arange(128, dtype=np.uint8)[None, :, None], (128, 128, 3)).copy()
+    mirrored = [change(ramp, seed, flip=0.5)[0, 0, 0] > 100 for seed in range(400)]
+    assert 150 < sum(mirrored) < 250
 
 
 @given(st.integers(0, 2**31), st.integers(0, 255))
-@settings(max_examples=15, deadline=None)
-def test_moved_images_stay_within_their_values(seed: int, level: int) -> None:
-    rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (3, 128, 128, 3)).astype(np.float32)
-    images[0] = level
-    settings = STILL | {"shift": 0.1, "flip": 0.5}
-    moved, again, other = (
-        train.augment(tf.constant(images), [seed, last], settings).numpy() for last in (0, 0, 1)
-    )
-    assert moved.shape == images.shape
-    np.testing.assert_allclose(moved[0], level, atol=1e-3)  # nothing foreign comes in at the border
-    assert moved.min() >= 0 and moved.max() <= 255.001
-    assert np.array_equal(moved, again)
-    assert not np.array_equal(moved, other)
+@settings(max_examples=15)
+def test_changed_crops_stay_within_their_values(seed: int, level: int) -> None:
+    plain = np.full((128, 128, 3), level, np.uint8)
+    moves = {"shift": 0.1, "flip": 0.5, "rotation": 10.0, "zoomed": (1, 0.2)}
+    assert np.array_equal(change(plain, seed, **moves), plain)  # nothing foreign at the border
+    image = np.random.default_rng(seed).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    every = {
+        name: (1, getattr(train, name.upper())[1]) for name in ("zoomed", "reduced", "blurred")
+    }
+    every |= {name: (1, getattr(train, name.upper())[1]) for name in ("noisy", "jpeg")}
+    every |= {"brightness": 0.5, "contrast": 0.5, "tint": 0.5, "grey": 0.5, "cut_out": 1.0}
+    for drawn in (moves, every, moves | every):
+        changed = change(image, seed, **drawn)
+        assert changed.shape == image.shape and changed.dtype == np.uint8
+        assert np.array_equal(changed, change(image, seed, **drawn))
+        assert not np.array_equal(changed, change(image, seed + 1, **drawn))
 
 
 def test_the_shift_moves_that_far_and_no_farther() -> None:
-    y, x = np.mgrid[:128, :128].astype(np.float32)
-    where = np.broadcast_to(np.stack((x, y, 0 * x), axis=-1), (200, 128, 128, 3))
-    moved = train.augment(tf.constant(where), [7, 8], STILL | {"shift": 0.1}).numpy()
+    y, x = np.mgrid[:128, :128].astype(np.uint8)
+    where = np.stack((x, y, 0 * x), axis=-1)
+    moved = np.stack([change(where, seed, shift=0.1) for seed in range(200)]).astype(int)
     farthest = np.abs(moved - where)[:, 40:88, 40:88].max()  # no pixel comes from outside there
     assert farthest == round(0.1 * 128)
-    assert np.array_equal(moved, np.round(moved))  # by whole pixels: nothing is resampled
 
 
 def test_light_and_contrast_change_within_their_ranges() -> None:
-    grey = tf.fill((300, 128, 128, 3), 128.0)
-    change = (train.augment(grey, [3, 4], STILL | {"brightness": 0.1})[:, 0, 0, 0] - 128).numpy()
-    assert -25.5 <= change.min() < -23 and 23 < change.max() <= 25.51
-    settings = STILL | {"contrast": 0.2}
-    assert np.array_equal(train.augment(grey, [3, 4], settings), grey)
-    halves = tf.concat((grey[:, :64] - 50, grey[:, 64:] + 50), axis=1)
-    change = train.augment(halves, [3, 4], settings)[:, 127, 0, 0].numpy() - 178
-    assert -10.01 <= change.min() < -9 and 9 < change.max() <= 10.01
+    grey = np.full((128, 128, 3), 128, np.uint8)
+    changed = [int(change(grey, seed, brightness=0.1)[0, 0, 0]) - 128 for seed in range(300)]
+    assert -26 <= min(changed) < -23 and 23 < max(changed) <= 26
+    assert np.array_equal(change(grey, 3, contrast=0.2), grey)
+    halves = np.concatenate((grey[:64] - 50, grey[64:] + 50))
+    changed = [int(change(halves, seed, contrast=0.2)[127, 0, 0]) - 178 for seed in range(300)]
+    assert -11 <= min(changed) < -8 and 8 < max(changed) <= 11
+
+
+def test_a_reduced_crop_has_no_finer_detail_than_its_size_holds() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    before = train.measure_sharpness(noise)
+    for drawn in ({"reduced": (1, 32)}, {"blurred": (1, 2.0)}):
+        assert all(train.measure_sharpness(change(noise, s, **drawn)) < before for s in range(9))
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=25)
+def test_a_self_blend_differs_inside_a_soft_mask_only(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = train.draw_mask(128, rng)
+    assert mask.shape == (128, 128) and mask.dtype == np.float32
+    assert mask.min() >= 0 and mask.max() <= 1
+    assert np.abs(np.diff(mask, axis=0)).max() < 0.7  # no hard border
+    image = cv2.GaussianBlur(rng.integers(0, 256, (128, 128, 3)).astype(np.uint8), (0, 0), 3)
+    blend = train.blend_with_itself(image, np.random.default_rng(seed))
+    assert blend.shape == image.shape and blend.dtype == np.uint8
+    assert not np.array_equal(blend, image)
+    assert np.array_equal(blend, train.blend_with_itself(image, np.random.default_rng(seed)))
+    edge = np.ones((128, 128), bool)
+    edge[4:-4, 4:-4] = False  # far outside of the face
+    untouched = (blend == image).all(axis=2)
+    assert untouched[edge].mean() > 0.8
 
 
 # The start weights
