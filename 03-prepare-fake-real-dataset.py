@@ -403,7 +403,9 @@ def choose_crops(crops: pd.DataFrame, videos: pd.DataFrame, taken: pd.Series) ->
     wanted = crops["video_id"].map(taken).fillna(0).astype(int)
     # Take `wanted` of `total` crops at even spacing, as an integer line is drawn (Bresenham).
     chosen = (position + 1) * wanted // total > position * wanted // total
-    description = videos.set_index("video_id")[["dataset", "method", "label", "split"]]
+    description = videos.set_index("video_id")[
+        ["dataset", "method", "label", "split", "identities"]
+    ]
     return crops[chosen].join(description, on="video_id")
 
 

@@ -267,7 +267,8 @@ def test_the_folders_hold_what_was_planned(faces: Path, capsys: pytest.CaptureFi
     }
     assert "identities in two splits: 0" in capsys.readouterr().out
     table = pd.read_csv(faces / "split_dataset/crops.csv")
-    assert list(table.columns) == ["crop", "video_id", "dataset", "method", "label", "split"]
+    columns = ["crop", "video_id", "dataset", "method", "label", "split", "identities"]
+    assert list(table.columns) == columns  # 04 pairs a real with a fake by the identities
     assert all((faces / "split_dataset" / crop).is_file() for crop in table["crop"])
     fakes = table[table["label"] == "fake"]
     assert fakes["method"].value_counts().to_dict() == {"A": 30, "B": 30}
