@@ -644,37 +644,6 @@ def fill_from_lite0(base: keras.Model, path: Path) -> None:
             raise ValueError("the arrays have other names than the layers")
 
 
-def compile_model(model: keras.Model, settings: dict, steps: int) -> None:
-    """Compile the model for so many steps with Adam (Kingma and Ba, ICLR 2015).
-
-    The learning rate rises evenly from 0, and then falls as half a cosine (Loshchilov and Hutter,
-    "SGDR", ICLR 2017) or stays.
-    """
-    highest, warm_up = settings["learning_rate"], min(settings["warm_up_steps"], steps // 10)
-    rate = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warm_up else highest,
-        decay_steps=steps - warm_up,
-        alpha=1.0 if settings["decay"] == "constant" else 0.0,
-        warmup_target=highest if warm_up else None,
-        warmup_steps=warm_up,
-    )
-    model.compile(
-        optimizer=keras.optimizers.Adam(rate),
-        loss="binary_crossentropy",
-        metrics=["accuracy"],
-        jit_compile=False,  # XLA trains this model 14 times slower on a CPU
-    )
-
-
-def find_best(history: pd.DataFrame) -> int:
-    """Tell the best epoch: of the highest AUC of the validation videos, then of the lowest loss.
-
-    The AUC asks for the right order alone; how sure the scores are, the calibration puts right.
-    """
-    order = history.sort_values(["val_auc", "val_loss", "epoch"], ascending=[False, True, True])
-    return int(order["epoch"].iloc[0])
-
-
 # --- What the model is fed with -------------------------------------------------------------------
 
 
@@ -797,6 +766,15 @@ def blend_with_itself(image: np.ndarray, rng: np.random.Generator) -> np.ndarray
     return (image * (1 - mask) + moved * mask + 0.5).clip(0, 255).astype(np.uint8)
 
 
+def move_image(image: np.ndarray, scale: np.ndarray, turn: float, shift: np.ndarray) -> np.ndarray:
+    """Resize an image about its middle, turn it (degrees) and shift it; the border repeats."""
+    cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+    matrix = np.array(((cos, -sin), (sin, cos))) * scale
+    middle = (len(image) - 1) / 2
+    matrix = np.column_stack((matrix, middle - matrix.sum(axis=1) * middle + shift))
+    return cv2.warpAffine(image, matrix, image.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+
+
 def draw_mask(size: int, rng: np.random.Generator) -> np.ndarray:
     """Draw a soft mask, float32 (size, size) in 0..1: an ellipse on the face with a bent outline.
 
@@ -906,13 +884,35 @@ def compress(image: np.ndarray, quality: int) -> np.ndarray:
     return cv2.imdecode(data, cv2.IMREAD_COLOR)
 
 
-def move_image(image: np.ndarray, scale: np.ndarray, turn: float, shift: np.ndarray) -> np.ndarray:
-    """Resize an image about its middle, turn it (degrees) and shift it; the border repeats."""
-    cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
-    matrix = np.array(((cos, -sin), (sin, cos))) * scale
-    middle = (len(image) - 1) / 2
-    matrix = np.column_stack((matrix, middle - matrix.sum(axis=1) * middle + shift))
-    return cv2.warpAffine(image, matrix, image.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+def compile_model(model: keras.Model, settings: dict, steps: int) -> None:
+    """Compile the model for so many steps with Adam (Kingma and Ba, ICLR 2015).
+
+    The learning rate rises evenly from 0, and then falls as half a cosine (Loshchilov and Hutter,
+    "SGDR", ICLR 2017) or stays.
+    """
+    highest, warm_up = settings["learning_rate"], min(settings["warm_up_steps"], steps // 10)
+    rate = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warm_up else highest,
+        decay_steps=steps - warm_up,
+        alpha=1.0 if settings["decay"] == "constant" else 0.0,
+        warmup_target=highest if warm_up else None,
+        warmup_steps=warm_up,
+    )
+    model.compile(
+        optimizer=keras.optimizers.Adam(rate),
+        loss="binary_crossentropy",
+        metrics=["accuracy"],
+        jit_compile=False,  # XLA trains this model 14 times slower on a CPU
+    )
+
+
+def find_best(history: pd.DataFrame) -> int:
+    """Tell the best epoch: of the highest AUC of the validation videos, then of the lowest loss.
+
+    The AUC asks for the right order alone; how sure the scores are, the calibration puts right.
+    """
+    order = history.sort_values(["val_auc", "val_loss", "epoch"], ascending=[False, True, True])
+    return int(order["epoch"].iloc[0])
 
 
 def predict_crops(

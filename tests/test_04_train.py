@@ -659,7 +659,8 @@ def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(
     split_dir, killed = trained.split_dir, tmp_path / "killed"
     command = [sys.executable, ROOT / SCRIPT, "--split-dir", split_dir, "--model-dir", killed]
     for name, value in OPTIONS.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
+        values = value if isinstance(value, tuple) else [value]
+        command += [f"--{name.replace('_', '-')}", *map(str, values)]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
     )
