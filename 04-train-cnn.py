@@ -241,6 +241,9 @@ def main(
         versions = {"Python": platform.python_version(), "TensorFlow": tf.__version__}
         versions |= {"Keras": keras.__version__, "efficientnet": version("efficientnet")}
         identity = made_with | versions | {"crops": fingerprint_crops(crops, split_dir)}
+        identity = json.loads(
+            json.dumps(identity)
+        )  # as a checkpoint gives it back: lists, no tuples
         unfinished = model_dir / "unfinished.keras"
         model, history = train_model(images, parts, start_weights, settings, identity, unfinished)
 
