@@ -1204,7 +1204,7 @@ def fingerprint_crops(crops: pd.DataFrame, split_dir: Path) -> str:
     content = crops.assign(
         size=[stat.st_size for stat in stats], modified=[stat.st_mtime_ns for stat in stats]
     )
-    return hashlib.sha256(content.to_csv().encode()).hexdigest()
+    return hashlib.sha256(content.to_csv().encode(errors="backslashreplace")).hexdigest()
 
 
 def read_checkpoint(path: Path, identity: dict) -> tuple[pd.DataFrame, list[np.ndarray]]:

@@ -27,6 +27,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -72,17 +73,17 @@ BATCH_SIZE = 64  # crops scored at once
 TEMPLATES = Path(__file__).parent / "templates"  # the card, and what each measure is
 BINS = 10  # of p_fake, for the calibration error
 LIMITS = {  # of the settings: least and most
-    "resamples": (1, math.inf),
-    "fewest_videos": (2, math.inf),
-    "mistakes": (0, math.inf),
-    "seed": (0, math.inf),
-    "jpeg_qualities": (1, 100),
-    "sizes": (0.05, 1),
-    "blurs": (0.1, 100),
-    "noises": (0, 255),
-    "brightnesses": (-1, 1),
-    "batch_size": (1, math.inf),
+    (1, math.inf): ("resamples", "batch_size"),
+    (0, math.inf): ("mistakes", "seed"),
+    (2, math.inf): ("fewest_videos",),
+    (1, 100): ("jpeg_qualities",),
+    (0.05, 1): ("sizes",),
+    (0.1, 100): ("blurs",),
+    (0, 255): ("noises",),
+    (-1, 1): ("brightnesses",),
 }
+FILES = ("metrics.json", "predictions.csv", "README.md")
+PICTURES = ("scores.png", "worst_mistakes.png", "robustness.png")
 UNCHANGED = {"JPEG quality": 100, "size": 1, "blur": 0, "noise": 0, "brightness": 0}
 COLUMNS = ["folder", "crop", "video_id", "dataset", "method", "label", "split", "side"]
 COLUMNS += ["sharpness", "undecided", "p_real", "p_fake"]
@@ -132,16 +133,13 @@ def main(
         OSError: a folder or file is not there, or cannot be written or locked.
     """
     settings = dict(locals())
-    for name, (least, most) in LIMITS.items():
-        for value in settings[name] if isinstance(settings[name], tuple) else [settings[name]]:
-            train_cnn.check_numbers({name: value}, {(least, most): [name]})
-    changes = {
-        "JPEG quality": jpeg_qualities,
-        "size": sizes,
-        "blur": blurs,
-        "noise": noises,
-        "brightness": brightnesses,
-    }
+    for limits, names in LIMITS.items():
+        for name in names:
+            values = settings[name] if isinstance(settings[name], tuple) else (settings[name],)
+            for value in values:
+                train_cnn.check_numbers({name: value}, {limits: (name,)})
+    values = jpeg_qualities, sizes, blurs, noises, brightnesses
+    changes = dict(zip(UNCHANGED, values, strict=True))
     loaded, decision = train_cnn.load_model(model), train_cnn.read_decision(model)
     # Every folder is looked at before the first is measured.
     parts = {folder: part or choose_part(folder) for folder in split_dirs}
@@ -331,7 +329,9 @@ def sweep_changes(
 
         with ThreadPoolExecutor() as pool:
             sharpness = list(pool.map(change, crops.index))
-        side = crops["side"] * (value if kind == "size" else 1)
+        side = crops["side"]
+        if kind == "size":
+            side = side.clip(upper=train_cnn.IMAGE_SIZE) * value
         videos = judge_videos(score(changed, crops.assign(sharpness=sharpness, side=side)))
         rows.append({"change": kind, "value": value, **measure(videos, decision.threshold)})
     return rows
@@ -426,47 +426,34 @@ def write_report(
     Args:
         own_files: names of what an earlier run wrote, and this one may replace
     """
-    writers = {
-        "metrics.json": lambda path: path.write_text(
-            json.dumps(metrics, indent=2) + "\n", encoding="utf-8"
-        ),
-        "predictions.csv": lambda path: predictions[COLUMNS].to_csv(
-            path, index=False, errors="backslashreplace"
-        ),
-        "README.md": lambda path: path.write_text(render_card(metrics), encoding="utf-8"),
-    }
-    pictures = {
-        "scores.png": lambda: draw_scores(predictions, decision),
-        "worst_mistakes.png": lambda: draw_worst_mistakes(predictions, decision, mistakes),
-    }
-    if metrics["robustness"]:
-        pictures["robustness.png"] = lambda: draw_robustness(pd.DataFrame(metrics["robustness"]))
-    names = [*writers, *pictures]
+    names = [*FILES, *PICTURES[: None if metrics["robustness"] else -1]]
     foreign = [name for name in names if (report_dir / name).exists() and name not in own_files]
     metrics["files"] = [name for name in names if name not in foreign]
     for name in foreign:
-        print(
-            f"NOTE: {report_dir / name}: this script did not write it, so it stays as it is; move "
-            "it away, or name another folder with --report-dir.",
-            file=sys.stderr,
-        )
-    for name in metrics["files"]:
-        if name in writers:
-            train_cnn.write_whole(report_dir / name, writers[name])
-        else:
-            train_cnn.write_picture(report_dir / name, pictures[name])
-    for name in own_files - set(names):  # such as the picture of an earlier sweep
+        note = "this script did not write it, so it stays; move it away, or name a --report-dir"
+        print(f"NOTE: {report_dir / name}: {note}.", file=sys.stderr)
+    for name in own_files - set(names):  # the picture of an earlier sweep
         (report_dir / name).unlink(missing_ok=True)
+    texts = {
+        "metrics.json": json.dumps(metrics, indent=2) + "\n",
+        "predictions.csv": predictions[COLUMNS].to_csv(index=False),
+        "README.md": render_card(metrics),
+    }
+    drawings = {
+        "scores.png": lambda: draw_scores(predictions, decision),
+        "worst_mistakes.png": lambda: draw_worst_mistakes(predictions, decision, mistakes),
+        "robustness.png": lambda: draw_robustness(pd.DataFrame(metrics["robustness"])),
+    }
+    for name in metrics["files"]:
+        if name in texts:
+            content = texts[name].encode(errors="backslashreplace")
+            train_cnn.write_whole(report_dir / name, partial(Path.write_bytes, data=content))
+        else:
+            train_cnn.write_picture(report_dir / name, drawings[name])
 
 
 def render_card(metrics: dict) -> str:
     """Write the model card (Mitchell et al., "Model Cards for Model Reporting", FAT* 2019)."""
-
-    def tell_interval(row: dict, name: str) -> str:
-        """Such as "0.840 (0.822 to 0.857)"."""
-        low_high = row[f"{name}_95"]
-        return f"{row[name]:.3f}" + (" ({:.3f} to {:.3f})".format(*low_high) if low_high else "")
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
@@ -481,6 +468,12 @@ def render_card(metrics: dict) -> str:
         "cell": lambda value: " ".join(str(value).replace("|", "\\|").split()) or "all",
     }
     return environment.get_template("model-card.md").render(metrics)
+
+
+def tell_interval(row: dict, name: str) -> str:
+    """Tell a measure with its interval, if it has one: "0.840 (0.822 to 0.857)"."""
+    interval = row[f"{name}_95"]
+    return f"{row[name]:.3f}" + (" ({:.3f} to {:.3f})".format(*interval) if interval else "")
 
 
 def draw_scores(predictions: pd.DataFrame, decision: train_cnn.Decision) -> Figure:
@@ -501,25 +494,14 @@ def draw_scores(predictions: pd.DataFrame, decision: train_cnn.Decision) -> Figu
         roc.set_title(folder, parse_math=False)  # a $ in it is a $
         precision_recall.set(xlabel="fakes found", ylabel="fakes among those called so")
         called = np.where(videos["p_fake"] >= decision.threshold, "fake", "real")
-        sklearn.metrics.ConfusionMatrixDisplay.from_predictions(
-            videos["label"],
-            called,
-            labels=train_cnn.CLASSES,
-            cmap="Blues",
-            colorbar=False,
-            ax=confusion,
-        )
+        look = {"labels": train_cnn.CLASSES, "cmap": "Blues", "colorbar": False, "ax": confusion}
+        draw_confusion = sklearn.metrics.ConfusionMatrixDisplay.from_predictions
+        draw_confusion(videos["label"], called, **look)
         confusion.set(title=f"videos at {decision.threshold:.3f}", xlabel="called", ylabel="truth")
         for label, color in (("fake", "C3"), ("real", "C0")):
-            its = videos[videos["label"] == label]
-            histogram.hist(
-                its["p_fake"],
-                25,
-                range=(0, 1),
-                alpha=0.6,
-                color=color,
-                label=f"{label}, {len(its):,}",
-            )
+            its = videos.loc[videos["label"] == label, "p_fake"]
+            look = {"alpha": 0.6, "color": color, "label": f"{label}, {len(its):,}"}
+            histogram.hist(its, 25, range=(0, 1), **look)
         histogram.axvline(decision.threshold, color="0.3", linestyle="--", label="threshold")
         histogram.set(title="scores by video", xlabel="p_fake", ylabel="videos")
         histogram.legend(frameon=False)
@@ -590,13 +572,11 @@ def print_measures(metrics: dict, report_dir: Path) -> None:
         left_out = f", {len(folder['left_out']):,} left out" if folder["left_out"] else ""
         print(f"  {folder['part'] or 'all':15} {name}: {crops:,} crops{left_out}")
     for row in metrics["groups"]:
-        low_high = row["auc_95"]
-        auc = f"{row['auc']:.3f}" + (" ({:.3f} to {:.3f})".format(*low_high) if low_high else "")
         label = " ".join(filter(None, (row["dataset"], row["method"]))) or row["folder"]
         fake, found = row["reals_called_fake"], row["fakes_found"]
         print(
-            f"  {label:15} AUC by video {auc}; {fake:.0%} of reals called fake, {found:.0%} of "
-            f"fakes found, {row['undecided']:.0%} undecided"
+            f"  {label:15} AUC by video {tell_interval(row, 'auc')}; {fake:.0%} of reals called "
+            f"fake, {found:.0%} of fakes found, {row['undecided']:.0%} undecided"
         )
     print(f"  {'look next at':15} {report_dir / 'README.md'} and {report_dir / 'scores.png'}")
 
@@ -606,27 +586,20 @@ def print_measures(metrics: dict, report_dir: Path) -> None:
 
 def read_training(model: Path) -> dict:
     """Read how a model was trained, as its file has it; nothing where it does not say."""
-    try:
+    with suppress(Exception):  # of many kinds, by what the file is instead
         return train_cnn.read_saved(model, "training.json")
-    except Exception:  # of many kinds, by what the file is instead
-        return {}
+    return {}
 
 
 def find_own_files(report_dir: Path) -> set[str]:
-    """Find the files that an earlier run of this script wrote into a folder, by its metrics.json.
-
-    Raises:
-        ValueError: there is a metrics.json that this script did not write.
-    """
+    """Find what an earlier run of this script wrote into a folder, by its metrics.json."""
     path = report_dir / "metrics.json"
     if not path.exists():
         return set()
-    try:
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
         saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if saved["made_by"] == Path(__file__).name:
-            return {name for name in saved["files"] if Path(name).name == name}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
+            return set(saved["files"]) & {*FILES, *PICTURES}
     raise ValueError(
         f"{path}: this script did not write it; move it away, or name another folder with "
         "--report-dir."

@@ -103,6 +103,14 @@ def test_a_wrong_crop_rule_is_named(rule: str, tmp_path: Path) -> None:
         train.read_crop_rule(tmp_path)
 
 
+def test_a_name_that_is_no_text_is_a_crop_like_any(small_split: Path, tmp_path: Path) -> None:
+    split_dir = shutil.copytree(small_split, tmp_path / "split")
+    one = next((split_dir / "train" / "real").iterdir())
+    one.rename(one.with_name(os.fsdecode(b"caf\xe9.png")))
+    crops = train.find_crops(split_dir, ("train", "val"))
+    assert len(train.fingerprint_crops(crops, split_dir)) == 64
+
+
 # --- Models that are not right --------------------------------------------------------------------
 
 
