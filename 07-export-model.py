@@ -4,25 +4,32 @@
     python 07-export-model.py --crops-dir split_dataset/val --crops 20
     python 07-export-model.py --model my-model/best_model.keras --export-dir my-export
 
-Reads   model/best_model.keras            the model, its temperature and its threshold, by 04
+Reads   model/best_model.keras            the model and its decision, by 04; where there is none,
+                                          the project's own, weights/deepfake-detector.keras
         split_dataset/test/               crops of faces, to check the exported models on
 Writes  model/export/detector.onnx        32-bit weights, for ONNX Runtime
         model/export/detector.tflite      16-bit weights, half the size, for LiteRT (TFLite)
-        model/export/detector.json        the threshold, and what goes in and comes out
+        model/export/detector.json        the decision, and what goes in and comes out
+Next    08-web-page.py
 
-Both take `rgb_0_to_255`, float32 (n, 128, 128, 3): crops of faces with a margin of 30 %, RGB, as
-they are. They give `p_fake`, float32 (n, 1), 0..1: the scores of 06, calibrated, with all that lies
-between inside. A file gets its name only if its scores agree with the Keras model's.
+Both take `rgb_0_to_255`, float32 (n, 128, 128, 3): crops of faces, RGB, as they are, cut by the
+crop rule in detector.json. They give `p_fake`, float32 (n, 1), 0..1: the scores of 06, with
+normalisation and calibration inside. A file is written only if its scores agree with those of the
+Keras model.
 """
+
+from __future__ import annotations
 
 import importlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -43,19 +50,106 @@ train_cnn = importlib.import_module("04-train-cnn")
 
 # --------------------------------------------------------------------------------------------------
 # folders
-MODEL = Path("model/best_model.keras")  # a model that 04 wrote
+MODEL = None  # None: model/best_model.keras, or if there is none weights/deepfake-detector.keras
 EXPORT_DIR = Path("model/export")  # gets the two models and detector.json
 CROPS_DIR = Path("split_dataset/test")  # a folder with images below it: crops of faces
 # check
 CROPS = 100  # of them, taken evenly, that the models are compared on
-TOLERANCE = {"onnx": 1e-4, "tflite": 2e-2}  # largest difference of p_fake; 16 bits have 3 digits
+ONNX_TOLERANCE = 1e-4  # largest difference of p_fake, by rounding
+TFLITE_TOLERANCE = 2e-2  # the same of weights with 16 bits, which are three digits
 ROUNDS = 5  # the speed is the best of so many, the models in turn
 # format
 OPSET = 17  # of ONNX; ONNX Runtime knows it since 1.12 (2022)
 # --------------------------------------------------------------------------------------------------
 
+MODELS = Path("model/best_model.keras"), Path(__file__).parent / "weights/deepfake-detector.keras"
 INPUT, OUTPUT = "rgb_0_to_255", "p_fake"
-Scorer = Callable[[np.ndarray], np.ndarray]
+Scorer = Callable[[np.ndarray], np.ndarray]  # RGB float32 (n, 128, 128, 3) to p_fake (n, 1)
+
+
+def main(
+    model: Path | None = MODEL,
+    export_dir: Path = EXPORT_DIR,
+    crops_dir: Path = CROPS_DIR,
+    crops: int = CROPS,
+    onnx_tolerance: float = ONNX_TOLERANCE,
+    tflite_tolerance: float = TFLITE_TOLERANCE,
+    rounds: int = ROUNDS,
+    opset: int = OPSET,
+) -> dict[str, dict[str, float]]:
+    """Write the model as ONNX and as TFLite, for those who serve it without Keras.
+
+    Args:
+        model: a model that 04-train-cnn.py wrote; None: model/best_model.keras, or if there is none
+            weights/deepfake-detector.keras
+        export_dir: folder for the two models and detector.json
+        crops_dir: folder with crops of faces below it, to check the exported models on
+        crops: so many of them are taken
+        onnx_tolerance: largest difference of p_fake between the ONNX and the Keras model
+        tflite_tolerance: the same of the TFLite model
+        rounds: the speed is the best of so many
+        opset: version of the ONNX operators
+
+    Returns:
+        Of each model, keras, onnx and tflite: largest difference of p_fake from the first's, bytes,
+        and crops a second.
+
+    Raises:
+        ValueError: there are no crops, the model is of another kind, the scores do not agree, or
+            export_dir holds other files.
+        OSError: the model is not there, or the folder cannot be written.
+    """
+    for option, value in {"--crops": crops, "--rounds": rounds, "--opset": opset}.items():
+        if value < 1:
+            raise ValueError(f"{option} is {value}; give 1 or more.")
+    model = model or next(filter(Path.is_file, MODELS), MODELS[0])
+    loaded, decision = train_cnn.load_model(model), train_cnn.read_decision(model)
+    images = read_crops(crops_dir, crops)
+    score = make_scorer(loaded, decision)
+
+    # Convert to each format, score the crops with it, and stop at the first that disagrees.
+    scorers = {"keras": run_keras(loaded, decision)}
+    truth, files, differences = scorers["keras"](images), {}, {"keras": 0.0}
+    for name, tolerance, convert in (
+        ("onnx", onnx_tolerance, partial(convert_to_onnx, score, decision, opset)),
+        ("tflite", tflite_tolerance, partial(convert_to_tflite, score, loaded)),
+    ):
+        files[name], scorers[name] = convert()
+        differences[name] = float(np.abs(scorers[name](images) - truth).max())
+        if not differences[name] <= tolerance:  # so that NaN stops it too
+            raise ValueError(
+                f"{model}: its scores as {name} differ from its own by up to "
+                f"{differences[name]:.4f} on {crops_dir}, more than {tolerance}; nothing was "
+                "written."
+            )
+    speeds = measure_speed(scorers, images, rounds)
+
+    about = {
+        "input": {"name": INPUT, "type": "float32", "shape": ["n", *loaded.input_shape[1:]]},
+        "output": {"name": OUTPUT, "type": "float32", "shape": ["n", 1], "calibrated": True},
+        "score_of_a_video": "the mean of its crops' p_fake, fake from the threshold on",
+        **decision._asdict(),
+        "checked_on_crops": len(images),
+        "largest_difference": differences,
+    }
+    files["json"] = (json.dumps(about, indent=2) + "\n").encode()
+    export_dir.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(export_dir / ".lock", timeout=0):
+        claim_folder(export_dir, "--export-dir")
+        for name, content in files.items():
+            write_whole(export_dir / f"detector.{name}", partial(Path.write_bytes, data=content))
+    sizes = {"keras": model.stat().st_size} | {name: len(files[name]) for name in files}
+    print(f"{export_dir}")
+    print(f"  model           {model}")
+    print(f"  crops           {len(images):,} of {crops_dir}")
+    print(f"  {'':15} largest difference      size   crops/s")
+    for name, difference in differences.items():
+        size = f"{sizes[name] / 1e6:.1f} MB"
+        print(f"  {name:15} {difference:18.6f}{size:>10}{speeds[name]:10.0f}")
+    return {
+        name: {"difference": differences[name], "bytes": sizes[name], "crops/s": speeds[name]}
+        for name in scorers
+    }
 
 
 def read_crops(crops_dir: Path, count: int) -> np.ndarray:
@@ -64,15 +158,12 @@ def read_crops(crops_dir: Path, count: int) -> np.ndarray:
     Raises:
         ValueError: there are none.
     """
-    paths = sorted(
-        path for path in crops_dir.rglob("*") if path.suffix.lower() in train_cnn.IMAGE_SUFFIXES
-    )
+    suffixes = train_cnn.IMAGE_SUFFIXES
+    paths = sorted(path for path in crops_dir.rglob("*") if path.suffix.lower() in suffixes)
     images = []
     for index in np.unique(np.linspace(0, max(0, len(paths) - 1), count).astype(int)):
-        try:
+        with suppress(ValueError, OSError, IndexError):  # the others are enough for a check
             images.append(train_cnn.read_crop(paths[index]))
-        except (ValueError, OSError, IndexError):
-            continue  # a broken crop has been named by 04; the others are enough for a check
     if not images:
         raise ValueError(
             f"{crops_dir}: there is no crop in it to check the exported models on; name a folder "
@@ -84,7 +175,7 @@ def read_crops(crops_dir: Path, count: int) -> np.ndarray:
 def make_scorer(model: keras.Model, decision: train_cnn.Decision) -> tf.types.experimental.Callable:
     """Make the function that is exported: images to p_fake, the calibration of 04 included.
 
-    It takes the last layer's logit, not the logarithm of its sigmoid, which 32 bits would round.
+    Works on the logit: recovering it from the sigmoid in 32 bits loses digits.
     """
     layers = model.layers[model.layers.index(model.get_layer("imagenet_mean_and_std")) + 1 :]
     limit = float(np.log1p(-train_cnn.SMALLEST_P) - np.log(train_cnn.SMALLEST_P))
@@ -102,16 +193,27 @@ def make_scorer(model: keras.Model, decision: train_cnn.Decision) -> tf.types.ex
     return score
 
 
-def convert_to_onnx(score: tf.types.experimental.Callable, decision: train_cnn.Decision) -> bytes:
-    """Convert to ONNX, with temperature and threshold in its metadata."""
-    converted, _ = tf2onnx.convert.from_function(score, score.input_signature, opset=OPSET)
+def run_keras(model: keras.Model, decision: train_cnn.Decision) -> Scorer:
+    """Score as 06 does."""
+    return lambda images: train_cnn.calibrate(model.predict_on_batch(images), decision)
+
+
+def convert_to_onnx(
+    score: tf.types.experimental.Callable, decision: train_cnn.Decision, opset: int
+) -> tuple[bytes, Scorer]:
+    """Convert to ONNX, with the decision in its metadata: the file's content, and what runs it."""
+    converted, _ = tf2onnx.convert.from_function(score, score.input_signature, opset=opset)
     onnx.helper.set_model_props(
-        converted, {name: repr(value) for name, value in decision._asdict().items()}
+        converted, {name: str(value) for name, value in decision._asdict().items()}
     )
-    return converted.SerializeToString()
+    content = converted.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda images: session.run([OUTPUT], {INPUT: images})[0]
 
 
-def convert_to_tflite(score: tf.types.experimental.Callable, model: keras.Model) -> bytes:
+def convert_to_tflite(
+    score: tf.types.experimental.Callable, model: keras.Model
+) -> tuple[bytes, Scorer]:
     """Convert to TFLite with weights of 16 bits; it calculates in 32 where there is no GPU."""
     with tempfile.TemporaryDirectory() as folder:
         archive = keras.export.ExportArchive()
@@ -121,34 +223,17 @@ def convert_to_tflite(score: tf.types.experimental.Callable, model: keras.Model)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
-        return converter.convert()
-
-
-def run_keras(model: keras.Model, decision: train_cnn.Decision) -> Scorer:
-    """Score as 06 does."""
-
-    def run(images: np.ndarray) -> np.ndarray:
-        return train_cnn.calibrate(model.predict_on_batch(images), decision)
-
-    return run
-
-
-def run_onnx(content: bytes) -> Scorer:
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return lambda images: session.run([OUTPUT], {INPUT: images})[0]
-
-
-def run_tflite(content: bytes) -> Scorer:
+        content = converter.convert()
     warnings.filterwarnings("ignore", "(?s).*tf.lite.Interpreter is deprecated")  # it works
     interpreter = tf.lite.Interpreter(model_content=content, num_threads=os.cpu_count())
     runner = interpreter.get_signature_runner()
-    return lambda images: runner(**{INPUT: images})[OUTPUT]
+    return content, lambda images: runner(**{INPUT: images})[OUTPUT]
 
 
-def measure_speed(scorers: dict[str, Scorer], images: np.ndarray) -> dict[str, float]:
-    """Measure the crops a second of each, the best of ROUNDS, in turn."""
+def measure_speed(scorers: dict[str, Scorer], images: np.ndarray, rounds: int) -> dict[str, float]:
+    """Measure the crops a second of each, the best of so many rounds, in turn."""
     seconds = {name: [] for name in scorers}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in scorers.items():
             start = time.perf_counter()
             run(images)
@@ -156,93 +241,48 @@ def measure_speed(scorers: dict[str, Scorer], images: np.ndarray) -> dict[str, f
     return {name: len(images) / min(times) for name, times in seconds.items()}
 
 
-def write_bytes(content: bytes, path: Path) -> None:
-    """Write a file whole or not at all: to a temporary name beside it, then renamed."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
+# --- Machinery ------------------------------------------------------------------------------------
+
+
+def claim_folder(folder: Path, option: str) -> None:
+    """Make an output folder and mark it as this script's; refuse one that holds anything else.
+
+    Raises:
+        ValueError: the folder holds what this script did not make.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mark, script = folder / ".made-by", Path(__file__).name
+    if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace").strip() == script:
+        return
+    if foreign := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
+        raise ValueError(
+            f"{folder}: it holds {foreign[0]}, which this script did not make; name another folder "
+            f"with {option}, or move it away."
+        )
+    write_whole(mark, lambda partial: partial.write_text(f"{script}\n"))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    partial.unlink(missing_ok=True)  # a link planted there would be followed
+    write(partial)
     partial.replace(path)
 
 
-def main(
-    model: Path = MODEL,
-    export_dir: Path = EXPORT_DIR,
-    crops_dir: Path = CROPS_DIR,
-    crops: int = CROPS,
-) -> dict[str, dict[str, float]]:
-    """Write the model as ONNX and as TFLite, for those who serve it without Keras.
-
-    Args:
-        model: a model that 04-train-cnn.py wrote
-        export_dir: folder for the two models and detector.json
-        crops_dir: folder with crops of faces below it, to check the exported models on
-        crops: so many of them are taken
-
-    Returns:
-        Of each model, keras, onnx and tflite: largest difference of p_fake from the first's, bytes,
-        and crops a second.
-
-    Raises:
-        ValueError: there are no crops, the model is of another kind, or the scores do not agree.
-        OSError: the model is not there, or the folder cannot be written.
-    """
-    if crops < 1:
-        raise ValueError(f"--crops is {crops}; give 1 or more.")
-    loaded, decision = train_cnn.load_model(model), train_cnn.read_decision(model)
-    images = read_crops(crops_dir, crops)
-    score = make_scorer(loaded, decision)
-    steps = {
-        "onnx": (partial(convert_to_onnx, score, decision), run_onnx),
-        "tflite": (partial(convert_to_tflite, score, loaded), run_tflite),
-    }
-    contents, differences = {}, {"keras": 0.0}
-    scorers = {"keras": run_keras(loaded, decision)}
-    truth = scorers["keras"](images)
-    for name, (convert, run) in steps.items():
-        contents[name] = convert()
-        scorers[name] = run(contents[name])
-        differences[name] = float(np.abs(scorers[name](images) - truth).max())
-        if not differences[name] <= TOLERANCE[name]:  # so that NaN stops it too
-            raise ValueError(
-                f"{model}: its scores as {name} differ from its own by up to "
-                f"{differences[name]:.4f} on {crops_dir}, more than {TOLERANCE[name]}; nothing "
-                "was written."
-            )
-    speeds = measure_speed(scorers, images)
-    sizes = {"keras": model.stat().st_size} | {name: len(of) for name, of in contents.items()}
-    export_dir.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(export_dir / ".lock", timeout=0):
-        for name, content in contents.items():
-            write_bytes(content, export_dir / f"detector.{name}")
-        about = {
-            "input": {"name": INPUT, "type": "float32", "shape": ["n", *loaded.input_shape[1:]]},
-            "output": {"name": OUTPUT, "type": "float32", "shape": ["n", 1], "calibrated": True},
-            "score_of_a_video": "the mean of its crops' p_fake, fake from the threshold on",
-            **decision._asdict(),
-            "checked_on_crops": len(images),
-            "largest_difference": differences,
-        }
-        train_cnn.write_whole(
-            export_dir / "detector.json",
-            lambda partial: partial.write_text(
-                json.dumps(about, indent=2) + "\n", encoding="utf-8"
-            ),
-        )
-    print(f"{len(images):,} crops of {crops_dir}; {export_dir}")
-    print("          largest difference    size    crops/s")
-    for name, difference in differences.items():
-        size = f"{sizes[name] / 1e6:.1f} MB"
-        print(f"{name:10}{difference:18.6f}{size:>10}{speeds[name]:10.0f}")
-    return {
-        name: {"difference": differences[name], "bytes": sizes[name], "crops/s": speeds[name]}
-        for name in scorers
-    }
-
-
 if __name__ == "__main__":
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
+        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         tyro.cli(main)
     except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: stopped; nothing was written.", file=sys.stderr)
+        print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
         sys.exit(130)
+    except filelock.Timeout as error:
+        folder = Path(error.lock_file).parent
+        sys.exit(
+            f"{Path(__file__).name}: {folder}: another run is writing to it; wait for its end."
+        )
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")

@@ -89,16 +89,26 @@ def test_what_is_told_is_what_was_measured(folder: Path) -> None:
     for name in ("onnx", "tflite"):
         path = folder / "export" / f"detector.{name}"
         assert result[name]["bytes"] == path.stat().st_size
-        assert 0 < result[name]["difference"] < export.TOLERANCE[name]
+        tolerance = {"onnx": export.ONNX_TOLERANCE, "tflite": export.TFLITE_TOLERANCE}[name]
+        assert 0 < result[name]["difference"] < tolerance
 
 
-def test_scores_that_do_not_agree_are_not_written(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(export.TOLERANCE, "onnx", 0.0)
+def test_scores_that_do_not_agree_are_not_written(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="its scores as onnx differ from its own by up to"):
-        export.main(folder / "model.keras", tmp_path / "export", folder / "crops")
+        export.main(
+            folder / "model.keras", tmp_path / "export", folder / "crops", onnx_tolerance=0.0
+        )
     assert not (tmp_path / "export").exists()
+
+
+def test_another_s_folder_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "detector.json").write_text("mine")
+    with pytest.raises(
+        ValueError, match=r"it holds detector\.json, which this script did not make"
+    ):
+        export.main(folder / "model.keras", tmp_path, folder / "crops", crops=1, rounds=1)
+    assert (tmp_path / "detector.json").read_text() == "mine"
+    assert not (tmp_path / "detector.onnx").exists()
 
 
 def test_wrong_input_is_one_sentence(folder: Path, tmp_path: Path) -> None:
