@@ -189,15 +189,6 @@ def main(
     return results
 
 
-class Scorer(NamedTuple):
-    """What scores a face: the model, and the decision that was saved with it."""
-
-    path: Path
-    model: keras.Model
-    predict: Callable[[np.ndarray], tf.Tensor]  # RGB float32 (n, 128, 128, 3) to p_real (n, 1)
-    decision: train_cnn.Decision
-
-
 def load_scorer(path: Path | None) -> Scorer:
     """Load a model and what was saved with it, running none of it as code.
 
@@ -213,6 +204,15 @@ def load_scorer(path: Path | None) -> Scorer:
     crops = tf.TensorSpec(model.input_shape, tf.float32)
     predict = tf.function(partial(model, training=False), input_signature=[crops])
     return Scorer(path, model, predict, decision)
+
+
+class Scorer(NamedTuple):
+    """What scores a face: the model, and the decision that was saved with it."""
+
+    path: Path
+    model: keras.Model
+    predict: Callable[[np.ndarray], tf.Tensor]  # RGB float32 (n, 128, 128, 3) to p_real (n, 1)
+    decision: train_cnn.Decision
 
 
 def list_inputs(paths: Iterable[Path]) -> list[Path]:
@@ -256,13 +256,18 @@ def process_file(source: Path, target: Path, scorer: Scorer, settings: SimpleNam
     Whatever fails costs this file alone; then the result is just the file and the reason.
     """
     try:
+        if source.name in read_claims(source.parent):
+            raise ValueError("was written by this script itself")
         claim_outputs(target.parent, [target.name + ending for ending in OUTPUTS])
         result, worst = detect(source, scorer, settings)
         write_outputs(result, worst, scorer.model, target, settings)
-        write_html(collect_report(result, worst, scorer, target, settings), target)
-        return result
     except Exception as error:
         return {"file": str(source), "reason": word_error(error)}
+    try:
+        write_html(collect_report(result, worst, scorer, target, settings), target)
+    except Exception as error:
+        result["notes"].append(f"{target.name}.html is not written: {word_error(error)}")
+    return result
 
 
 # --- The faces and their scores -------------------------------------------------------------------
@@ -280,7 +285,7 @@ def detect(path: Path, scorer: Scorer, settings: SimpleNamespace) -> tuple[dict,
     """
     picture, notes = is_picture(path), []
     frames = sample_frames(path, settings, notes)
-    frames = tqdm(frames, path.name, unit="frame", leave=False, disable=picture)
+    frames = tqdm(frames, spell(path.name), unit="frame", leave=False, disable=picture)
     count, (width, height), faces, worst = score_frames(frames, scorer, settings)
     faces["track"] = join_tracks(faces, settings)
     worst = worst.join(faces.drop(columns=["look", "p_fake"]))
@@ -292,7 +297,7 @@ def detect(path: Path, scorer: Scorer, settings: SimpleNamespace) -> tuple[dict,
     result = {
         "file": str(path),
         "kind": "picture" if picture else "video",
-        **judge_file(tracks, picture, settings.fewest_frames),
+        **judge_file(tracks),
         "threshold": round(scorer.decision.threshold, 4),
         "model": str(scorer.path),
         "frames_scored": count,
@@ -384,7 +389,8 @@ def score_frames(
         first = len(rows) - len(found)
         worst += [(p, first + at, found[at][1]) for at, p in enumerate(scores)]
         worst = sorted(worst, key=lambda one: -one[0])[: settings.explained]
-    columns = ["frame", "seconds", "x", "y", "width", "height", "confidence", "p_fake", "look"]
+    columns = ["frame", "seconds", "x", "y", "width", "height", "confidence"]
+    columns += ["crop_side", "sharpness", "p_fake", "look"]
     faces = pd.DataFrame(rows, columns=columns).sort_values("frame", kind="stable")
     worst = pd.DataFrame(worst, columns=["p_fake", "row", "crop"]).set_index("row")
     return count, size, faces, worst
@@ -396,22 +402,24 @@ def find_faces(
     """Yield each face of some frames: a row, and the crop that 01 and 02 would have saved, BGR.
 
     A row has frame, seconds, x, y, width and height (the detector's box in pixels of the file's own
-    frame), confidence (0..1) and look (see measure_look).
+    frame), confidence (0..1), crop_side and sharpness (pixels of the crop's shorter side, and what
+    measure_sharpness of 04 gives) and look (see measure_look).
     """
-    resized = [convert.resize_by_width(frame) for _, _, frame in frames]
-    finder = crop_faces.load_detector(crop_faces.MIN_FACE_SIZE, None)
-    for (index, seconds, frame), small, faces in zip(
-        frames, resized, finder.detect(resized), strict=True
-    ):
-        scale = frame.shape[1] / small.shape[1], frame.shape[0] / small.shape[0]
-        for face in faces:
-            if face.confidence >= crop_faces.CONFIDENCE:
-                box = (round(side * scale[axis % 2]) for axis, side in enumerate(face.box))
-                row = {"frame": index, "seconds": round(seconds, 3)}
-                row |= dict(zip(("x", "y", "width", "height"), box, strict=True))
-                row |= {"confidence": round(face.confidence, 6)}
-                row |= {"look": measure_look(crop_faces.crop_face(small, face.box, 0))}
-                yield row, crop_faces.crop_face(small, face.box, crop_faces.MARGIN)
+    whole = [frame for _, _, frame in frames]
+    full = decision.frames == "full"
+    shown = whole if full else [convert.resize_by_width(frame) for frame in whole]
+    detector = crop_faces.load_detector()
+    found = crop_faces.crop_faces(shown, detector, crop_faces.CONFIDENCE, decision)
+    for (index, seconds, frame), small, faces in zip(frames, shown, found, strict=True):
+        down, across = np.divide(frame.shape[:2], small.shape[:2])
+        for face, crop in faces:
+            box = crop_faces.scale_face(face, across, down).box
+            row = {"frame": index, "seconds": round(seconds, 3)}
+            row |= dict(zip(("x", "y", "width", "height"), box, strict=True))
+            row |= {"confidence": round(face.confidence, 6), "crop_side": min(crop.shape[:2])}
+            sharpness = train_cnn.measure_sharpness(train_cnn.prepare_crop(crop))
+            row |= {"sharpness": round(sharpness, 2)}
+            yield row | {"look": measure_look(crop_faces.crop_face(small, face.box, 0))}, crop
 
 
 def measure_look(face: np.ndarray) -> np.ndarray:
@@ -465,7 +473,7 @@ def join_tracks(faces: pd.DataFrame, settings: SimpleNamespace) -> pd.Series:
             overlap = np.maximum(ahead, measure_overlap(boxes, box))
             likeness = looks @ look
             may = (overlap >= settings.least_overlap) & (likeness >= settings.least_likeness)
-            worth[:, column] = may * (likeness + 0.2 * ahead)  # two people differ by 0.2 and more
+            worth[:, column] = may * (likeness + 0.1 * ahead)  # two people differ by more than 0.1
         for row, column in zip(*scipy.optimize.linear_sum_assignment(-worth), strict=True):
             if worth[row, column]:
                 numbers[found.index[row]] = recent[column]
@@ -495,21 +503,22 @@ def judge_track(
     """
     scores = faces["p_fake"].to_numpy()
     p_fake, threshold = float(scores.mean()), decision.threshold
-    interval, doubt = None, ""
-    if picture:
-        if abs(p_fake - threshold) <= settings.picture_margin:
-            doubt = f"its score is within {settings.picture_margin} of the threshold"
-    elif len(scores) < settings.fewest_frames:
-        doubt = f"it is seen in fewer than {settings.fewest_frames} of the frames scored"
-    else:
+    doubt, interval = doubt_faces(faces, decision), None
+    if not picture and len(scores) < settings.fewest_frames:
+        doubt = doubt or f"it is seen in fewer than {settings.fewest_frames} of the frames scored"
+    known = not doubt
+    if picture and abs(p_fake - threshold) <= settings.picture_margin:
+        doubt = doubt or f"its score is within {settings.picture_margin} of the threshold"
+    elif not picture and len(scores) >= settings.fewest_frames:
         drawn = np.random.default_rng(1).choice(scores, (settings.resamples, len(scores)))
         low, high = np.percentile(drawn.mean(axis=1), (2.5, 97.5)).tolist()
         interval = [round(low, 4), round(high, 4)]
         if low < threshold <= high:
-            doubt = "its interval has the threshold in it"
+            doubt = doubt or "its interval has the threshold in it"
     return {
         "verdict": UNDECIDED if doubt else FAKE if p_fake >= threshold else REAL,
         "doubt": doubt,
+        "known": known,
         "p_fake": round(p_fake, 4),
         "interval_95": interval,
         "frames": len(scores),
@@ -518,12 +527,26 @@ def judge_track(
     }
 
 
-def judge_file(tracks: list[dict], picture: bool, fewest_frames: int) -> dict:
-    """Take the most suspicious track that rests on enough frames, or of all if none does."""
+def doubt_faces(faces: pd.DataFrame, decision: train_cnn.Decision) -> str:
+    """Say why the model does not know such faces, where most are smaller or softer than trained."""
+    side, sharpness = faces["crop_side"], faces["sharpness"]
+    for what, values, least in (
+        ("smaller", side, decision.smallest_face),
+        ("softer", sharpness, decision.least_sharpness),
+    ):
+        if (values < least).mean() > 0.5:
+            return (
+                f"it is {what} than the faces of the training ({values.median():.0f} < {least:.0f})"
+            )
+    return ""
+
+
+def judge_file(tracks: list[dict]) -> dict:
+    """Take the most suspicious track of those that can be judged, or of all if none can."""
     if not tracks:
         return {"verdict": NO_FACE, "doubt": "", "p_fake": None, "interval_95": None, "track": None}
-    enough = [track for track in tracks if picture or track["frames"] >= fewest_frames]
-    worst = max(enough or tracks, key=lambda track: track["p_fake"])
+    known = [track for track in tracks if track["known"]]
+    worst = max(known or tracks, key=lambda track: track["p_fake"])
     return {key: worst[key] for key in ("verdict", "doubt", "p_fake", "interval_95", "track")}
 
 
@@ -568,25 +591,6 @@ def write_marked_picture(result: dict, most_pixels: int, path: Path) -> None:
     path.write_bytes(cv2.imencode(".png", marked)[1])
 
 
-def arrange_tracks(result: dict) -> dict[int, np.ndarray]:
-    """Arrange the faces of each track for drawing: frame, x, y, width, height, p_fake (6, n)."""
-    sides = ["frame", "x", "y", "width", "height", "p_fake"]
-    return {
-        track["track"]: pd.DataFrame(track["faces"])[sides].to_numpy(float).T
-        for track in result["tracks"]
-    }
-
-
-def find_boxes(tracks: dict[int, np.ndarray], frame: int) -> Iterator[tuple[int, list[float]]]:
-    """Yield number and x, y, width, height and p_fake of the tracks in a frame.
-
-    Between two frames that were scored they are interpolated.
-    """
-    for number, (frames, *values) in tracks.items():
-        if frames[0] <= frame <= frames[-1]:
-            yield number, [np.interp(frame, frames, of) for of in values]
-
-
 def mark_faces(frame: np.ndarray, faces: Iterable[tuple[int, list[float]]]) -> np.ndarray:
     """Draw a box, its number and p_fake on each face (see find_boxes) of a frame, BGR uint8."""
     marked = frame.copy()
@@ -604,6 +608,25 @@ def mark_faces(frame: np.ndarray, faces: Iterable[tuple[int, list[float]]]) -> n
         at = left + line, top + text_height + line
         cv2.putText(marked, text, at, font, size, (0, 0, 0), max(1, line // 2))
     return marked
+
+
+def find_boxes(tracks: dict[int, np.ndarray], frame: int) -> Iterator[tuple[int, list[float]]]:
+    """Yield number and x, y, width, height and p_fake of the tracks in a frame.
+
+    Between two frames that were scored they are interpolated.
+    """
+    for number, (frames, *values) in tracks.items():
+        if frames[0] <= frame <= frames[-1]:
+            yield number, [np.interp(frame, frames, of) for of in values]
+
+
+def arrange_tracks(result: dict) -> dict[int, np.ndarray]:
+    """Arrange the faces of each track for drawing: frame, x, y, width, height, p_fake (6, n)."""
+    sides = ["frame", "x", "y", "width", "height", "p_fake"]
+    return {
+        track["track"]: pd.DataFrame(track["faces"])[sides].to_numpy(float).T
+        for track in result["tracks"]
+    }
 
 
 def write_marked_video(result: dict, path: Path) -> None:
@@ -647,7 +670,7 @@ def encode_video(result: dict, path: Path, with_sound: bool) -> None:
     ):
         try:
             frames = convert.read_frames(video, None, None)
-            for index, _, _, frame in tqdm(frames, source.name, unit="frame", leave=False):
+            for index, _, _, frame in tqdm(frames, spell(source.name), unit="frame", leave=False):
                 if frame is not None:
                     marked = mark_faces(frame, find_boxes(tracks, index))
                     marked = marked if frame.shape[1::-1] == size else cv2.resize(marked, size)
@@ -742,6 +765,22 @@ def attribute_score(crops: np.ndarray, model: keras.Model) -> tuple[np.ndarray, 
     return added.numpy(), logit.numpy()[:, 0]
 
 
+def write_html(content: dict, target: Path) -> None:
+    """Write the report: a page whole in itself, which opens offline."""
+    page = render_report(content)
+    write_whole(Path(f"{target}.html"), lambda partial: partial.write_text(page, encoding="utf-8"))
+
+
+def render_report(content: dict) -> str:
+    """Fill in templates/report.html; what a stranger's file says of itself is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,
+    )
+    return environment.get_template("report.html").render(content)
+
+
 def collect_report(
     result: dict, worst: pd.DataFrame, scorer: Scorer, target: Path, settings: SimpleNamespace
 ) -> dict:
@@ -782,18 +821,6 @@ def collect_report(
     }
 
 
-def read_measures(scorer: Scorer) -> dict:
-    """Read what 05 measured of this very model, told by its decision; nothing if it did not."""
-    for path in (scorer.path.with_name("metrics.json"), scorer.path.with_suffix(".json")):
-        try:
-            measured = to_json.loads(path.read_bytes())
-            if measured["decision"] == scorer.decision._asdict():
-                return measured
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-    return {}
-
-
 def embed_picture(picture: np.ndarray) -> str:
     """Embed a picture, BGR uint8, as a JPEG of at most 960 pixels width."""
     scale = min(1, 960 / picture.shape[1])
@@ -810,20 +837,16 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_html(content: dict, target: Path) -> None:
-    """Write the report: a page whole in itself, which opens offline."""
-    page = render_report(content)
-    write_whole(Path(f"{target}.html"), lambda partial: partial.write_text(page, encoding="utf-8"))
-
-
-def render_report(content: dict) -> str:
-    """Fill in templates/report.html; what a stranger's file says of itself is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.ChainableUndefined,
-    )
-    return environment.get_template("report.html").render(content)
+def read_measures(scorer: Scorer) -> dict:
+    """Read what 05 measured of this very model, told by its decision; nothing if it did not."""
+    for path in (scorer.path.with_name("metrics.json"), scorer.path.with_suffix(".json")):
+        try:
+            measured = to_json.loads(path.read_bytes())
+            if measured["decision"] == scorer.decision._asdict():
+                return measured
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    return {}
 
 
 def word_result(result: dict) -> str:
@@ -879,18 +902,17 @@ def check_settings(settings: SimpleNamespace) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no file, and a name that would crash OpenCV.
+    """Refuse what is no file: a pipe or a device may never end.
 
     Raises:
-        FileNotFoundError, ValueError: it is one of those.
+        FileNotFoundError: it is no file.
     """
+    if path.exists() and not path.is_file():
+        raise FileNotFoundError("is a pipe or a device")
     if not path.is_file():
-        what = "is a pipe or a device" if path.exists() else "there is no such file"
-        raise FileNotFoundError("is a broken link" if path.is_symlink() else what)
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("its name, or a folder's, is not in UTF-8; rename it") from error
+        raise FileNotFoundError(
+            "is a broken link" if path.is_symlink() else "there is no such file"
+        )
 
 
 def read_claims(folder: Path) -> set[str]:

@@ -1,4 +1,5 @@
 # make run    every step on practice videos, from nothing to a verdict on two of them
+# make detect FILES="clip.mp4 photo.jpg"    a verdict on your own files
 # make test   the tests
 # Each sets up .venv first, and only once: the stamps below are older than nothing they depend on.
 
@@ -14,7 +15,7 @@ sources = pandas.read_csv('frames/videos.csv').set_index('video_id').source; \
 print(*('videos/' + sources[crops[crops.split == 'test'].groupby('label').video_id.first()]))
 endef
 
-.PHONY: run test lint
+.PHONY: run detect test lint
 run: $(VENV)/installed
 	$(PY) 00-make-sample-videos.py
 	$(PY) 01-convert-video-to-image.py --frames-per-video 20
@@ -24,6 +25,10 @@ run: $(VENV)/installed
 	$(PY) 05-evaluate-model.py
 	$(PY) 06-detect-deepfake.py $$($(PY) -c "$(TEST_VIDEOS)")
 	@echo "The verdicts on a fake and a real video of people that training did not see: look into detections/"
+
+detect: $(VENV)/installed
+	@test -n "$(FILES)" || { echo 'Name your files: make detect FILES="clip.mp4 photo.jpg"'; exit 1; }
+	$(PY) 06-detect-deepfake.py $(FILES)
 
 test: $(VENV)/installed-for-tests
 	$(PY) -m pytest

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import imageio_ffmpeg
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_stops, run_script
+from conftest import ROOT, assert_stops, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_02_crop import make_frame
@@ -64,7 +65,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "best_model.keras"
     train_cnn.keras.utils.set_random_seed(1)
     built = train_cnn.build_model(train_cnn.LITE0_WEIGHTS)
-    train_cnn.write_model(built, train_cnn.Decision(1.5, threshold=0.3), path)
+    train_cnn.write_model(built, train_cnn.Decision(temperature=1.5, threshold=0.3), path)
     return path
 
 
@@ -94,22 +95,34 @@ def read(detections: Path, name: str) -> dict:
 # Scoring
 
 
-def test_a_frame_gives_the_crops_that_01_and_02_save(inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("frames", "square"), [("reduced", False), ("full", False), ("full", True)]
+)
+def test_a_frame_gives_the_crops_that_01_and_02_save(
+    frames: str, square: bool, tmp_path: Path
+) -> None:
+    """Detection and training score the same pixels, whatever the crop rule."""
     videos = tmp_path / "videos" / "real"
     write_frames(videos / "two.mp4", two_people(4))
-    convert.main(tmp_path / "videos", tmp_path / "frames")
-    crop_faces.main(tmp_path / "frames", tmp_path / "faces", workers=1)
+    full = frames == "full"
+    convert.main(tmp_path / "videos", tmp_path / "frames", full_frames=full)
+    crop_faces.main(tmp_path / "frames", tmp_path / "faces", square=square, workers=1)
+    rule = json.loads((tmp_path / "faces" / "crop-rule.json").read_text(encoding="utf-8"))
+    assert (rule["frames"], rule["square"]) == (frames, square)
+    decision = train_cnn.Decision(**{name: rule[name] for name in ("frames", "margin", "square")})
     saved = pd.read_csv(tmp_path / "faces" / "faces.csv")
-    frames = sample(videos / "two.mp4", 1000)
-    found = list(detect.find_faces(frames, train_cnn.Decision(1.0, threshold=0.5)))
+    found = list(detect.find_faces(sample(videos / "two.mp4", 1000), decision))
     assert len(found) == len(saved) == 8
     for (row, crop), (_, other) in zip(found, saved.iterrows(), strict=True):
         image = cv2.imread(str(tmp_path / "faces" / other.crop))
         assert np.array_equal(crop, image)
+        prepared = train_cnn.read_crop(tmp_path / "faces" / other.crop)
+        assert np.array_equal(train_cnn.prepare_crop(crop), prepared)
         assert (row["frame"], row["confidence"]) == (other.frame, other.confidence)
-        # The box is told in pixels of the video, twice those of the frame that 01 saved.
+        assert row["crop_side"] == min(image.shape[:2])
+        # The box is told in pixels of the video, twice those of the frame if 01 reduced it.
         box = [row[side] for side in ("x", "y", "width", "height")]
-        assert box == [2 * other[side] for side in ("x", "y", "width", "height")]
+        assert box == [(1 if full else 2) * other[side] for side in ("x", "y", "width", "height")]
 
 
 def test_the_scores_are_the_model_s_calibrated(inputs: Path, model: Path) -> None:
@@ -159,7 +172,7 @@ def make_faces(rows: list[tuple[int, float]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["frame", "x"])
     looks = [np.array([1.0])] * len(table)  # all alike
     table = table.assign(y=0, width=100, height=100, seconds=table.frame / 2, p_fake=0.5)
-    return table.assign(look=looks)
+    return table.assign(look=looks, crop_side=100, sharpness=50.0)
 
 
 @pytest.mark.parametrize(
@@ -190,10 +203,17 @@ def test_no_track_has_two_faces_of_a_frame(rows: list[tuple[int, int]]) -> None:
     assert sorted(tracks.unique()) == list(range(1, tracks.nunique() + 1))
 
 
-def judge(scores: list[float], threshold: float = 0.5, picture: bool = False) -> dict:
+def judge(
+    scores: list[float],
+    threshold: float = 0.5,
+    picture: bool = False,
+    limits: dict[str, float] | None = None,
+    **columns: object,
+) -> dict:
     faces = make_faces([(5 * number, 0) for number in range(len(scores))])
-    decision = train_cnn.Decision(1.0, threshold=threshold)
-    return detect.judge_track(faces.assign(p_fake=scores), picture, decision, SETTINGS)
+    decision = train_cnn.Decision(threshold=threshold, **(limits or {}))
+    faces = faces.assign(p_fake=scores, **columns)
+    return detect.judge_track(faces, picture, decision, SETTINGS)
 
 
 def test_a_verdict_needs_its_whole_interval_on_one_side() -> None:
@@ -212,6 +232,25 @@ def test_a_picture_has_no_interval_but_a_margin() -> None:
     assert judge([0.3], picture=True)["interval_95"] is None
 
 
+@pytest.mark.parametrize("picture", [False, True])
+def test_faces_that_the_training_did_not_know_are_undecided(picture: bool) -> None:
+    sure, limits = [0.99] * 6, {"smallest_face": 100, "least_sharpness": 50.0}
+    assert judge(sure, picture=picture, limits=limits)["verdict"] == "likely fake"
+    few = [99] * 3 + [100] * 3  # no more than half of them
+    assert judge(sure, picture=picture, limits=limits, crop_side=few)["verdict"] == "likely fake"
+    for column, value, words in (
+        (
+            "crop_side",
+            [40] * 4 + [200] * 2,
+            "it is smaller than the faces of the training (40 < 100)",
+        ),
+        ("sharpness", 12.3, "it is softer than the faces of the training (12 < 50)"),
+    ):
+        judged = judge(sure, picture=picture, limits=limits, **{column: value})
+        assert (judged["verdict"], judged["doubt"]) == ("undecided", words)
+        assert not judged["known"] and judged["p_fake"] == 0.99
+
+
 def test_the_interval_is_that_of_a_mean() -> None:
     scores = np.random.default_rng(0).uniform(0.2, 0.8, 60)
     low, high = judge(scores.tolist())["interval_95"]
@@ -225,16 +264,17 @@ def test_a_file_has_its_most_suspicious_track_that_rests_on_enough_frames() -> N
             "track": number,
             "verdict": str(number),
             "doubt": "",
+            "known": frames >= 5,
             "p_fake": p,
             "interval_95": None,
             "frames": frames,
         }
         for number, p, frames in ((1, 0.4, 20), (2, 0.9, 2), (3, 0.6, 8))
     ]
-    assert detect.judge_file(tracks, picture=False, fewest_frames=5)["track"] == 3
-    assert detect.judge_file(tracks, picture=True, fewest_frames=5)["track"] == 2
-    assert detect.judge_file(tracks[1:2], picture=False, fewest_frames=5)["track"] == 2
-    assert detect.judge_file([], picture=False, fewest_frames=5) == {
+    assert detect.judge_file(tracks)["track"] == 3
+    assert detect.judge_file([track | {"known": True} for track in tracks])["track"] == 2
+    assert detect.judge_file(tracks[1:2])["track"] == 2
+    assert detect.judge_file([]) == {
         "verdict": "no face",
         "doubt": "",
         "p_fake": None,
@@ -362,7 +402,10 @@ def test_json_is_all_of_standard_output(model: Path, inputs: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("missing.keras", "there is no such model"), ("words.keras", "it is not a model that Keras")],
+    [
+        ("missing.keras", "there is no such model"),
+        ("words.keras", "it is not a model of 04-train-cnn.py"),
+    ],
 )
 def test_a_model_of_another_kind_is_named(
     name: str, sentence: str, inputs: Path, tmp_path: Path
@@ -387,3 +430,14 @@ def test_nothing_to_score_is_one_sentence(model: Path, tmp_path: Path) -> None:
     result = run_script(SCRIPT, "empty", "--model", "none.keras", cwd=tmp_path)
     assert_stops(result, f"{SCRIPT}: none.keras: there is no such model")
     assert not (tmp_path / "detections").exists()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
+def test_make_detect_needs_nothing_but_the_files() -> None:
+    def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", "--dry-run", "detect", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    said = make("FILES=clip.mp4 photo.jpg").stdout.splitlines()
+    assert said[-1].endswith(f"/python {SCRIPT} clip.mp4 photo.jpg")
+    assert "Name your files" in make().stdout  # what it says then
