@@ -11,7 +11,6 @@ import pytest
 from conftest import ROOT, write_video
 from test_02_crop import make_frame
 
-NOT_YET = {"crop_faces.py"}  # to be mended
 RUNS = {
     "convert_video.py": (["videos", "--rounds", 1], "2 videos, 16 frames"),
     "crop_faces.py": (
@@ -58,7 +57,7 @@ def write_crops(folder: Path) -> None:
                 cv2.imwrite(str(folder / "split_dataset" / split / label / name), crop)
 
 
-@pytest.mark.parametrize("name", sorted(set(RUNS) - NOT_YET))
+@pytest.mark.parametrize("name", RUNS)
 def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
     write_videos(tmp_path)
     write_frames(tmp_path)
