@@ -279,16 +279,13 @@ def split_by_identity(
 
     # A component too large for one split is dealt person by person. A fake whose people went to
     # two splits is left out.
-    split_of_video = pd.Series("", index=videos.index)
-    filled = pd.DataFrame(0, index=served_first, columns=LABELS)
-    for component in sizes.index[too_large]:
-        inside = videos[components == component]
-        targets = shares * sizes["real"].sum() - filled["real"]
-        split_of_person = deal_people(inside, targets, rng)
-        splits = people[inside.index].explode().map(split_of_person).groupby(level=0)
-        split_of_video.loc[inside.index] = splits.first().where(splits.nunique() == 1, "")
-        kept = inside.groupby([split_of_video.loc[inside.index], "label"])["crops"].sum().unstack()
-        filled = filled.add(kept.reindex(filled.index), fill_value=0)
+    inside = videos[components.map(too_large)]
+    split_of_person = deal_people(inside, shares * sizes["real"].sum(), rng)
+    splits = people[inside.index].explode().map(split_of_person).groupby(level=0)
+    split_of_video = splits.first().where(splits.nunique() == 1, "")
+    split_of_video = split_of_video.reindex(videos.index, fill_value="").astype(str)
+    filled = videos.pivot_table("crops", split_of_video, "label", "sum")
+    filled = filled.reindex(index=served_first, columns=LABELS).fillna(0)
 
     # All others stay whole.
     dealt = deal_components(sizes[~too_large], filled, shares, rng)
@@ -296,7 +293,7 @@ def split_by_identity(
 
 
 def deal_people(videos: pd.DataFrame, targets: dict[str, float], rng: np.random.Generator) -> dict:
-    """Deal the people of one large component to splits: a dictionary from identity to split.
+    """Deal the people of large components to splits: a dictionary from identity to split.
 
     Test and validation each start from a person drawn at random. The next one is always the person
     who shares most fake crops with those already in, so that few fakes fall between splits. A split
@@ -466,12 +463,10 @@ def read_split_folders(split_dir: Path, videos: pd.DataFrame) -> pd.DataFrame:
 
 def print_split(seen: pd.DataFrame, videos: pd.DataFrame, taken: pd.Series, split_by: str) -> None:
     """Print what each split got (`seen`: a row for each person of each crop), what not, and why."""
-    groups = seen.groupby(["dataset", "split"])
-    crops = seen.reset_index(names="crop").groupby(["dataset", "split", "label"])["crop"].nunique()
-    counts = crops.unstack()[["real", "fake"]].rename_axis(columns=None).reindex(SPLITS, level=1)
-    counts = counts.assign(videos=groups["video_id"].nunique())
-    counts = counts.assign(identities=groups["identity"].nunique())
-    print(counts.to_string(formatters=["{:,}".format] * 4))
+    names = {"index": "crops", "video_id": "videos", "identity": "identities"}
+    counts = seen.reset_index().groupby(["dataset", "split", "label"])[list(names)].nunique()
+    counts = counts.rename(columns=names).reindex(SPLITS, level="split")
+    print(counts.to_string(formatters=["{:,}".format] * 3))
     between = videos[videos["split"] == ""]
     why = "between people of two splits" if split_by == "identity" else "not in the official list"
     if len(between):

@@ -19,7 +19,7 @@ BUDGETS = {
     "00-make-sample-videos.py": 460,
     "01-convert-video-to-image.py": 640,
     "02-crop-faces-with-mtcnn.py": 540,
-    "03-prepare-fake-real-dataset.py": 520,
+    "03-prepare-fake-real-dataset.py": 554,
     "04-train-cnn.py": 640,
     "05-evaluate-model.py": 420,
     "06-detect-deepfake.py": 570,
