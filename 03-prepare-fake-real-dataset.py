@@ -393,17 +393,15 @@ def choose_crops(crops: pd.DataFrame, videos: pd.DataFrame, taken: pd.Series) ->
     """Choose crops spread over the length of each video.
 
     Returns:
-        crop (path below faces/), video_id, dataset, method, label, split
+        crop (path below faces/), video_id, dataset, method, label, split, identities
     """
     groups = crops.groupby("video_id")["crop"]
     position, total = groups.cumcount(), groups.transform("size")
     wanted = crops["video_id"].map(taken).fillna(0).astype(int)
     # Take `wanted` of `total` crops at even spacing, as an integer line is drawn (Bresenham).
     chosen = (position + 1) * wanted // total > position * wanted // total
-    description = videos.set_index("video_id")[
-        ["dataset", "method", "label", "split", "identities"]
-    ]
-    return crops[chosen].join(description, on="video_id")
+    columns = ["dataset", "method", "label", "split", "identities"]
+    return crops[chosen].join(videos.set_index("video_id")[columns], on="video_id")
 
 
 def write_chosen(
