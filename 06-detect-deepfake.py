@@ -284,8 +284,9 @@ def detect(path: Path, scorer: Scorer, settings: SimpleNamespace) -> tuple[dict,
         ValueError, OSError: the file cannot be read or scored.
     """
     picture, notes = is_picture(path), []
+    total = None if picture else guess_frames(path, settings.frames_per_second)
     frames = sample_frames(path, settings, notes)
-    frames = tqdm(frames, spell(path.name), unit="frame", leave=False, disable=picture)
+    frames = tqdm(frames, spell(path.name), total, unit="frame", leave=False, disable=picture)
     count, (width, height), faces, worst = score_frames(frames, scorer, settings)
     faces["track"] = join_tracks(faces, settings)
     worst = worst.join(faces.drop(columns=["look", "p_fake"]))
@@ -311,6 +312,14 @@ def detect(path: Path, scorer: Scorer, settings: SimpleNamespace) -> tuple[dict,
 
 def is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_SUFFIXES
+
+
+def guess_frames(path: Path, frames_per_second: float) -> int | None:
+    """Guess how many frames will be scored, for the bar; None where the header does not know."""
+    check_file(path)
+    video = convert.open_video(path)
+    rate, count = video.get(cv2.CAP_PROP_FPS), video.get(cv2.CAP_PROP_FRAME_COUNT)
+    return math.ceil(count / rate * frames_per_second) if rate > 0 and count > 0 else None
 
 
 def sample_frames(
@@ -670,7 +679,9 @@ def encode_video(result: dict, path: Path, with_sound: bool) -> None:
     ):
         try:
             frames = convert.read_frames(video, None, None)
-            for index, _, _, frame in tqdm(frames, spell(source.name), unit="frame", leave=False):
+            total = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or None
+            bar = tqdm(frames, spell(source.name), total, unit="frame", leave=False)
+            for index, _, _, frame in bar:
                 if frame is not None:
                     marked = mark_faces(frame, find_boxes(tracks, index))
                     marked = marked if frame.shape[1::-1] == size else cv2.resize(marked, size)

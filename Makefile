@@ -1,5 +1,6 @@
 # make run    every step on practice videos, from nothing to a verdict on two of them
 # make detect FILES="clip.mp4 photo.jpg"    a verdict on your own files
+# make page   the detection as a page in the browser
 # make test   the tests
 # Each sets up .venv first, and only once: the stamps below are older than nothing they depend on.
 
@@ -15,7 +16,7 @@ sources = pandas.read_csv('frames/videos.csv').set_index('video_id').source; \
 print(*('videos/' + sources[crops[crops.split == 'test'].groupby('label').video_id.first()]))
 endef
 
-.PHONY: run detect test lint
+.PHONY: run detect page test lint
 run: $(VENV)/installed
 	$(PY) 00-make-sample-videos.py
 	$(PY) 01-convert-video-to-image.py --frames-per-video 20
@@ -30,6 +31,9 @@ detect: $(VENV)/installed
 	@test -n "$(FILES)" || { echo 'Name your files: make detect FILES="clip.mp4 photo.jpg"'; exit 1; }
 	$(PY) 06-detect-deepfake.py $(FILES)
 
+page: $(VENV)/installed-for-page
+	$(PY) 08-web-page.py
+
 test: $(VENV)/installed-for-tests
 	$(PY) -m pytest
 
@@ -42,6 +46,10 @@ $(VENV)/installed: requirements.txt
 	$(PY) -m pip install --disable-pip-version-check --requirement requirements.txt
 	touch $@
 
-$(VENV)/installed-for-tests: tests/requirements.txt $(VENV)/installed
+$(VENV)/installed-for-page: requirements-page.txt $(VENV)/installed
+	$(PY) -m pip install --disable-pip-version-check --requirement requirements-page.txt
+	touch $@
+
+$(VENV)/installed-for-tests: tests/requirements.txt $(VENV)/installed-for-page
 	$(PY) -m pip install --disable-pip-version-check --requirement tests/requirements.txt
 	touch $@
