@@ -94,7 +94,7 @@ OVERLAPS = 0.5, 0.7  # of two boxes that share more, the better stays: at one sc
 CPU_BATCH_SIZE, GPU_BATCH_SIZE, GPU_THREADS = 8, 32, 4  # where the panel says None
 MOST_PIXELS = 16_000_000  # searched at once: of larger frames a batch has fewer
 PATCHES_A_FRAME = 32  # times the batch size: boxes that a network examines at once
-FRAMES_A_TASK = 32  # that a worker reads, searches and crops before it reports
+FRAMES_A_TASK = {"reduced": 32, "full": 8}  # that a worker has in memory before it reports
 TASKS_A_WORKER = 3  # begun or waiting, so that no worker waits for work
 LOADING = threading.Lock()
 SHOWN = 10  # videos, and skipped frames, that are named at the end
@@ -143,6 +143,7 @@ def main(
     video_ids = read_videos(frames_dir)
     rule = CropRule(read_frame_size(frames_dir), margin, square)
     search = min_face_size, batch_size, scale_factor, thresholds
+    frames_a_task = max(FRAMES_A_TASK[rule.frames], batch_size or 0)
     for name in ("frames_dir", "faces_dir", "batch_size", "workers"):
         del settings[name]  # the crops are the same whatever these are
     settings = json.loads(json.dumps(settings | rule._asdict()))  # as faces.json gives them back
@@ -166,7 +167,7 @@ def main(
                 delete_what_lost_its_source(faces_dir, inputs, unfinished)
                 crashed = crop_videos(
                     waiting,
-                    list_tasks(waiting, frames_dir, max(FRAMES_A_TASK, batch_size or 0)),
+                    list_tasks(waiting, frames_dir, frames_a_task),
                     partial(write_crops, unfinished, confidence, rule, search),
                     unfinished,
                     faces_dir,
@@ -285,7 +286,8 @@ def crop_videos(
                     reason = f"the process that searched it crashed (exit code {error.exitcode})"
                     crashed[video_id] = f"{reason}; the next run tries again"
                 else:
-                    faces, skipped = faces + found[0], skipped + found[1]
+                    faces += found[0]
+                    skipped += found[1]
                 bar.update(len(frames))
             if video_id not in crashed:
                 content = waiting[video_id] | {"skipped": skipped, "faces": faces}
@@ -296,7 +298,7 @@ def crop_videos(
 def list_tasks(
     video_ids: Iterable[str], frames_dir: Path, size: int
 ) -> Iterator[tuple[str, dict[int, Path]]]:
-    """Yield parts of the videos, so that a long one alone keeps all workers busy."""
+    """Yield parts of the videos, so many frames each: one long video keeps all workers busy."""
     for video_id in video_ids:
         frames = iter(list_frames(frames_dir / video_id).items())
         while some := dict(itertools.islice(frames, size)):

@@ -100,7 +100,7 @@ def start_plain_process() -> ProcessPoolExecutor:
 def split_into_tasks(paths: list[Path]) -> Iterator[tuple[str, dict[int, Path]]]:
     """Yield the frames as the script's workers get them: some of one video, with its id."""
     for folder, frames in itertools.groupby(paths, lambda path: path.parent):
-        while some := list(itertools.islice(frames, load_step().FRAMES_A_TASK)):
+        while some := list(itertools.islice(frames, load_step().FRAMES_A_TASK["reduced"])):
             yield folder.name, dict(enumerate(some))
 
 
@@ -243,7 +243,7 @@ def main(
             for count in sorted({1, step.count_workers(None)})
         ]
         for pool, workers in pools:  # untimed: networks and processes take seconds to start
-            some = paths[: 4 * step.FRAMES_A_TASK * workers]
+            some = paths[: 4 * step.FRAMES_A_TASK["reduced"] * workers]
             run_detection(pool, workers, some, MIN_FACE_SIZES[0])
 
         for number in tqdm(range(rounds), unit="round"):
