@@ -105,7 +105,7 @@ SQUARE = False  # the crop is a square about the box's centre; likewise
 FRAMES = "reduced"  # that they were cut from, by the width rule of 01, or "full"; likewise
 # limits
 SMALLEST_FACE = 32  # pixels of a crop's shorter side, as in REDUCED; a smaller one is undecided
-SOFTEST_SHARE = 0.01  # of the validation crops; one softer than these is undecided
+SOFTEST_SHARE = 0.01  # of the training crops; one softer than all but these is undecided
 # machine
 DEVICES = None  # such as ("GPU:0",); None: all GPUs, each a share of every batch, or the CPU
 # --------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def main(
         square: of the crops, likewise: whether they are squares
         frames: that the crops were cut from, likewise
         smallest_face: pixels of a crop's shorter side; a smaller one is undecided
-        softest_share: share of the validation crops that are too soft to be decided
+        softest_share: share of the training crops that are too soft to be decided
         devices: such as GPU:0 GPU:1; None: all GPUs, or the CPU
 
     Returns:
@@ -249,7 +249,7 @@ def main(
 
         # The model is written first: nothing that fails after it can cost the training.
         val = predict_crops(model, images, parts["val"], batch_size)
-        decision = make_decision(val, rule, smallest_face, softest_share)
+        decision = make_decision(val, parts["train"], rule, smallest_face, softest_share)
         training = {
             "counts": {split: count_crops(part) for split, part in parts.items()},
             "left_out": left_out,
@@ -947,15 +947,18 @@ def average_by_video(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def make_decision(
-    val: pd.DataFrame, rule: dict, smallest_face: int, softest_share: float
+    val: pd.DataFrame, train: pd.DataFrame, rule: dict, smallest_face: int, softest_share: float
 ) -> Decision:
-    """Fit calibration and threshold to the validation crops, and say how crops must be."""
+    """Fit calibration and threshold to the validation crops, and say how crops must be.
+
+    None is to be smaller or softer than those that the model was trained on.
+    """
     calibrated = fit_calibration(val)
     val = val.assign(p_fake=calibrate(val["p_real"], calibrated))
     return calibrated._replace(
         threshold=choose_threshold(val),
-        smallest_face=smallest_face,
-        least_sharpness=float(val["sharpness"].quantile(softest_share)),
+        smallest_face=min(smallest_face, int(train["side"].min())),
+        least_sharpness=float(train["sharpness"].quantile(softest_share)),
         **rule,
     )
 
