@@ -48,6 +48,7 @@ from hashlib import sha1
 from multiprocessing import resource_tracker
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import cv2
 import filelock
@@ -73,6 +74,8 @@ PNG_COMPRESSION = 1  # 0 to 9, all lossless: 1 writes 1.8 times as fast as 3, fi
 # machine
 WORKERS = os.cpu_count() or 1  # videos converted side by side, one process each
 SECONDS_PER_VIDEO = 3600  # a video that takes longer is given up and named; None: no limit
+SCHEDULER = None  # "tcp://host:8786": the workers of that Dask cluster do it, on the same folders
+PART = None  # "3/10": every tenth video from the third; a plain run, at last, writes the tables
 # --------------------------------------------------------------------------------------------------
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
@@ -113,6 +116,8 @@ def main(
     png_compression: int = PNG_COMPRESSION,
     workers: int = WORKERS,
     seconds_per_video: float | None = SECONDS_PER_VIDEO,
+    scheduler: str | None = SCHEDULER,
+    part: str | None = PART,
 ) -> pd.DataFrame:
     """Save the frames of the videos as images, and write down what each video is.
 
@@ -127,6 +132,8 @@ def main(
         png_compression: 0 (fast, large) to 9 (slow, small); lossless all
         workers: videos converted side by side
         seconds_per_video: a video that takes longer is given up; None is no limit
+        scheduler: address of a Dask cluster that sees the same folders; None is this machine
+        part: 3/10 is every tenth video from the third, and no tables; None is all of them
 
     Returns:
         The table videos.csv.
@@ -151,11 +158,20 @@ def main(
     catalogue, left_out = make_catalogue(videos_dir, rows, list_rows)
 
     # From here on we write, as the only run in this folder. A folder of another kind is refused.
-    claim_folder(frames_dir, "--frames-dir")
-    with filelock.FileLock(frames_dir / ".lock", timeout=0):
+    lock = filelock.FileLock(frames_dir / ".lock", timeout=0)
+    if part:
+        from cluster import read_part, share_folder  # beside this script
+
+        lock, catalogue = share_folder(frames_dir, part), catalogue.iloc[read_part(part)]
+    with suppress(FileNotFoundError):  # another part, begun at this moment, was faster
+        claim_folder(frames_dir, "--frames-dir")
+    with lock:
         try:
             conversions = convert_videos(catalogue, frames_dir, settings)
             table = catalogue.join(conversions, on="video_id")
+            if part:
+                print(f"part {part} is done; after all of them a plain run writes the tables")
+                return table
             for name, content in (("left-out.csv", left_out), ("videos.csv", table)):
                 save = functools.partial(content.to_csv, index=False, errors="backslashreplace")
                 write_whole(frames_dir / name, save)
@@ -556,9 +572,12 @@ def convert_videos(catalogue: pd.DataFrame, frames_dir: Path, settings: dict) ->
         ValueError: a folder that a video is to get was not made by this script.
         OSError: the frames cannot be written.
     """
-    apart = "videos_dir", "frames_dir", "data_sets", "workers", "seconds_per_video"
+    apart = ["videos_dir", "frames_dir", "data_sets", "workers", "seconds_per_video"]
+    apart += ["scheduler", "part"]
     made_with = {name: value for name, value in settings.items() if name not in apart}
-    own = find_own_folders(frames_dir)
+    own, unfinished = find_own_folders(frames_dir), frames_dir / UNFINISHED
+    if settings["scheduler"] or settings["part"]:  # others may be at work beside this run
+        unfinished = frames_dir / f"{UNFINISHED}-{uuid4().hex}"
     conversions, jobs = {}, []
     for video_id, source in zip(catalogue["video_id"], catalogue["source"], strict=True):
         path, target = settings["videos_dir"] / source, frames_dir / video_id
@@ -568,26 +587,30 @@ def convert_videos(catalogue: pd.DataFrame, frames_dir: Path, settings: dict) ->
         if row := finished_conversion(target, checkpoint):
             conversions[video_id] = row
         else:
-            arguments = path, target, checkpoint, *made_with.values()
+            paths = path.absolute(), target.absolute(), unfinished.absolute()
+            arguments = *paths, checkpoint, *made_with.values()
             jobs.append((checkpoint["bytes"], video_id, arguments))
     if conversions:
         print(f"{len(conversions):,} of {len(catalogue):,} videos were done", flush=True)
 
     # videos.csv may name frames that now change, so it goes first; the new one comes last.
     (frames_dir / "videos.csv").unlink(missing_ok=True)
-    unfinished = frames_dir / UNFINISHED
-    if os.path.lexists(unfinished):
-        delete_folder(unfinished)
+    if settings["part"]:
+        own &= set(catalogue["video_id"])
+    else:
+        for left in frames_dir.glob(f"{UNFINISHED}*"):  # renamed, no worker writes to it any more
+            delete_folder(left.rename(frames_dir / f"{UNFINISHED}-{uuid4().hex}"))
     unfinished.mkdir()
     for name in own - set(conversions):  # renamed first, so that half of it never looks finished
         delete_folder((frames_dir / name).rename(unfinished / name))
     rule = {"frames": "full" if settings["full_frames"] else "reduced"}
-    write_whole(frames_dir / "crop-rule.json", lambda path: path.write_text(json.dumps(rule)))
+    if not settings["part"]:
+        write_whole(frames_dir / "crop-rule.json", lambda path: path.write_text(json.dumps(rule)))
 
     # The longest is taken first, so that no process ends with one all alone.
     jobs = [(video_id, task) for _, video_id, task in sorted(jobs, key=lambda job: job[:2])]
     try:
-        limits = settings["workers"], settings["seconds_per_video"]
+        limits = settings["workers"], settings["seconds_per_video"], settings["scheduler"]
         conversions |= run_side_by_side(convert_video, jobs, *limits)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -597,6 +620,7 @@ def convert_videos(catalogue: pd.DataFrame, frames_dir: Path, settings: dict) ->
 def convert_video(
     video_path: Path,
     target: Path,
+    unfinished: Path,
     checkpoint: dict,
     frames_per_second: float | None,
     frames_per_video: int | None,
@@ -606,6 +630,8 @@ def convert_video(
 ) -> dict:
     """Write the frames of one video into the folder `target`, which appears when all are there.
 
+    Until then they are below `unfinished`, in a folder of their own.
+
     Returns:
         The columns of CONVERSION; they also go into target/video.json with `checkpoint`. status is
         ok, partial (some frames could not be had) or failed (none could); reason says why.
@@ -613,8 +639,8 @@ def convert_video(
     Raises:
         OSError: the frames cannot be written. What is wrong with the video goes into the row.
     """
-    unfinished = target.parent / UNFINISHED / target.name
-    unfinished.mkdir()
+    folder = unfinished / f"{target.name}-{uuid4().hex}"  # a worker that was lost may have left one
+    folder.mkdir()
     row = {"width": "", "height": "", "fps": "", "frames": 0, "status": "ok", "reason": ""}
     last = claimed = 0.0
     grabbed = undecoded = png_bytes = 0
@@ -633,7 +659,7 @@ def convert_video(
             if row["frames"] == 0:
                 row |= {"width": frame.shape[1], "height": frame.shape[0]}
             image = frame if full_frames else resize_by_width(frame, width_rule)
-            path = unfinished / f"{target.name}-{index:06d}.png"
+            path = folder / f"{target.name}-{index:06d}.png"
             png_bytes += write_png(image, path, png_compression)
             row["frames"] += 1
         # All that could be read is written. Say what could not be read.
@@ -649,8 +675,12 @@ def convert_video(
     if grabbed > 1:
         row["fps"] = round((grabbed - 1) / last, 3)
     side = checkpoint | {"png_bytes": png_bytes, "conversion": row}
-    (unfinished / "video.json").write_text(json.dumps(side, indent=2) + "\n", encoding="utf-8")
-    unfinished.rename(target)
+    (folder / "video.json").write_text(json.dumps(side, indent=2) + "\n", encoding="utf-8")
+    try:
+        folder.rename(target)
+    except OSError:
+        if not finished_conversion(target, checkpoint):  # by a worker that was only thought lost
+            raise
     return row
 
 
@@ -944,6 +974,7 @@ def run_side_by_side(
     jobs: list[tuple[str, tuple]],
     workers: int,
     seconds_per_video: float | None,
+    scheduler: str | None,
 ) -> dict[str, dict]:
     """Run a function for each video in a process; a process that dies or hangs costs its video.
 
@@ -956,13 +987,18 @@ def run_side_by_side(
         OSError: the function raised it, or the processes could not go on.
     """
     rows, running, workers = {}, {}, max(1, min(workers, len(jobs)))
-    spawn = multiprocessing.get_context("spawn")
-    # Unlike the standard library's pool, this one survives a worker that crashes. It looks at all
-    # its tasks ten times a second, so it gets a few at a time.
-    pool = pebble.ProcessPool(workers, initializer=start_worker, context=spawn)
-    with pool, tqdm(total=len(jobs), unit="video", disable=not jobs) as bar:
+    if scheduler and jobs:
+        from cluster import Cluster  # beside this script
+
+        (path, _, unfinished, *_), workers = jobs[-1][1], Cluster.workers
+        pool = Cluster(scheduler, make_pool, unfinished, path)
+    else:
+        pool = make_pool(workers)
+    # A pool looks at all its tasks ten times a second, so it gets a few at a time.
+    with tqdm(total=len(jobs), unit="video", disable=not jobs) as bar:
         try:
-            start_processes(pool)
+            if not scheduler:
+                start_processes(pool)
             while jobs or running:
                 while jobs and len(running) < TASKS_AT_ONCE * workers:
                     video_id, arguments = jobs.pop()
@@ -979,19 +1015,10 @@ def run_side_by_side(
     return rows
 
 
-def row_of(future: Future[dict], seconds_per_video: float | None) -> dict:
-    """Get the row of a video; if its process died or was too slow, one that says so.
-
-    That video gets no folder, so that the next run tries it again.
-    """
-    try:
-        return future.result()
-    except TimeoutError:
-        reason = f"given up after {seconds_per_video:,} seconds (--seconds-per-video)"
-    except pebble.ProcessExpired as error:
-        reason = f"the process that read it crashed (exit code {error.exitcode})"
-    row = dict.fromkeys(CONVERSION, "")
-    return row | {"frames": 0, "status": "failed", "reason": f"{reason}; the next run tries again"}
+def make_pool(workers: int) -> pebble.ProcessPool:
+    """Make a pool of processes; unlike the standard library's, it survives one that crashes."""
+    spawn = multiprocessing.get_context("spawn")
+    return pebble.ProcessPool(workers, initializer=start_worker, context=spawn)
 
 
 def start_worker() -> None:
@@ -1020,6 +1047,21 @@ def start_processes(pool: pebble.ProcessPool) -> None:
     _ = pool.active  # to ask starts them
     if can_block:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def row_of(future: Future[dict], seconds_per_video: float | None) -> dict:
+    """Get the row of a video; if its process died or was too slow, one that says so.
+
+    That video gets no folder, so that the next run tries it again.
+    """
+    try:
+        return future.result()
+    except TimeoutError:
+        reason = f"given up after {seconds_per_video:,} seconds (--seconds-per-video)"
+    except pebble.ProcessExpired as error:
+        reason = f"the process that read it crashed (exit code {error.exitcode})"
+    row = dict.fromkeys(CONVERSION, "")
+    return row | {"frames": 0, "status": "failed", "reason": f"{reason}; the next run tries again"}
 
 
 if __name__ == "__main__":

@@ -39,11 +39,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # twice as fast; not every CPU has it on
@@ -76,6 +77,8 @@ THRESHOLDS = (0.6, 0.7, 0.8)  # 0 to 1; score that a box needs to pass each of t
 # machine
 BATCH_SIZE = None  # frames that a network sees at once; None: 8, on a GPU 32
 WORKERS = None  # None: a process a core (1 GB of memory each), on a GPU 4 threads of one process
+SCHEDULER = None  # "tcp://host:8786": the workers of that Dask cluster do it, on the same folders
+PART = None  # "3/10": every tenth video from the third; a plain run, at last, writes the tables
 # --------------------------------------------------------------------------------------------------
 
 Box = tuple[int, int, int, int]  # x, y, width and height in whole pixels
@@ -95,6 +98,8 @@ CPU_BATCH_SIZE, GPU_BATCH_SIZE, GPU_THREADS = 8, 32, 4  # where the panel says N
 MOST_PIXELS = 16_000_000  # searched at once: of larger frames a batch has fewer
 PATCHES_A_FRAME = 32  # times the batch size: boxes that a network examines at once
 FRAMES_A_TASK = {"reduced": 32, "full": 8}  # that a worker has in memory before it reports
+MORE_FRAMES = 4  # times as many on a cluster, whose scheduler hands out some 300 tasks a second
+UNFINISHED = ".unfinished"  # in faces/: a video's folder until it is complete
 TASKS_A_WORKER = 3  # begun or waiting, so that no worker waits for work
 LOADING = threading.Lock()
 SHOWN = 10  # videos, and skipped frames, that are named at the end
@@ -113,7 +118,9 @@ def main(
     thresholds: tuple[float, float, float] = THRESHOLDS,
     batch_size: int | None = BATCH_SIZE,
     workers: int | None = WORKERS,
-) -> pd.DataFrame:
+    scheduler: str | None = SCHEDULER,
+    part: str | None = PART,
+) -> pd.DataFrame | None:
     """Find the faces in the frames and save each as an image of its own.
 
     Args:
@@ -127,9 +134,11 @@ def main(
         thresholds: score that a box needs to pass each of the three networks; 0 to 1
         batch_size: frames that a network sees at once; None is 8, on a GPU 32
         workers: processes, on a GPU threads; None is one a core, on a GPU 4
+        scheduler: address of a Dask cluster that sees the same folders; None is this machine
+        part: 3/10 is every tenth video from the third, and no tables; None is all of them
 
     Returns:
-        The table faces.csv.
+        The table faces.csv; of a part, which writes none, None.
 
     Raises:
         FileNotFoundError: frames_dir is not there, or is not what 01 wrote
@@ -143,13 +152,19 @@ def main(
     video_ids = read_videos(frames_dir)
     rule = CropRule(read_frame_size(frames_dir), margin, square)
     search = min_face_size, batch_size, scale_factor, thresholds
-    frames_a_task = max(FRAMES_A_TASK[rule.frames], batch_size or 0)
-    for name in ("frames_dir", "faces_dir", "batch_size", "workers"):
+    frames_a_task = FRAMES_A_TASK[rule.frames] * (MORE_FRAMES if scheduler else 1)
+    for name in ("frames_dir", "faces_dir", "batch_size", "workers", "scheduler", "part"):
         del settings[name]  # the crops are the same whatever these are
     settings = json.loads(json.dumps(settings | rule._asdict()))  # as faces.json gives them back
 
-    claim_folder(faces_dir, "--faces-dir")
-    with filelock.FileLock(faces_dir / ".lock", timeout=0):
+    lock = filelock.FileLock(faces_dir / ".lock", timeout=0)
+    if part:
+        from cluster import read_part, share_folder  # beside this script
+
+        lock, video_ids = share_folder(faces_dir, part), video_ids[read_part(part)]
+    with suppress(FileNotFoundError):  # another part, begun at this moment, was faster
+        claim_folder(faces_dir, "--faces-dir")
+    with lock:
         try:
             # A video is waiting unless its folder holds what its frames and these settings give.
             inputs = {name: describe_input(frames_dir / name, settings) for name in video_ids}
@@ -163,16 +178,21 @@ def main(
             (faces_dir / "faces.csv").unlink(missing_ok=True)  # it may name crops that now change
 
             # The crops of a video move from here to their own folder when all of them are there.
-            with temporary_folder(faces_dir / ".unfinished") as unfinished:
-                delete_what_lost_its_source(faces_dir, inputs, unfinished)
+            name = f"{UNFINISHED}-{uuid4().hex}" if scheduler or part else UNFINISHED
+            with temporary_folder(faces_dir.absolute() / name) as unfinished:
+                if not part:
+                    delete_what_lost_its_source(faces_dir, inputs, unfinished)
                 crashed = crop_videos(
                     waiting,
-                    list_tasks(waiting, frames_dir, frames_a_task),
-                    partial(write_crops, unfinished, confidence, rule, search),
+                    list_tasks(waiting, frames_dir.absolute(), max(frames_a_task, batch_size or 0)),
+                    partial(write_crops, unfinished, confidence, tuple(rule), search),
                     unfinished,
                     faces_dir,
-                    workers,
+                    partial(open_pool, workers, scheduler, unfinished, frames_dir / "videos.csv"),
                 )
+            if part:
+                print(f"part {part} is done; after all of them a plain run writes the tables")
+                return None
 
             table, skipped = gather_results(inputs, crashed, faces_dir)
             write_whole(faces_dir / "skipped.csv", partial(skipped.to_csv, index=False))
@@ -262,7 +282,7 @@ def crop_videos(
     work: Callable[[str, dict[int, Path]], tuple[list[dict], list[dict]]],
     unfinished: Path,
     faces_dir: Path,
-    workers: int | None,
+    start_workers: Callable[[], AbstractContextManager],
 ) -> dict[str, str]:
     """Write the crops of the videos; a folder gets its name when all of its crops are there.
 
@@ -275,7 +295,7 @@ def crop_videos(
     if not waiting:
         return {}
     crashed, total = {}, sum(content["files"] for content in waiting.values())
-    with open_pool(workers) as run_in_order, tqdm(total=total, unit="frame") as bar:
+    with start_workers() as run_in_order, tqdm(total=total, unit="frame") as bar:
         results = run_in_order(work, tasks)
         for video_id, parts in itertools.groupby(results, lambda result: result[0][0]):
             faces, skipped = [], []
@@ -308,7 +328,7 @@ def list_tasks(
 def write_crops(
     unfinished: Path,
     confidence: float,
-    rule: CropRule,
+    rule: tuple,
     search: tuple,
     video_id: str,
     frames: dict[int, Path],
@@ -330,7 +350,7 @@ def write_crops(
         except (ValueError, OSError) as error:
             skipped.append({"video_id": video_id, "frame": index, "reason": str(error)})
 
-    found = crop_faces(list(images.values()), load_detector(*search), confidence, rule)
+    found = crop_faces(list(images.values()), load_detector(*search), confidence, CropRule(*rule))
     for index, crops in zip(images, found, strict=True):
         for number, (face, crop) in enumerate(crops):
             name = f"{frames[index].stem}-{number:02d}.png"
@@ -702,7 +722,8 @@ def delete_what_lost_its_source(faces_dir: Path, known: Iterable[str], unfinishe
     """Delete the crops of videos that are gone; of a linked folder, the link."""
     for folder in sorted(faces_dir.iterdir()):
         earlier = read_record(folder / "faces.json")
-        if folder.name not in known and earlier.get("made_by") == Path(__file__).name:
+        ours = earlier.get("made_by") == Path(__file__).name and folder.name not in known
+        if ours or (folder.name.startswith(UNFINISHED) and folder.name != unfinished.name):
             if folder.is_symlink():
                 folder.unlink()
             else:
@@ -732,29 +753,33 @@ def finish_folder(made: Path, target: Path, content: dict) -> None:
 
 
 @contextmanager
-def open_pool(workers: int | None) -> Iterator[Callable[..., Iterator[tuple[tuple, Future]]]]:
+def open_pool(
+    workers: int | None,
+    scheduler: str | None = None,
+    run: Path | None = None,
+    probe: Path | None = None,
+) -> Iterator[Callable[..., Iterator[tuple[tuple, Future]]]]:
     """Start the workers: processes, or threads where one process is enough.
 
-    Unlike the standard library's, pebble's pool of processes outlives one that crashes.
+    With the address of a Dask `scheduler` they are the processes of its cluster, each machine of
+    which must see the folder of the `run` and the file `probe`.
 
     Returns:
         A function of (work, tasks) that yields each task with its future, in order.
     """
-    workers = count_workers(workers)
-    if has_gpu() or workers == 1:
-        pool = pebble.ThreadPool(workers)
+    if scheduler:
+        from cluster import Cluster  # beside this script
+
+        workers, pool = Cluster.workers, Cluster(scheduler, make_searchers, run, probe)
     else:
-        threads, spawn = (
-            max(1, (os.cpu_count() or 1) // workers),
-            multiprocessing.get_context("spawn"),
-        )
-        pool = pebble.ProcessPool(workers, 0, share_cores, [threads], context=spawn)
-        if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            # What starts while Ctrl-C is blocked never gets it: the main process ends the workers.
-            resource_tracker.ensure_running()  # it unblocks Ctrl-C when it starts: start it first
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            _ = pool.active  # to ask starts the processes
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        workers = count_workers(workers)
+        pool = pebble.ThreadPool(1) if workers == 1 else make_searchers(workers)
+    if isinstance(pool, pebble.ProcessPool) and hasattr(signal, "pthread_sigmask"):  # not Windows
+        # What starts while Ctrl-C is blocked never gets it: the main process ends the workers.
+        resource_tracker.ensure_running()  # it unblocks Ctrl-C when it starts: start it first
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        _ = pool.active  # to ask starts the processes
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def run_in_order(work: Callable, tasks: Iterable[tuple]) -> Iterator[tuple[tuple, Future]]:
         running = deque()  # few at a time, as there may be millions
@@ -773,6 +798,14 @@ def open_pool(workers: int | None) -> Iterator[Callable[..., Iterator[tuple[tupl
 
 def count_workers(workers: int | None) -> int:
     return workers or (GPU_THREADS if has_gpu() else os.cpu_count() or 1)
+
+
+def make_searchers(workers: int) -> pebble.ProcessPool | pebble.ThreadPool:
+    """Make a pool; unlike the standard library's, its processes outlive one that crashes."""
+    if has_gpu():
+        return pebble.ThreadPool(workers)
+    threads, spawn = (os.cpu_count() or 1) // workers, multiprocessing.get_context("spawn")
+    return pebble.ProcessPool(workers, 0, share_cores, [max(1, threads)], context=spawn)
 
 
 def has_gpu() -> bool:

@@ -1,0 +1,171 @@
+"""What 136,074 videos on 100 workers cost besides the work: scheduler, folders and tables.
+
+    python benchmarks/many_machines.py
+    python benchmarks/many_machines.py --videos 2000 --workers 10 --crops 20000
+
+The videos are those of the five data sets in full, and nothing is in them. The scheduler is Dask's
+own, and 100 of its workers are connected to it; they live in a few processes of this machine and
+do nothing, so that what is seen is the cost of handing out. The folders are those that script 01
+makes for empty files, the tables those that script 02 gathers from crops that are empty files
+(benchmarks/table_sizes.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import FIRST_COMPLETED, wait
+from pathlib import Path
+
+import pebble
+import psutil
+import tyro
+from distributed import Worker
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+cluster = importlib.import_module("cluster")
+
+# --------------------------------------------------------------------------------------------------
+VIDEOS = 136_074  # of the five data sets
+WORKERS = 100  # of the cluster
+CROPS = 1_360_740  # in the tables: ten a video, as from one frame a second
+# --------------------------------------------------------------------------------------------------
+
+HOSTS = 4  # processes that the workers share
+MIB = 2**20
+
+
+def start_pool(workers: int) -> pebble.ThreadPool:
+    """The pool that this file has for `cluster`, to which it is a step like 01 and 02."""
+    return pebble.ThreadPool(workers)
+
+
+def do_nothing(source: Path, target: Path, checkpoint: dict) -> dict:
+    """Return a row as 01 has it for a video."""
+    assert source != target and checkpoint
+    row = {"width": 1920, "height": 1080, "fps": 29.97, "frames": 10, "status": "ok", "reason": ""}
+    return row
+
+
+def host_workers(address: str, count: int) -> None:
+    """Be so many workers of the cluster, until the scheduler is gone."""
+
+    logging.disable()
+
+    async def be_workers() -> None:
+        workers = [Worker(address, nthreads=1, dashboard=False) for _ in range(count)]
+        await asyncio.gather(*workers)
+        await asyncio.gather(*(worker.finished() for worker in workers))
+
+    asyncio.run(be_workers())
+
+
+def measure_scheduler(folder: Path, videos: int, workers: int) -> float:
+    """Hand out a task a video to workers that do nothing; prints, and returns, tasks a second."""
+    file, run = folder / "scheduler.json", folder / "run"
+    run.mkdir()
+    command = ["dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    command = [sys.executable, "-m", *command, "--scheduler-file", str(file)]
+    processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL)]
+    scheduler, client = psutil.Process(processes[0].pid), psutil.Process()
+    try:
+        while not (file.exists() and file.read_text(encoding="utf-8")):
+            time.sleep(0.1)
+        address = json.loads(file.read_text(encoding="utf-8"))["address"]
+        for host in range(HOSTS):
+            share = workers // HOSTS + (host < workers % HOSTS)
+            task = f"import many_machines as m; m.host_workers({address!r}, {share})"
+            command = [sys.executable, "-c", task]
+            processes.append(subprocess.Popen(command, cwd=Path(__file__).parent))
+        pool = cluster.Cluster(address, start_pool, run, Path(__file__))
+        pool.client.wait_for_workers(workers)
+
+        # As the scripts do: so many at once, and a new one for each that is done.
+        start, running = time.perf_counter(), set()
+        before = [sum(process.cpu_times()[:2]) for process in (scheduler, client)]
+        for number in range(videos):
+            name = f"dfdc-{number:010d}"
+            checkpoint = {"settings": {"frames_per_second": 1}, "files": 1, "bytes": 2_000_000}
+            task = folder / "videos" / f"{name}.mp4", folder / "frames" / name, checkpoint
+            running.add(pool.schedule(do_nothing, task))
+            if len(running) >= 4 * pool.workers:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                assert all(future.result()["status"] == "ok" for future in done)
+        assert all(future.result()["status"] == "ok" for future in running)
+        seconds = time.perf_counter() - start
+
+        after = [sum(process.cpu_times()[:2]) for process in (scheduler, client)]
+        of_scheduler, of_client = (end - begin for begin, end in zip(before, after, strict=True))
+        memory = scheduler.memory_info().rss / MIB
+        pool.stop()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    print(f"scheduler  {videos:,} tasks on {workers:,} workers: {seconds:,.1f} s")
+    print(f"           busy: it {of_scheduler:,.1f} s, with {memory:,.0f} MiB; ", end="")
+    print(f"the run that feeds it {of_client:,.1f} s", flush=True)
+    return videos / max(of_scheduler, of_client)
+
+
+def measure_folders(folder: Path, videos: int) -> None:
+    """Run script 01 on empty files, which get a folder each, and again when all are done."""
+    for number in range(videos):
+        label = folder / "videos" / ("real" if number % 2 else "fake") / f"{number // 1000}"
+        label.mkdir(parents=True, exist_ok=True)
+        (label / f"{number}.mp4").touch()
+    for what in ("made", "found done"):
+        start = time.perf_counter()
+        command = [sys.executable, str(ROOT / "01-convert-video-to-image.py")]
+        subprocess.run(command, cwd=folder, capture_output=True)  # it ends with: not one frame
+        seconds = time.perf_counter() - start
+        assert (folder / "frames" / "videos.csv").exists()
+        milliseconds = 1000 * seconds / videos
+        print(
+            f"folders    {videos:,} {what} by 01: {seconds:,.1f} s, {milliseconds:.2f} ms each",
+            flush=True,
+        )
+
+
+def measure_tables(folder: Path, crops: int) -> None:
+    """Run script 02 over crops that are all done; all it does is to gather its tables."""
+    # Loads TensorFlow, which the workers above do without.
+    table_sizes = importlib.import_module("table_sizes")
+    table_sizes.write_input(folder, crops)
+    seconds, memory = table_sizes.run("02-crop-faces-with-mtcnn.py", folder)
+    print(f"tables     {crops:,} crops gathered by 02: {seconds:,.1f} s, {memory:,.0f} MiB")
+    table = folder / "faces" / "faces.csv"
+    print(f"           faces.csv {table.stat().st_size / 1e6:,.0f} MB")
+
+
+def main(videos: int = VIDEOS, workers: int = WORKERS, crops: int = CROPS) -> None:
+    """Measure what a large run costs besides the work.
+
+    Args:
+        videos: made up, all empty
+        workers: of a Dask cluster, which do nothing
+        crops: made up, all empty
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("cluster", "folders", "tables"):
+            (folder / part).mkdir()
+        rate = measure_scheduler(folder / "cluster", videos, workers)
+        measure_folders(folder / "folders", videos)
+        measure_tables(folder / "tables", crops)
+    print(
+        f"first to break: the scheduler, or the run that feeds it, at {rate:,.0f} tasks a second:"
+    )
+    for seconds in (1, 10, 60):
+        print(f"           {rate * seconds:,.0f} processes, if a task takes {seconds} s")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

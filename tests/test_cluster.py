@@ -1,0 +1,242 @@
+"""01 and 02 on many machines: a real scheduler and two workers here, and the parts of a batch."""
+
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import assert_stops, run_script
+from faults import jpeg, processes_of, read_tree, running, wait_for, write_avi
+from test_faults_02 import write_frames
+
+pytest.importorskip("distributed", reason="Dask is an extra: requirements-cluster.txt")
+pytest.importorskip("fcntl", reason="signals and shared locks are not for Windows")
+SCRIPT = "01-convert-video-to-image.py"
+
+# Loaded by a worker that is to see nothing of the folders: every path is missing there.
+BLIND = "import pathlib\npathlib.Path.exists = lambda self, **options: False\n"
+
+
+def children_of(parent: int, containing: str) -> list[int]:
+    """The processes that any thread of a process started, with this in their command."""
+    found = []
+    for children in Path(f"/proc/{parent}/task").glob("*/children"):
+        with suppress(OSError):  # it has ended
+            for pid in children.read_text().split():
+                if containing in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.append(int(pid))
+    return found
+
+
+class Machines:
+    """A Dask scheduler on a port that the system chose, and workers, as a user starts them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.processes = folder, []
+        self.file = folder / f"{time.monotonic_ns()}.json"
+        self.scheduler = self.start("scheduler", "--host", "127.0.0.1", "--port", 0)
+        wait_for(lambda: self.file.exists() and self.file.read_text(), self.scheduler)
+        self.address = json.loads(self.file.read_text())["address"]
+
+    def start(self, kind: str, *arguments: object) -> subprocess.Popen[bytes]:
+        """Start a process of the cluster, in a session of its own."""
+        command = [sys.executable, "-m", "dask", kind, "--scheduler-file", self.file]
+        command = [*map(str, [*command, "--no-dashboard", *arguments])]
+        with (self.folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
+        self.processes.append(process)
+        return process
+
+    def start_worker(self, *arguments: object) -> subprocess.Popen[bytes]:
+        """Start a worker of one thread, in a folder that is not the run's."""
+        return self.start("worker", "--nthreads", 1, "--local-directory", "scratch", *arguments)
+
+    def find_pool_processes(self) -> list[int]:
+        """Find the two processes that the two workers have for a run; none while it is not two."""
+        started = [pid for process in self.processes for pid in processes_of(process, "spawn_main")]
+        found = [pid for pid in started if not children_of(pid, "spawn_main")]
+        return found if len(found) == 2 else []
+
+    def stop(self) -> None:
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """A scheduler and two workers, shared by the tests, the last of which kills the scheduler."""
+    machines = Machines(tmp_path_factory.mktemp("machines"))
+    machines.start_worker("--no-nanny")
+    machines.nanny = machines.start_worker()
+    yield machines
+    machines.stop()
+
+
+@pytest.fixture(scope="module")
+def few_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with videos/ of five short videos, and whole/, what a run on one machine makes."""
+    folder = tmp_path_factory.mktemp("few")
+    for name in ("real/a", "real/b", "real/c", "fake/a"):
+        write_avi(folder / f"videos/{name}.avi", [jpeg((64, 48), seed=ord(name[-1]))] * 3)
+    write_avi(folder / "videos/fake/torn.avi", [b"no picture"] * 3)
+    assert run_script(SCRIPT, "--frames-dir", "whole", "--workers", 1, cwd=folder).returncode == 0
+    return folder
+
+
+@pytest.fixture
+def long_videos(tmp_path: Path) -> Path:
+    """A folder with videos/ of two videos that take long, and two that do not."""
+    for name in ("a", "b"):
+        write_avi(tmp_path / f"videos/real/{name}.avi", [jpeg((640, 480))] * 300, (640, 480))
+        write_avi(tmp_path / f"videos/fake/{name}.avi", [jpeg((64, 48))] * 3)
+    return tmp_path
+
+
+def two_are_begun(folder: Path) -> bool:
+    """Tell whether both of the long videos are being converted."""
+    return len({path.parent for path in folder.glob("frames/.unfinished*/plain-real-*/*.png")}) == 2
+
+
+# --- A Dask cluster -------------------------------------------------------------------------------
+
+
+def test_the_same_files_as_on_one_machine(machines: Machines, few_videos: Path) -> None:
+    arguments = "--frames-dir", "many", "--scheduler", machines.address
+    result = run_script(SCRIPT, *arguments, cwd=few_videos)
+    assert result.returncode == 0, result.stderr
+    assert read_tree(few_videos / "many") == read_tree(few_videos / "whole")
+    assert "distributed" not in result.stderr
+    again = run_script(SCRIPT, *arguments, cwd=few_videos)
+    assert "5 of 5 videos were done" in again.stdout
+    assert read_tree(few_videos / "many") == read_tree(few_videos / "whole")
+
+
+@pytest.fixture(scope="module")
+def few_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with frames/ of two videos, and whole/, the faces that one machine finds."""
+    folder = tmp_path_factory.mktemp("faces")
+    write_frames(folder / "frames", videos=2, frames=3)
+    (folder / "frames/v1/v1-000001.png").write_bytes(b"no picture")
+    crop = importlib.import_module("02-crop-faces-with-mtcnn")
+    assert len(crop.main(folder / "frames", folder / "whole", workers=1)) == 5
+    return folder
+
+
+def test_the_same_faces_as_on_one_machine(machines: Machines, few_frames: Path) -> None:
+    arguments = "--faces-dir", "many", "--scheduler", machines.address
+    result = run_script("02-crop-faces-with-mtcnn.py", *arguments, cwd=few_frames)
+    assert result.returncode == 0, result.stderr
+    assert read_tree(few_frames / "many") == read_tree(few_frames / "whole")
+
+
+def test_a_video_that_kills_its_process_and_one_that_hangs(
+    machines: Machines, long_videos: Path
+) -> None:
+    arguments = "--scheduler", machines.address, "--seconds-per-video", 20
+    with running(SCRIPT, *arguments, cwd=long_videos) as run:
+        wait_for(lambda: two_are_begun(long_videos), run)
+        first, second = wait_for(machines.find_pool_processes, run)
+        os.kill(first, signal.SIGSEGV)
+        os.kill(second, signal.SIGSTOP)  # deaf to all but SIGKILL, like a decoder that hangs
+        assert run.wait() == 0
+    table = pd.read_csv(long_videos / "frames/videos.csv", keep_default_na=False)
+    assert table["status"].tolist() == ["ok", "ok", "failed", "failed"]
+    reasons = " ".join(sorted(table["reason"])).strip()
+    assert re.fullmatch("given up after 20.0 seconds .* crashed .exit code -11.*again", reasons)
+    assert "Traceback" not in (long_videos / "said").read_text()
+
+
+def test_a_worker_killed_in_the_middle(machines: Machines, long_videos: Path) -> None:
+    with running(SCRIPT, "--scheduler", machines.address, cwd=long_videos) as run:
+        wait_for(lambda: two_are_begun(long_videos), run)
+        (worker,) = children_of(machines.nanny.pid, "spawn_main")
+        os.kill(worker, signal.SIGKILL)  # its nanny starts another
+        assert run.wait() == 0
+    table = pd.read_csv(long_videos / "frames/videos.csv", keep_default_na=False)
+    assert table[["status", "frames"]].values.tolist() == [["ok", 3]] * 2 + [["ok", 300]] * 2
+    assert len(list((long_videos / "frames").glob("*/*.png"))) == 606
+    assert not list((long_videos / "frames").glob(".unfinished*"))
+
+
+def test_a_worker_that_lacks_the_folder_is_named(machines: Machines, few_videos: Path) -> None:
+    alone = Machines(machines.folder)
+    try:
+        (alone.folder / "blind.py").write_text(BLIND)
+        alone.start_worker("--no-nanny", "--preload", "blind.py")
+        arguments = "--frames-dir", "blind", "--scheduler", alone.address
+        result = run_script(SCRIPT, *arguments, cwd=few_videos)
+        assert_stops(result, "the worker tcp://127.0.0.1:", "does not see", "same command goes on")
+        assert not list((few_videos / "blind").glob(".unfinished*"))
+    finally:
+        alone.stop()
+
+
+def test_the_scheduler_is_killed(machines: Machines, long_videos: Path) -> None:
+    with running(SCRIPT, "--scheduler", machines.address, cwd=long_videos) as run:
+        wait_for(lambda: two_are_begun(long_videos), run)
+        machines.scheduler.kill()
+        assert run.wait() == 1
+    said = (long_videos / "said").read_text()
+    assert "Traceback" not in said
+    assert f"{machines.address}: the scheduler is gone" in said.splitlines()[-1]
+    result = run_script(SCRIPT, "--scheduler", machines.address, cwd=long_videos)
+    assert_stops(result, machines.address, "no scheduler answers", "leave --scheduler out")
+    result = run_script(SCRIPT, cwd=long_videos)
+    assert result.returncode == 0
+    assert len(list((long_videos / "frames").glob("*/*.png"))) == 606
+
+
+# --- Parts ----------------------------------------------------------------------------------------
+
+
+def test_two_parts_at_once_and_then_the_tables(few_videos: Path) -> None:
+    frames = few_videos / "parts"
+    arguments = "--frames-dir", "parts", "--workers", 1
+    with running(SCRIPT, *arguments, "--part", "1/2", cwd=few_videos) as first:
+        wait_for(lambda: list(frames.glob(".unfinished*")), first)
+        os.killpg(first.pid, signal.SIGSTOP)
+        assert_stops(run_script(SCRIPT, *arguments, cwd=few_videos), "parts", "another run")
+        again = run_script(SCRIPT, *arguments, "--part", "1/2", cwd=few_videos)
+        assert_stops(again, "parts", "another run")
+        second = run_script(SCRIPT, *arguments, "--part", "2/2", cwd=few_videos)
+        assert second.returncode == 0, second.stderr
+        assert not (frames / "videos.csv").exists()
+        os.killpg(first.pid, signal.SIGCONT)
+        assert first.wait() == 0
+    assert len(list(frames.glob("*/video.json"))) == 5
+    result = run_script(SCRIPT, *arguments, cwd=few_videos)
+    assert "5 of 5 videos were done" in result.stdout
+    assert read_tree(frames) == read_tree(few_videos / "whole")
+    assert pd.read_csv(frames / "videos.csv")["frames"].sum() == 12
+
+
+def test_parts_of_the_faces(few_frames: Path) -> None:
+    crop = importlib.import_module("02-crop-faces-with-mtcnn")
+    frames, faces = few_frames / "frames", few_frames / "parts"
+    for part, done in (("1/2", {"v0"}), ("2/2", {"v0", "v1"}), ("3/3", {"v0", "v1"})):
+        assert crop.main(frames, faces, workers=1, part=part) is None
+        assert {path.parent.name for path in faces.glob("*/faces.json")} == done
+        assert not (faces / "faces.csv").exists() and not (faces / "skipped.csv").exists()
+    assert len(crop.main(frames, faces, workers=1)) == 5
+    assert read_tree(faces) == read_tree(few_frames / "whole")
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "half", "1/0", "-1/2"])
+def test_a_part_that_is_none(few_videos: Path, part: str) -> None:
+    from cluster import read_part
+
+    with pytest.raises(ValueError, match=r"--part is .*give one such as 3/10"):
+        read_part(part)
