@@ -4,6 +4,7 @@ import importlib
 import os
 import shutil
 import signal
+import time
 import unicodedata
 from contextlib import suppress
 from pathlib import Path
@@ -396,10 +397,23 @@ def test_a_signal_ends_it_with_a_sentence_and_the_old_folders(name: str, tmp_pat
     folder = write_input(tmp_path / "work", people=30, crops=100)
     run(folder, seed=1)
     old = read(folder)
-    with faults.running(SCRIPT, "--seed", 2, cwd=folder) as running:
-        faults.wait_for(lambda: list(folder.glob("prepared_dataset.partial/real/*")), running)
-        running.send_signal(getattr(signal, name))
-        assert running.wait() == 130
+    number = getattr(signal, name)
+    before = signal.signal(
+        number, signal.SIG_DFL
+    )  # ignored, as nohup has it, it would be inherited
+    for _ in range(20):  # on a busy machine a run may have ended before it is signalled
+        with faults.running(SCRIPT, "--seed", 2, cwd=folder) as running:
+            while running.poll() is None and not list(
+                folder.glob("prepared_dataset.partial/real/*")
+            ):
+                time.sleep(0.001)
+            running.send_signal(number)
+            code = running.wait()
+        if code:
+            break
+        run(folder, seed=1)
+    signal.signal(number, before)
+    assert code == 130
     assert (folder / "said").read_text().splitlines()[-1] == (
         f"{SCRIPT}: stopped; the same command goes on."
     )
