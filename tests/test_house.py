@@ -26,12 +26,20 @@ BUDGETS = {
     "07-export-model.py": 230,
     "08-web-page.py": 330,
 }
+# What the pages that are over it have today, about: no page grows while it waits to be shortened.
+CEILINGS = {
+    "01-convert-video-to-image.py": 1100,
+    "02-crop-faces-with-mtcnn.py": 860,
+    "04-train-cnn.py": 1320,
+    "05-evaluate-model.py": 640,
+    "06-detect-deepfake.py": 1010,
+    "07-export-model.py": 300,
+}
 LONGEST_COPY = 6  # lines of a body that stands in two scripts
 LONGER_COPIES = {"claim_folder": 10}  # it says what stands in the way, and how to go on
 RULER = "# " + 98 * "-"
 MACHINERY = "# --- Machinery ".ljust(100, "-")
 
-STILL_LONG = {"01", "02", "04", "05", "06", "07"}
 SCRIPTS = sorted(ROOT.glob("0?-*.py"))
 PIPELINE = [path for path in SCRIPTS if path.name[:2] in ("01", "02", "03", "04")]
 each_page = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -72,9 +80,14 @@ def test_the_four_scripts_are_there() -> None:
 
 @each_page
 def test_a_page_keeps_to_its_budget(path: Path) -> None:
-    if path.name[:2] in STILL_LONG:
-        pytest.skip("to be shortened")
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= BUDGETS[path.name]
+    most = CEILINGS.get(path.name, BUDGETS[path.name])
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= most
+
+
+def test_a_ceiling_goes_when_its_page_keeps_to_the_budget() -> None:
+    for name in CEILINGS:
+        lines = len((ROOT / name).read_text(encoding="utf-8").splitlines())
+        assert lines > BUDGETS[name], f"{name} has {lines} lines: take its ceiling out"
 
 
 @each_page
