@@ -74,7 +74,7 @@ EXAMPLES = "<p>Nothing at hand? Try a video that was made for practice:</p>"
 WAITING = "<p>The answer will stand here.</p>"
 NOT_SCORED = '<article role="alert"><h1 tabindex="-1">Not scored</h1><p>{}</p></article>'
 TO_ANSWER = "() => document.querySelector('#answer h1')?.focus()"  # where reading goes on
-STYLE = ".gradio-container > .main { max-width: 64rem !important; padding: 0 !important }"
+STYLE = ".gradio-container > .main { max-width: 64rem !important; padding: 0 1rem !important }"
 PRACTICE_FRAMES = 40  # of each practice video, 1.6 s
 KNOWN = [*convert.VIDEO_SUFFIXES, *detect.PICTURE_SUFFIXES]
 

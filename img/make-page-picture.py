@@ -22,7 +22,7 @@ IMG_DIR = Path(__file__).parent  # gets the picture
 MODEL = None  # as in 06
 # looks
 WIDTH = 1000  # pixels, of the window
-HEIGHT = 1240  # pixels: down to the marked video
+HEIGHT = 1340  # pixels: down to the marked video
 PORT = 7899  # of the page, while it is open
 # --------------------------------------------------------------------------------------------------
 
@@ -71,7 +71,8 @@ def take_picture(address: str, path: Path, width: int, height: int) -> None:
         window.goto(address)
         window.get_by_role("button", name="A fake one").click()
         window.locator("#answer video").wait_for()
-        window.wait_for_function("document.querySelector('#answer video').readyState >= 2")
+        window.wait_for_function("document.querySelector('#answer video').readyState == 4")
+        window.wait_for_timeout(1000)  # the player takes its hourglass away
         window.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0) }")
         window.screenshot(path=path)
         browser.close()
