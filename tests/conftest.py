@@ -1,6 +1,7 @@
 """What several tests need: small videos made on the spot, and scripts run as a user runs them."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,12 @@ import pytest
 # A busy machine is no fault: an example may take as long as it takes.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
+
+# A shell that starts the tests with & or nohup ignores these signals, and so would the scripts that
+# the tests start and then end by them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parents[1]
 
