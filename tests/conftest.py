@@ -47,7 +47,7 @@ def write_video(
 def run_script(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a script as from the shell, in the folder `cwd`."""
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
 def assert_stops(result: subprocess.CompletedProcess[str], *words: str) -> None:

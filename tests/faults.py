@@ -62,8 +62,8 @@ def processes_of(run: subprocess.Popen[str], containing: str = "") -> list[int]:
 
 
 def wait_for_end_of_all(run: subprocess.Popen[str]) -> None:
-    """A run that has ended leaves no process behind, or within 5 seconds none."""
-    for _ in range(100):
+    """A run that has ended leaves no process behind, or soon none: within minutes, where all is slow."""
+    for _ in range(6000):
         if not processes_of(run):
             return
         time.sleep(0.05)

@@ -269,7 +269,7 @@ def test_killed_run_is_finished_by_the_next(tmp_path: Path) -> None:
     while not list_finished() and run.poll() is None:
         time.sleep(0.005)
     run.kill()
-    run.communicate(timeout=60)  # ends when the last process that could write to the pipe has
+    run.communicate()  # ends when the last process that could write to the pipe has
     assert run.returncode != 0, "the run ended before it could be killed"
     assert not (folder / "metadata.json").exists()
     done = {path.name: path.stat().st_mtime_ns for path in list_finished()}
