@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 from test_02_crop import make_frame
 from test_06_detect import write_frames
 
@@ -176,6 +177,13 @@ def test_measures_of_another_model_are_not_taken_for_its_own(tmp_path: Path) -> 
     own = MEASURED | {"decision": decision._asdict()}
     (tmp_path / "best_model.json").write_text(json.dumps(own))
     assert detect.read_measures(scorer) == own
+
+
+def test_the_detector_that_comes_along_says_how_often_it_is_wrong() -> None:
+    detector = ROOT / "weights" / "deepfake-detector.keras"
+    scorer = detect.Scorer(detector, None, None, train_cnn.read_decision(detector))
+    page = detect.render_report(make_content() | {"measured": detect.read_measures(scorer)})
+    assert "real videos that it was not trained on, this model called" in page
 
 
 def test_few_real_videos_give_no_rate() -> None:
