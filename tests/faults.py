@@ -62,7 +62,7 @@ def processes_of(run: subprocess.Popen[str], containing: str = "") -> list[int]:
 
 
 def wait_for_end_of_all(run: subprocess.Popen[str]) -> None:
-    """A run that has ended leaves no process behind, or soon none: within minutes, where all is slow."""
+    """A run that has ended leaves no process behind, or soon none: within minutes."""
     for _ in range(6000):
         if not processes_of(run):
             return
