@@ -13,14 +13,20 @@ MAKE, DETECTOR = "weights/make-detector.py", ROOT / "weights" / "deepfake-detect
 
 def test_half_the_size_gives_the_same_scores(trained: Trained, tmp_path: Path) -> None:  # noqa: F811
     model, half = trained.model_dir / "best_model.keras", tmp_path / "half.keras"
-    result = run_script(MAKE, model, "--target", half, cwd=tmp_path)
+    assert_stops(
+        run_script(MAKE, model, "--target", half, "--largest-difference", 0, cwd=tmp_path),
+        "best_model.keras: in 16 bits its scores differ",
+    )
+    assert not half.exists()
+    # A model of so few steps is far from sure of noise, and moves by more than a trained one.
+    result = run_script(MAKE, model, "--target", half, "--largest-difference", 0.2, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert half.stat().st_size < 0.55 * model.stat().st_size
     assert train.read_decision(half) == train.read_decision(model)
     assert train.read_saved(half, "training.json") == train.read_saved(model, "training.json")
     crops = np.random.default_rng(1).integers(0, 256, (8, 128, 128, 3)).astype(np.float32)
     whole, halved = (train.load_model(path).predict(crops, verbose=0) for path in (model, half))
-    assert np.abs(whole - halved).max() < 0.01
+    assert 0 < np.abs(whole - halved).max() < 0.2
 
 
 def test_what_is_no_model_stops_with_a_sentence(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@
 Reads   model/best_model.keras            a model, as 04-train-cnn.py writes it
 Writes  weights/deepfake-detector.keras   the same with its weights in 16 bits, zipped
 
-Keras puts the weights back into 32 bits when it loads them. Rounding moves p_fake by less than
-0.01: before the file is written, both models score the same random crops.
+Keras puts the weights back into 32 bits when it loads them. Before the file is written, both models
+score the same random crops: rounding must not move p_fake by more than 0.01.
 """
 
 import importlib
@@ -27,12 +27,17 @@ TARGET = Path(__file__).with_name("deepfake-detector.keras")
 LARGEST_DIFFERENCE = 0.01  # of p_fake, 0 to 1
 
 
-def main(model: Annotated[Path, tyro.conf.Positional], target: Path = TARGET) -> None:
+def main(
+    model: Annotated[Path, tyro.conf.Positional],
+    target: Path = TARGET,
+    largest_difference: float = LARGEST_DIFFERENCE,
+) -> None:
     """Write a model of script 04 with its weights in 16 bits.
 
     Args:
         model: a model that 04-train-cnn.py wrote
         target: file for the smaller one
+        largest_difference: of p_fake on random crops, above which nothing is written
 
     Raises:
         FileNotFoundError, ValueError: it is no such model, or 16 bits change its scores.
@@ -51,7 +56,7 @@ def main(model: Annotated[Path, tyro.conf.Positional], target: Path = TARGET) ->
         if train_cnn.read_decision(partial) != decision:
             raise ValueError(f"{model}: its decision is not kept.")
         difference = float(np.abs(score_crops(partial) - score).max())
-        if difference > LARGEST_DIFFERENCE:
+        if difference > largest_difference:
             raise ValueError(f"{model}: in 16 bits its scores differ by up to {difference:.4f}.")
         print(f"{target}\n  {'difference':15} {difference:.5f} of p_fake at most")
 
