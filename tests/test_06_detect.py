@@ -435,7 +435,7 @@ def test_nothing_to_score_is_one_sentence(model: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
 def test_make_detect_needs_nothing_but_the_files() -> None:
     def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = ["make", "--dry-run", "detect", *arguments]
+        command = ["make", "--dry-run", "--no-print-directory", "detect", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     said = make("FILES=clip.mp4 photo.jpg").stdout.splitlines()

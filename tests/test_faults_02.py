@@ -93,11 +93,11 @@ def test_a_crash_of_a_worker_costs_its_video_only(tmp_path: Path) -> None:
     frames, faces = write_frames(tmp_path / "frames", videos=6, frames=40), tmp_path / "faces"
     options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
 
-    def two_are_begun() -> bool:
-        return len({path.parent for path in faces.glob(".unfinished/*/*.png")}) == 2
+    def one_is_begun() -> bool:
+        return any(faces.glob(".unfinished/*/*.png"))
 
     with faults.running(SCRIPT, *options, cwd=tmp_path) as run:
-        faults.wait_for(two_are_begun, run)
+        faults.wait_for(one_is_begun, run)
         for worker in faults.workers_of(run):
             os.kill(worker, signal.SIGKILL)
         assert run.wait() == 0, (tmp_path / "said").read_text()
