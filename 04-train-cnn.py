@@ -83,28 +83,28 @@ DECAY = "cosine"  # after that: "cosine" falls to 0 at the last epoch, "constant
 SEED = 1  # of the random weights, the order of the crops and the augmentation
 # augmentation
 PAIRED = True  # each real crop comes with a fake, both changed alike; False: every crop by itself
-SELF_BLENDED = 0.33  # share of the reals whose fake is a blend of themselves, of no one's method
+REPEATS = 2  # times that a real comes in an epoch at most, where its data set has more fakes
+SELF_BLENDED = 0.25  # share of the pairs whose fake is a blend of the real, of no one's method
 FLIP = 0.5  # share that is mirrored
 SHIFT = 0.05  # largest, of the width and height, in whole pixels
-ROTATION = (
-    0.0  # degrees at most; every turn resamples the pixels and so blurs what is to be learned
-)
+ROTATION = 0.0  # degrees at most; every turn resamples the pixels, which blurs the traces
 ZOOMED = 0.5, 0.15  # share that is zoomed, and by how much at most: later margins will differ
 BRIGHTNESS = 0.1  # largest change, of the range from black to white
 CONTRAST = 0.1  # largest change, of the distance from the image's mean
-TINT = 0.06  # largest change of one colour, of its range; half of the crops are tinted
+TINT = 0.03  # largest change of one colour, of its range; half of the crops are tinted
 GREY = 0.05  # share that loses its colours
 CUT_OUT = 0.15  # share with a bar over eyes, nose or mouth: the model is not to rest on one of them
-REDUCED = 0.4, 32  # share that is reduced and enlarged again, and the shortest side, in pixels
-BLURRED = 0.25, 2.0  # share that is blurred, and the largest standard deviation, in pixels
-NOISY = 0.25, 10.0  # share with noise, and its largest standard deviation, of 255
-JPEG = 0.6, 30  # share that is compressed, once or twice, and the worst quality, 1 to 100
+REDUCED = 0.3, 32  # share that is reduced and enlarged again, and the shortest side, in pixels
+BLURRED = 0.2, 1.6  # share that is blurred, and the largest standard deviation, in pixels
+NOISY = 0.2, 8.0  # share with noise, and its largest standard deviation, of 255
+JPEG = 0.4, 30  # share that is compressed, once or twice, and the worst quality, 1 to 100
 # crops
 MARGIN = 0.3  # of the face's box, on each side; where no crop-rule.json says how they were cut
 SQUARE = False  # the crop is a square about the box's centre; likewise
 FRAMES = "reduced"  # that they were cut from, by the width rule of 01, or "full"; likewise
 # limits
 SMALLEST_FACE = 32  # pixels of a crop's shorter side, as in REDUCED; a smaller one is undecided
+MOST_WRONG = 0.1  # share of the real, and of the fake, validation videos that may be called wrong
 SOFTEST_SHARE = 0.01  # of the training crops; one softer than all but these is undecided
 # machine
 DEVICES = None  # such as ("GPU:0",); None: all GPUs, each a share of every batch, or the CPU
@@ -128,12 +128,12 @@ LARGEST_MODEL = 200 * 2**20  # bytes of a model's file, unpacked; ours has 20 MB
 NAMED = 5  # crops left out that the summary names
 BATCH_NORM_MOMENTUM = 0.9  # share of the past in the running statistics a step; see build_model
 LIMITS = {  # of the settings: least and most
-    (1, math.inf): ("epochs", "patience", "batch_size"),
+    (1, math.inf): ("epochs", "patience", "batch_size", "repeats"),
     (0, math.inf): ("warm_up_steps", "smallest_face"),
     (0, 10): ("margin",),
     (0, 1): (
         *("self_blended", "flip", "shift", "zoomed", "brightness", "contrast", "tint", "grey"),
-        *("cut_out", "softest_share"),
+        *("cut_out", "most_wrong", "softest_share"),
     ),
     (0, 100): ("reduced", "blurred", "noisy", "jpeg"),
     (0, 180): ("rotation",),
@@ -154,6 +154,7 @@ def main(
     decay: Literal["cosine", "constant"] = DECAY,
     seed: int = SEED,
     paired: bool = PAIRED,
+    repeats: int = REPEATS,
     self_blended: float = SELF_BLENDED,
     flip: float = FLIP,
     shift: float = SHIFT,
@@ -171,6 +172,7 @@ def main(
     margin: float = MARGIN,
     square: bool = SQUARE,
     frames: Literal["reduced", "full"] = FRAMES,
+    most_wrong: float = MOST_WRONG,
     smallest_face: int = SMALLEST_FACE,
     softest_share: float = SOFTEST_SHARE,
     devices: tuple[str, ...] | None = DEVICES,
@@ -189,7 +191,8 @@ def main(
         decay: after that it falls to 0 as half a cosine, or is constant
         seed: the same seed, crops and machine give the same model
         paired: each real crop comes with a fake, both changed alike; or every crop by itself
-        self_blended: share of the reals whose fake is a blend of themselves
+        repeats: times that a real comes in an epoch at most, where its data set has more fakes
+        self_blended: share of the pairs whose fake is a blend of the real
         flip: share that is mirrored
         shift: largest shift, of the width and of the height
         rotation: degrees at most
@@ -206,6 +209,7 @@ def main(
         margin: of the crops, where no crop-rule.json has it: of the face's box, on each side
         square: of the crops, likewise: whether they are squares
         frames: that the crops were cut from, likewise
+        most_wrong: share of either class's validation videos that may be called wrong
         smallest_face: pixels of a crop's shorter side; a smaller one is undecided
         softest_share: share of the training crops that are too soft to be decided
         devices: such as GPU:0 GPU:1; None: all GPUs, or the CPU
@@ -249,7 +253,7 @@ def main(
 
         # The model is written first: nothing that fails after it can cost the training.
         val = predict_crops(model, images, parts["val"], batch_size)
-        decision = make_decision(val, parts["train"], rule, smallest_face, softest_share)
+        decision = make_decision(val, parts["train"], rule, settings)
         training = {
             "counts": {split: count_crops(part) for split, part in parts.items()},
             "left_out": left_out,
@@ -344,6 +348,7 @@ class Decision(NamedTuple):
     temperature: float = 1.0  # above 0; divides the logit, above 1 where the model is too sure
     shift: float = 0.0  # added to the logit of p_fake after that
     threshold: float = 0.5  # of p_fake: a video whose mean is at or above it is called fake
+    real_below: float = 0.5  # and one below this real; what lies between is undecided
     margin: float = 0.3  # how the crops were cut: of the face's box, added on each side
     square: bool = False  # whether they are squares
     frames: str = "reduced"  # of which frames: reduced by the width rule, or "full"
@@ -664,7 +669,7 @@ def serve_crops(
         settings: batch_size, seed, paired and everything under augmentation
     """
     seed = settings["seed"], epoch
-    groups = draw_groups(crops, settings["paired"], settings["self_blended"], seed)
+    groups = draw_groups(crops, settings, seed)
     # Batches of one size, or nearly: a last one of one or two crops would spoil the running
     # statistics of the batch normalisation just before the validation.
     steps = math.ceil(sum(map(len, groups)) / settings["batch_size"])
@@ -698,38 +703,36 @@ def serve_crops(
     return numbers.map(load, os.cpu_count()).prefetch(8).with_options(untuned)
 
 
-def draw_groups(
-    crops: pd.DataFrame, paired: bool, self_blended: float, seed: tuple[int, int]
-) -> list[tuple[int, ...]]:
+def draw_groups(crops: pd.DataFrame, settings: dict, seed: tuple[int, int]) -> list[tuple]:
     """Draw what an epoch shows, in its order: groups of rows that stay together, changed alike.
 
-    Paired, each real crop comes once, with a fake: a blend of itself (-1), or a deepfake that
-    shares an identity with it, or where none does another of its data set, each of those once
-    before any comes again. Fakes beyond the number of the reals are thus used up over the epochs.
-    Not paired, each crop comes once, by itself.
+    Paired, a real crop comes with a fake: a blend of itself (-1), or a deepfake that shares an
+    identity with it, or where none does another of its data set, each of those once before any
+    comes again. A data set gives as many pairs as it has fakes, but each real at least once and at
+    most `repeats` times. Not paired, each crop comes once, by itself.
     """
     rng = np.random.default_rng(seed)
-    if not paired:
+    if not settings["paired"]:
         return [(row,) for row in rng.permutation(crops.index)]
-    reals, fakes = (crops[crops["label"] == label] for label in ("real", "fake"))
-    sharing = fakes.assign(identity=fakes["identities"].str.split(";")).explode("identity")
-    sharing = sharing[sharing["identity"] != ""].groupby(["dataset", "identity"]).groups
-    of_dataset = fakes.groupby("dataset").groups
-    decks = {dataset: [] for dataset in of_dataset}
     pairs = []
-    for row in rng.permutation(reals.index):
-        dataset, identities = reals.at[row, "dataset"], reals.at[row, "identities"].split(";")
-        if rng.random() < self_blended or dataset not in of_dataset:
-            pairs.append((row, -1))
-            continue
-        related = [fake for one in identities for fake in sharing.get((dataset, one), ())]
-        if related:
-            pairs.append((row, related[rng.integers(len(related))]))
-            continue
-        if not decks[dataset]:
-            decks[dataset] = list(rng.permutation(of_dataset[dataset]))
-        pairs.append((row, decks[dataset].pop()))
-    return pairs
+    for _, part in crops.groupby("dataset"):
+        reals, fakes = (part[part["label"] == label] for label in ("real", "fake"))
+        sharing = fakes.assign(identity=fakes["identities"].str.split(";")).explode("identity")
+        sharing = sharing[sharing["identity"] != ""].groupby("identity").groups
+        count = min(max(len(reals), len(fakes)), settings["repeats"] * len(reals))
+        rows = [rng.permutation(reals.index) for _ in range(settings["repeats"])]
+        deck: list[int] = []
+        for row in np.concatenate(rows)[:count]:
+            if rng.random() < settings["self_blended"] or fakes.empty:
+                pairs.append((row, -1))
+                continue
+            identities = reals.at[row, "identities"].split(";")
+            if related := [fake for one in identities for fake in sharing.get(one, ())]:
+                pairs.append((row, related[rng.integers(len(related))]))
+                continue
+            deck = deck or list(rng.permutation(fakes.index))
+            pairs.append((row, deck.pop()))
+    return [pairs[place] for place in rng.permutation(len(pairs))]
 
 
 def blend_with_itself(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -854,7 +857,8 @@ def change_alike(
     share, worst = settings["jpeg"]
     times = 1 + int(rng.random() < 0.3) if rng.random() < share else 0
     qualities = [int(rng.integers(worst, 101)) for _ in range(times)]
-    before = rng.random() < 0.5
+    before = rng.random() < 0.5  # whether JPEG comes before the reduction
+    noise_last = rng.random() < 0.5  # a camera's noise comes first, a bad screen's last
 
     changed = []
     for image in images:
@@ -864,7 +868,7 @@ def change_alike(
             face = cv2.cvtColor(face.astype(np.float32), cv2.COLOR_RGB2GRAY)[..., None].repeat(3, 2)
         if bar:
             face[bar] = fill
-        face = (face + noise).clip(0, 255).astype(np.uint8)
+        face = (face + (0 if noise_last else noise)).clip(0, 255).astype(np.uint8)
         if blur:
             face = cv2.GaussianBlur(face, (0, 0), blur)
         if qualities and before:
@@ -877,14 +881,17 @@ def change_alike(
             face = cv2.resize(face, (IMAGE_SIZE, IMAGE_SIZE), interpolation=grow)
         if times == 2:
             face = compress(face, qualities[1])
+        if deviation and noise_last:
+            face = (face + noise).clip(0, 255).astype(np.uint8)
         changed.append(face)
     return changed
 
 
 def compress(image: np.ndarray, quality: int) -> np.ndarray:
-    """Give an image, uint8, the traces of JPEG at a quality of 1 to 100."""
-    _, data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)
+    """Give an image, RGB uint8, the traces of JPEG at a quality of 1 to 100."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # JPEG keeps less of the colours than of the light
+    _, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))
+    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def compile_model(model: keras.Model, settings: dict, steps: int) -> None:
@@ -946,19 +953,19 @@ def average_by_video(predictions: pd.DataFrame) -> pd.DataFrame:
     return predictions.groupby(["label", "video_id"], as_index=False)["p_fake"].mean()
 
 
-def make_decision(
-    val: pd.DataFrame, train: pd.DataFrame, rule: dict, smallest_face: int, softest_share: float
-) -> Decision:
-    """Fit calibration and threshold to the validation crops, and say how crops must be.
+def make_decision(val: pd.DataFrame, train: pd.DataFrame, rule: dict, settings: dict) -> Decision:
+    """Fit calibration and thresholds to the validation crops, and say how crops must be.
 
     None is to be smaller or softer than those that the model was trained on.
     """
     calibrated = fit_calibration(val)
     val = val.assign(p_fake=calibrate(val["p_real"], calibrated))
+    threshold, real_below = choose_thresholds(val, settings["most_wrong"])
     return calibrated._replace(
-        threshold=choose_threshold(val),
-        smallest_face=min(smallest_face, int(train["side"].min())),
-        least_sharpness=float(train["sharpness"].quantile(softest_share)),
+        threshold=threshold,
+        real_below=real_below,
+        smallest_face=min(settings["smallest_face"], int(train["side"].min())),
+        least_sharpness=float(train["sharpness"].quantile(settings["softest_share"])),
         **rule,
     )
 
@@ -981,16 +988,19 @@ def fit_calibration(val: pd.DataFrame) -> Decision:
     return Decision(temperature=float(1 / slope), shift=float(shift))
 
 
-def choose_threshold(val: pd.DataFrame) -> float:
-    """Find the p_fake where, by validation video, as many reals are called fake as fakes real.
+def choose_thresholds(val: pd.DataFrame, most_wrong: float) -> tuple[float, float]:
+    """Find the p_fake from which a video is called fake, and that below which it is called real.
 
-    It lies half-way between two scores: on one, a rounding could turn the verdict.
+    Of either class at most so large a share of the validation videos is then called wrong, and
+    what lies between is undecided. Where the two would cross, both are the middle between them.
     """
     videos = average_by_video(val)
-    p_fake = videos["p_fake"].to_numpy()
-    _, cut = find_equal_errors((videos["label"] == "fake").to_numpy(), p_fake)
-    below = p_fake[p_fake < cut]
-    return float((min(cut, 1.0) + below.max()) / 2) if len(below) else float(cut)
+    reals, fakes = (np.sort(videos.loc[videos["label"] == k, "p_fake"]) for k in ("real", "fake"))
+    threshold = np.quantile(reals, 1 - most_wrong, method="higher") + SMALLEST_P
+    real_below = np.quantile(fakes, most_wrong, method="lower")
+    if real_below > threshold:
+        threshold = real_below = (threshold + real_below) / 2
+    return float(min(threshold, 1.0)), float(real_below)
 
 
 def find_equal_errors(is_fake: np.ndarray, p_fake: np.ndarray) -> tuple[float, float]:
@@ -1072,7 +1082,9 @@ def print_training(training: dict, decision: Decision, model_dir: Path) -> None:
     rows["validation"] = (
         f"AUC by video {training['val_auc']:.3f}; flattering, as it chose the epoch"
     )
-    rows["threshold"] = f"p_fake {decision.threshold:.3f} and above is fake"
+    rows["verdict"] = (
+        f"fake from p_fake {decision.threshold:.3f}, real below {decision.real_below:.3f}"
+    )
     rows["look next at"] = f"{model_dir / 'training_curves.png'}; then run 05-evaluate-model.py"
     print(model_dir)
     for label, fact in rows.items():
@@ -1174,11 +1186,13 @@ def refuse_pipe(path: Path) -> None:
 def check_decision(saved: dict) -> Decision:
     """Make a decision of what a file holds; what the file lacks is as in models without it."""
     kinds = {name: type(value) for name, value in Decision._field_defaults.items()}
+    saved = {"real_below": saved["threshold"]} | saved if "threshold" in saved else saved
     decision = Decision(**{name: kinds[name](saved[name]) for name in kinds if name in saved})
     numbers = [float(value) for value in decision if not isinstance(value, str)]
     least = min(decision.margin, decision.smallest_face, decision.least_sharpness)
     right = all(map(math.isfinite, numbers)) and decision.temperature > 0 and least >= 0
-    if not right or not 0 <= decision.threshold <= 1 or decision.frames not in ("reduced", "full"):
+    ordered = 0 <= decision.real_below <= decision.threshold <= 1
+    if not right or not ordered or decision.frames not in ("reduced", "full"):
         raise ValueError(f"{decision} is out of its range")
     return decision
 
