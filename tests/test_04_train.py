@@ -344,7 +344,7 @@ def test_videos_are_those_of_the_table_or_of_the_file_names(
 STILL = dict.fromkeys(
     ("self_blended", "flip", "shift", "rotation", "brightness", "contrast", "tint", "grey"), 0.0
 )
-STILL |= {"paired": False, "cut_out": 0.0, "zoomed": (0, 0), "reduced": (0, 32)}
+STILL |= {"paired": False, "repeats": 2, "cut_out": 0.0, "zoomed": (0, 0), "reduced": (0, 32)}
 STILL |= {"blurred": (0, 2), "noisy": (0, 10), "jpeg": (0, 30), "batch_size": 12, "seed": 1}
 
 
