@@ -2,7 +2,6 @@
 
     python 06-detect-deepfake.py clip.mp4
     python 06-detect-deepfake.py clip.mp4 photo.jpg a-folder --frames-per-second 5
-    python 06-detect-deepfake.py clip.mp4 --explain
     python 06-detect-deepfake.py clip.mp4 --json --no-annotate > result.json
 
 Reads   videos, pictures, folders of them
@@ -11,9 +10,7 @@ Reads   videos, pictures, folders of them
 Writes  detections/results.csv            one row a file, of this run
         detections/<name>.json            all that was found, down to the score of every face
         detections/<name>-marked.mp4      the video, or picture (.png), with a box on every face
-        detections/<name>-timeline.png    p_fake over time, a line a face
-        detections/<name>-explain.png     what moved the score, with --explain
-        detections/<name>.html            a report to hand on, with all of that inside it
+        detections/<name>.html            a report to hand on: verdict, timeline, crops, limits
 Next    07-export-model.py
 
 A frame goes through the very steps of 01, 02 and 04, so that a face is scored on the crop that the
@@ -27,21 +24,14 @@ such videos: a score is no proof.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib
 import itertools
 import json as to_json  # the option --json has its name
 import math
 import os
-import platform
 import signal
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,17 +43,16 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import cv2
 import filelock
-import imageio_ffmpeg
-import jinja2
 import keras
 import numpy as np
 import pandas as pd
-import PIL.Image
 import scipy.optimize
 import tensorflow as tf
 import tyro
-from matplotlib.figure import Figure
 from tqdm import tqdm
+
+from parts import detection_report, marked_video, media
+from parts.media import spell, word_error
 
 convert = importlib.import_module("01-convert-video-to-image")
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
@@ -85,9 +74,8 @@ LEAST_OVERLAP = 0.2  # intersection over union; low, as half a second lies betwe
 LEAST_LIKENESS = 0.7  # of colours, 0 to 1; of one person 0.9 and more, of two mostly below 0.75
 LONGEST_GAP = 3  # scored frames for which a face may be unseen, before its next is another track
 # output
-ANNOTATE = True  # write the marked copy and the timeline
-EXPLAIN = False  # write the sheet of the most suspicious crops with what moved their score
-EXPLAINED = 8  # crops on that sheet, and in the report
+ANNOTATE = True  # write the marked copy
+EXPLAINED = 8  # most suspicious crops that the report shows, with what moved their score
 LARGEST_VIDEO = 8.0  # MB of a marked video that goes into the report; a larger one stays beside it
 JSON = False  # print the results as JSON, for other programs
 # machine
@@ -95,15 +83,11 @@ FRAMES_AT_ONCE = 8  # searched for faces and scored together
 # --------------------------------------------------------------------------------------------------
 
 MODELS = Path("model/best_model.keras"), Path(__file__).parent / "weights/deepfake-detector.keras"
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FAKE, REAL, UNDECIDED, NO_FACE = "likely fake", "likely real", "undecided", "no face"
 RESULTS = ["file", "verdict", "p_fake", "low", "high", "threshold", "track", "frames", "tracks"]
 RESULTS += ["reason", "doubt", "notes"]
-OUTPUTS = ("-marked.mp4", "-marked.png", "-timeline.png", "-explain.png")  # after a name
-OUTPUTS += (".html", ".json")
-TEMPLATES = Path(__file__).parent / "templates"
-CLAIMS = ".detections"  # a file beside the outputs that lists them: only those are ever replaced
-LONGEST_NAME = 100  # bytes; an ending comes to it, and most disks take 255
+OUTPUTS = ("-marked.mp4", "-marked.png", ".html", ".json")  # after a name
+OUTPUTS += ("-timeline.png", "-explain.png")  # of earlier versions: they never stay beside these
 NAMED = 10  # files that the last sentence names
 
 
@@ -121,7 +105,6 @@ def main(
     least_likeness: float = LEAST_LIKENESS,
     longest_gap: int = LONGEST_GAP,
     annotate: bool = ANNOTATE,
-    explain: bool = EXPLAIN,
     explained: int = EXPLAINED,
     largest_video: float = LARGEST_VIDEO,
     json: bool = JSON,
@@ -142,9 +125,8 @@ def main(
         least_overlap: intersection over union of two boxes of one track, at least
         least_likeness: likeness of two faces of one track in colours, at least, 0 to 1
         longest_gap: scored frames for which the face of a track may be unseen
-        annotate: write a copy with a box on every face, and the timeline
-        explain: write the most suspicious crops with what moved their score
-        explained: crops on that sheet, and in the report
+        annotate: write a copy with a box on every face
+        explained: most suspicious crops that the report shows, with what moved their score
         largest_video: MB of a marked video that goes into the report
         json: print the results to standard output as JSON, and all else to standard error
         frames_at_once: frames searched for faces and scored together
@@ -162,15 +144,15 @@ def main(
     say = partial(print, file=sys.stderr if json else sys.stdout, flush=True)
     scorer = load_scorer(model)
     say(f"model        {scorer.path}")
-    sources = list_inputs(files)
+    sources = media.list_inputs(files)
     if not sources:
         raise ValueError(f"There is no video or picture in {', '.join(map(spell, files))}.")
     results = []
     detections_dir.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(detections_dir / ".lock", timeout=0):
-        claim_outputs(detections_dir, ["results.csv"])
+        media.claim_outputs(detections_dir, ["results.csv"])
         try:
-            for source, name in zip(sources, name_outputs(sources), strict=True):
+            for source, name in zip(sources, media.name_outputs(sources), strict=True):
                 results.append(process_file(source, detections_dir / name, scorer, settings))
                 say(word_result(results[-1]))
         finally:  # after Ctrl-C, too
@@ -217,56 +199,22 @@ class Scorer(NamedTuple):
     decision: train_cnn.Decision
 
 
-def list_inputs(paths: Iterable[Path]) -> list[Path]:
-    """List the files given, and the videos and pictures below the folders given, in order.
-
-    In folders, what this script wrote, or began to write, is left out.
-    """
-    known = (*convert.VIDEO_SUFFIXES, *PICTURE_SUFFIXES)
-    files = []
-    for path in paths:
-        if path.is_dir():
-            below = [file for file in path.rglob("*") if file.suffix.lower() in known]
-            claims = {folder: read_claims(folder) for folder in {file.parent for file in below}}
-            below = [file for file in below if file.name not in claims[file.parent]]
-            files += sorted(
-                file for file in below if file.is_file() and not file.stem.endswith(".partial")
-            )
-        else:
-            files.append(path)
-    return list(dict.fromkeys(files))
-
-
-def name_outputs(files: list[Path]) -> list[str]:
-    """Name the outputs of each file by its stem, with a number where that is taken."""
-    names, taken = [], set()
-    for file in files:
-        stem = "".join(letter if letter.isprintable() else "_" for letter in file.stem)
-        stem = stem.encode()[:LONGEST_NAME].decode(errors="ignore").rstrip(". ") or "file"
-        number, name = 1, stem
-        while name.casefold() in taken:  # Windows and macOS tell no A from a
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
-
-
 def process_file(source: Path, target: Path, scorer: Scorer, settings: SimpleNamespace) -> dict:
     """Detect and write what is asked for, into files whose names begin with `target`.
 
     Whatever fails costs this file alone; then the result is just the file and the reason.
     """
     try:
-        if source.name in read_claims(source.parent):
+        if source.name in media.read_claims(source.parent):
             raise ValueError("was written by this script itself")
-        claim_outputs(target.parent, [target.name + ending for ending in OUTPUTS])
+        media.claim_outputs(target.parent, [target.name + ending for ending in OUTPUTS])
         result, worst = detect(source, scorer, settings)
-        write_outputs(result, worst, scorer.model, target, settings)
+        write_outputs(result, target, settings)
     except Exception as error:
         return {"file": str(source), "reason": word_error(error)}
     try:
-        write_html(collect_report(result, worst, scorer, target, settings), target)
+        content = detection_report.collect_report(result, worst, scorer, target, settings)
+        write_html(content, target)
     except Exception as error:
         result["notes"].append(f"{target.name}.html is not written: {word_error(error)}")
     return result
@@ -280,14 +228,14 @@ def detect(path: Path, scorer: Scorer, settings: SimpleNamespace) -> tuple[dict,
 
     Returns:
         The content of <name>.json, and the most suspicious faces: rows as its own, with the track
-        and the crop (BGR uint8).
+        and the crop (RGB uint8 (128, 128, 3)).
 
     Raises:
         ValueError, OSError: the file cannot be read or scored.
     """
-    picture, notes = is_picture(path), []
-    total = None if picture else guess_frames(path, settings.frames_per_second)
-    frames = sample_frames(path, settings, notes)
+    picture, notes = media.is_picture(path), []
+    total = None if picture else media.guess_frames(path, settings.frames_per_second)
+    frames = media.sample_frames(path, settings, notes)
     frames = tqdm(frames, spell(path.name), total, unit="frame", leave=False, disable=picture)
     count, (width, height), faces, worst = score_frames(frames, scorer, settings)
     faces["track"] = join_tracks(faces, settings)
@@ -312,71 +260,6 @@ def detect(path: Path, scorer: Scorer, settings: SimpleNamespace) -> tuple[dict,
     return result, worst
 
 
-def is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES
-
-
-def guess_frames(path: Path, frames_per_second: float) -> int | None:
-    """Guess how many frames will be scored, for the bar; None where the header does not know."""
-    check_file(path)
-    video = convert.open_video(path)
-    rate, count = video.get(cv2.CAP_PROP_FPS), video.get(cv2.CAP_PROP_FRAME_COUNT)
-    return math.ceil(count / rate * frames_per_second) if rate > 0 and count > 0 else None
-
-
-def sample_frames(
-    path: Path, settings: SimpleNamespace, notes: list[str]
-) -> Iterator[tuple[int, float, np.ndarray]]:
-    """Yield the frames to score, BGR uint8 as in the file, with their index and second.
-
-    A picture is one frame. A video that gives too few for a verdict is gone through once more for
-    some in between: how long it is, its header may not know.
-
-    Raises:
-        ValueError, OSError: it cannot be read, does not decode, or has no frames.
-    """
-    check_file(path)
-    if is_picture(path):
-        yield 0, 0.0, read_picture(path, settings.most_pixels, notes)
-        return
-    taken, rate, wanted = set(), settings.frames_per_second, 2 * settings.fewest_frames
-    for _ in range(2):
-        stamps = []
-        for index, seconds, _, frame in convert.read_frames(convert.open_video(path), rate, None):
-            stamps.append(seconds)
-            if frame is not None and index not in taken:
-                taken.add(index)
-                yield index, seconds, frame
-        if len(taken) >= min(wanted, len(stamps)):
-            break
-        rate = wanted / (stamps[-1] - stamps[0]) * (len(stamps) - 1) / len(stamps)
-    if not taken:
-        raise ValueError("no frame of it decodes")
-
-
-def read_picture(path: Path, most_pixels: int, notes: list[str]) -> np.ndarray:
-    """Read a picture: BGR uint8 (height, width, 3), turned as its file says.
-
-    Raises:
-        ValueError, OSError: it cannot be read, is too large or does not decode.
-    """
-    PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is most_pixels
-    try:
-        with PIL.Image.open(path) as head:  # decodes nothing yet
-            if head.width * head.height > most_pixels:
-                raise ValueError(
-                    f"has {head.width:,} x {head.height:,} pixels, more than --most-pixels allows"
-                )
-            if head.format in ("PNG", "WEBP") and head.n_frames > 1:
-                notes.append(f"only the first of its {head.n_frames:,} pictures was scored")
-    except PIL.UnidentifiedImageError as error:
-        raise ValueError("does not decode as a picture") from error
-    picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise ValueError("does not decode as a picture")
-    return picture
-
-
 def score_frames(
     frames: Iterable[tuple[int, float, np.ndarray]], scorer: Scorer, settings: SimpleNamespace
 ) -> tuple[int, tuple[int, int], pd.DataFrame, pd.DataFrame]:
@@ -395,10 +278,11 @@ def score_frames(
         count += len(some)
         size = size if any(size) else some[0][2].shape[1::-1]
         found = list(find_faces(some, scorer.decision))
-        scores = score_crops([crop for _, crop in found], scorer) if found else []
+        crops = [train_cnn.prepare_crop(crop) for _, crop in found]
+        scores = score_crops(crops, scorer) if found else []
         rows += [row | {"p_fake": round(p, 6)} for (row, _), p in zip(found, scores, strict=True)]
         first = len(rows) - len(found)
-        worst += [(p, first + at, found[at][1]) for at, p in enumerate(scores)]
+        worst += [(p, first + at, crops[at]) for at, p in enumerate(scores)]
         worst = sorted(worst, key=lambda one: -one[0])[: settings.explained]
     columns = ["frame", "seconds", "x", "y", "width", "height", "confidence"]
     columns += ["crop_side", "sharpness", "p_fake", "look"]
@@ -447,13 +331,12 @@ def measure_look(face: np.ndarray) -> np.ndarray:
 
 
 def score_crops(crops: list[np.ndarray], scorer: Scorer) -> list[float]:
-    """Score crops, BGR uint8 of any sizes: p_fake, calibrated, of each.
+    """Score crops, RGB uint8 (128, 128, 3): p_fake, calibrated, of each.
 
     Raises:
         ValueError: the model gives no number for one of them.
     """
-    images = np.stack([train_cnn.prepare_crop(crop) for crop in crops]).astype(np.float32)
-    p_real = scorer.predict(images).numpy()[:, 0]
+    p_real = scorer.predict(np.stack(crops).astype(np.float32)).numpy()[:, 0]
     if not np.isfinite(p_real).all():
         raise ValueError("the model gives no number for a face in it: its file is damaged")
     return train_cnn.calibrate(p_real, scorer.decision).tolist()
@@ -564,9 +447,7 @@ def judge_file(tracks: list[dict]) -> dict:
 # --- What is shown --------------------------------------------------------------------------------
 
 
-def write_outputs(
-    result: dict, worst: pd.DataFrame, model: keras.Model, target: Path, settings: SimpleNamespace
-) -> None:
+def write_outputs(result: dict, target: Path, settings: SimpleNamespace) -> None:
     """Write everything about a file, the .json last; what else cannot be written becomes a note.
 
     Raises:
@@ -574,12 +455,11 @@ def write_outputs(
     """
     writers = {}
     if settings.annotate and result["kind"] == "picture":
-        writers["-marked.png"] = partial(write_marked_picture, result, settings.most_pixels)
+        writers["-marked.png"] = partial(
+            marked_video.write_marked_picture, result, settings.most_pixels
+        )
     elif settings.annotate:
-        writers["-marked.mp4"] = partial(write_marked_video, result)
-        writers["-timeline.png"] = partial(draw_timeline, result)
-    if settings.explain and len(worst):
-        writers["-explain.png"] = partial(draw_explanation, result, worst, model)
+        writers["-marked.mp4"] = partial(marked_video.write_marked_video, result)
     writers[".json"] = lambda path: path.write_text(
         to_json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
@@ -595,275 +475,10 @@ def write_outputs(
             path.with_name(f"{path.stem}.partial{path.suffix}").unlink(missing_ok=True)
 
 
-def write_marked_picture(result: dict, most_pixels: int, path: Path) -> None:
-    """Write the picture with its faces marked."""
-    picture = read_picture(Path(result["file"]), most_pixels, [])
-    marked = mark_faces(picture, find_boxes(arrange_tracks(result), 0))
-    path.write_bytes(cv2.imencode(".png", marked)[1])
-
-
-def mark_faces(frame: np.ndarray, faces: Iterable[tuple[int, list[float]]]) -> np.ndarray:
-    """Draw a box, its number and p_fake on each face (see find_boxes) of a frame, BGR uint8."""
-    marked = frame.copy()
-    line = max(2, round(frame.shape[1] / 400))
-    font, size = cv2.FONT_HERSHEY_SIMPLEX, line / 3
-    for number, (x, y, width, height, p_fake) in faces:
-        color = 0, int(255 * min(1, 2 - 2 * p_fake)), int(255 * min(1, 2 * p_fake))  # green to red
-        left, top = round(x), round(y)
-        cv2.rectangle(marked, (left, top), (round(x + width), round(y + height)), color, line)
-        text = f"{number}: {p_fake:.2f}"
-        (text_width, text_height), _ = cv2.getTextSize(text, font, size, line)
-        top = max(0, top - text_height - 3 * line)
-        below = left + text_width + 2 * line, top + text_height + 3 * line
-        cv2.rectangle(marked, (left, top), below, color, cv2.FILLED)
-        at = left + line, top + text_height + line
-        cv2.putText(marked, text, at, font, size, (0, 0, 0), max(1, line // 2))
-    return marked
-
-
-def find_boxes(tracks: dict[int, np.ndarray], frame: int) -> Iterator[tuple[int, list[float]]]:
-    """Yield number and x, y, width, height and p_fake of the tracks in a frame.
-
-    Between two frames that were scored they are interpolated.
-    """
-    for number, (frames, *values) in tracks.items():
-        if frames[0] <= frame <= frames[-1]:
-            yield number, [np.interp(frame, frames, of) for of in values]
-
-
-def arrange_tracks(result: dict) -> dict[int, np.ndarray]:
-    """Arrange the faces of each track for drawing: frame, x, y, width, height, p_fake (6, n)."""
-    sides = ["frame", "x", "y", "width", "height", "p_fake"]
-    return {
-        track["track"]: pd.DataFrame(track["faces"])[sides].to_numpy(float).T
-        for track in result["tracks"]
-    }
-
-
-def write_marked_video(result: dict, path: Path) -> None:
-    """Write every frame of the video, marked, and its sound where ffmpeg can copy that.
-
-    Raises:
-        ValueError, OSError: the video cannot be read any more, or ffmpeg does not write it.
-    """
-    try:
-        encode_video(result, path, with_sound=True)
-    except OSError as error:
-        encode_video(result, path, with_sound=False)
-        result["notes"].append(f"the marked copy has no sound: {error}")
-
-
-def encode_video(result: dict, path: Path, with_sound: bool) -> None:
-    """Write the marked video as H.264 that browsers play.
-
-    It plays at the average frame rate, so the sound of one of varying rate may drift a little.
-
-    Raises:
-        ValueError, OSError: the video cannot be read any more, or ffmpeg does not write it.
-    """
-    source, size = Path(result["file"]), (result["width"], result["height"])
-    check_file(source)
-    video, tracks = convert.open_video(source), arrange_tracks(result)
-    rate = video.get(cv2.CAP_PROP_FPS)
-    rate = rate if 1 <= rate <= 240 else 25  # what players can do; some headers know nothing
-    odd = size[0] % 2, size[1] % 2  # H.264 has a colour for two by two pixels
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "rawvideo"]
-    command += ["-pix_fmt", "yuv420p", "-s", f"{size[0] + odd[0]}x{size[1] + odd[1]}"]
-    command += ["-r", str(rate), "-i", "-"]
-    if with_sound:
-        command += ["-protocol_whitelist", "file", "-format_whitelist", convert.CONTAINERS]
-        command += ["-i", f"file:{source.absolute()}", "-map", "0:v", "-map", "1:a?", "-c:a", "aac"]
-    # At this preset the file is twice as large as at "veryfast", and there in 40 % of the time.
-    command += ["-c:v", "libx264", "-preset", "ultrafast"]
-    command += ["-movflags", "+faststart", f"file:{path.absolute()}"]
-    # Its messages go to a file: a pipe, which nobody reads meanwhile, would fill and stop both.
-    with (
-        tempfile.TemporaryFile() as messages,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=messages) as encoder,
-    ):
-        try:
-            frames = convert.read_frames(video, None, None)
-            total = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or None
-            bar = tqdm(frames, spell(source.name), total, unit="frame", leave=False)
-            for index, _, _, frame in bar:
-                if frame is not None:
-                    marked = mark_faces(frame, find_boxes(tracks, index))
-                    marked = marked if frame.shape[1::-1] == size else cv2.resize(marked, size)
-                    if any(odd):
-                        marked = cv2.copyMakeBorder(
-                            marked, 0, odd[1], 0, odd[0], cv2.BORDER_CONSTANT
-                        )
-                    # OpenCV's conversion takes a third of the time of FFmpeg's, for half the bytes.
-                    encoder.stdin.write(cv2.cvtColor(marked, cv2.COLOR_BGR2YUV_I420).data)
-            encoder.stdin.close()
-        except BrokenPipeError:  # ffmpeg has ended, and says why
-            with suppress(BrokenPipeError):
-                encoder.stdin.close()  # it would be tried again at the end of `with`
-        if encoder.wait():
-            messages.seek(0)
-            said = messages.read().decode(errors="replace").strip().splitlines()
-            raise OSError(said[-1] if said else f"ffmpeg was ended ({encoder.returncode})")
-
-
-def draw_timeline(result: dict, path: Path) -> None:
-    """Draw p_fake over time, a line a track, and the threshold."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for track in result["tracks"]:
-        seconds = [face["seconds"] for face in track["faces"]]
-        scores = [face["p_fake"] for face in track["faces"]]
-        label = f"face {track['track']}: {track['verdict']}, {track['p_fake']:.2f}"
-        axes.plot(seconds, scores, "o-", ms=3, label=label)
-    axes.axhline(result["threshold"], color="0.3", linestyle="--", label="threshold")
-    axes.set_title(spell(Path(result["file"]).name), parse_math=False)  # $ is no formula
-    axes.set(xlabel="seconds", ylabel="p_fake", ylim=(-0.02, 1.02))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=150)
-
-
-def draw_explanation(result: dict, worst: pd.DataFrame, model: keras.Model, path: Path) -> None:
-    """Draw the most suspicious crops, each with the map of what moved its score."""
-    crops = np.stack([train_cnn.prepare_crop(crop) for crop in worst["crop"]])
-    figure = Figure(figsize=(max(4, 1.7 * len(crops)), 4.4), layout="constrained")
-    name = spell(Path(result["file"]).name)
-    title = f"{name}: where the model saw signs of a fake (4 x 4 places)"
-    figure.suptitle(title, parse_math=False)
-    panels = figure.subplots(2, len(crops), squeeze=False)
-    for (above, below), p_fake, crop, heat in zip(
-        panels.T, worst["p_fake"], crops, explain_crops(crops, model), strict=True
-    ):
-        above.set_title(f"p_fake {p_fake:.2f}", fontsize="small")
-        above.imshow(crop)
-        below.imshow(crop)
-        below.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
-    for axes in panels.ravel():
-        axes.axis("off")
-    figure.savefig(path, dpi=150)
-
-
-def explain_crops(crops: np.ndarray, model: keras.Model) -> np.ndarray:
-    """Map what moved the scores of crops, RGB uint8 (n, 128, 128, 3), towards fake: (n, 128, 128).
-
-    From 0 to 1, the strongest place of each crop.
-    """
-    maps = attribute_score(crops, model)[0].clip(0)
-    maps /= np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
-    size = crops.shape[2], crops.shape[1]
-    maps = [cv2.resize(one, size, interpolation=cv2.INTER_CUBIC) for one in maps]
-    return np.stack(maps).clip(0, 1)
-
-
-def attribute_score(crops: np.ndarray, model: keras.Model) -> tuple[np.ndarray, np.ndarray]:
-    """Tell what each place of the last convolution added to the score.
-
-    Gradient times activation, summed over the channels (HiResCAM, Draelos and Carin, 2020).
-    Grad-CAM would spread each gradient over all places; global max pooling passes it to one only.
-
-    Args:
-        crops: RGB uint8 (n, 128, 128, 3)
-
-    Returns:
-        What each of the 4 x 4 places added to the logit of p_fake (n, 4, 4), and that logit (n,),
-        both uncalibrated; without biases in the top the first sum to the second.
-    """
-    base = next(layer for layer in model.layers if isinstance(layer, keras.Model))
-    normalization, top = model.get_layer("imagenet_mean_and_std"), model.layers[-1]
-    convolutions = keras.Model(base.inputs, base.get_layer("top_activation").output)
-    activation = convolutions(normalization(crops.astype(np.float32)), training=False)
-    with tf.GradientTape() as tape:
-        tape.watch(activation)
-        features = base.layers[-1](activation)
-        for layer in model.layers[model.layers.index(base) + 1 : -1]:
-            features = layer(features, training=False)
-        logit = -(features @ top.kernel + top.bias)
-    added = tf.reduce_sum(activation * tape.gradient(logit, activation), axis=-1)
-    return added.numpy(), logit.numpy()[:, 0]
-
-
 def write_html(content: dict, target: Path) -> None:
     """Write the report: a page whole in itself, which opens offline."""
-    page = render_report(content)
+    page = detection_report.render_report(content)
     write_whole(Path(f"{target}.html"), lambda partial: partial.write_text(page, encoding="utf-8"))
-
-
-def render_report(content: dict) -> str:
-    """Fill in templates/report.html; what a stranger's file says of itself is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.ChainableUndefined,
-    )
-    return environment.get_template("report.html").render(content)
-
-
-def collect_report(
-    result: dict, worst: pd.DataFrame, scorer: Scorer, target: Path, settings: SimpleNamespace
-) -> dict:
-    """Collect what the report shows, and what a check of it needs; pictures as data: addresses."""
-    crops = np.stack([train_cnn.prepare_crop(crop) for crop in worst["crop"]]) if len(worst) else []
-    maps = explain_crops(crops, scorer.model) if len(worst) else []
-    faces = worst.drop(columns="crop").to_dict("records")
-    for face, crop, heat in zip(faces, crops, maps, strict=True):
-        tint = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)
-        face["crop"] = embed_picture(crop[..., ::-1])
-        face["heat"] = embed_picture(cv2.addWeighted(crop[..., ::-1], 0.45, tint, 0.55, 0))
-
-    # Of the marked copy its most suspicious frame, and all of it where it is small.
-    video, still = None, None
-    marked = Path(f"{target}-marked.{'png' if result['kind'] == 'picture' else 'mp4'}")
-    if marked.is_file():
-        frames = cv2.VideoCapture(str(marked))
-        frames.set(cv2.CAP_PROP_POS_FRAMES, faces[0]["frame"] if faces else 0)
-        shown, frame = frames.read()
-        still = embed_picture(frame) if shown else None
-        if result["kind"] == "video" and marked.stat().st_size <= settings.largest_video * 1e6:
-            video = embed(marked.read_bytes(), "video/mp4")
-
-    source, model = Path(result["file"]), scorer.path
-    return {
-        "result": result,
-        "worst": faces,
-        "video": video,
-        "still": still,
-        "marked": marked.name,
-        "file": {"name": source.name, "bytes": source.stat().st_size, "sha256": hash_file(source)},
-        "model": {"name": model.name, "sha256": hash_file(model), **scorer.decision._asdict()},
-        "measured": read_measures(scorer),
-        "settings": vars(settings),
-        "date": time.strftime("%Y-%m-%d %H:%M %z"),
-        "versions": f"Python {platform.python_version()}, TensorFlow {tf.__version__}, "
-        f"Keras {keras.__version__}, OpenCV {cv2.__version__}, NumPy {np.__version__}",
-    }
-
-
-def embed_picture(picture: np.ndarray) -> str:
-    """Embed a picture, BGR uint8, as a JPEG of at most 960 pixels width."""
-    scale = min(1, 960 / picture.shape[1])
-    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return embed(cv2.imencode(".jpg", picture)[1].tobytes(), "image/jpeg")
-
-
-def embed(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_measures(scorer: Scorer) -> dict:
-    """Read what 05 measured of this very model, told by its decision; nothing if it did not."""
-    for path in (scorer.path.with_name("metrics.json"), scorer.path.with_suffix(".json")):
-        try:
-            measured = to_json.loads(path.read_bytes())
-            if measured["decision"] == scorer.decision._asdict():
-                return measured
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-    return {}
 
 
 def word_result(result: dict) -> str:
@@ -918,65 +533,12 @@ def check_settings(settings: SimpleNamespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; give {advice}.")
 
 
-def check_file(path: Path) -> None:
-    """Refuse what is no file: a pipe or a device may never end.
-
-    Raises:
-        FileNotFoundError: it is no file.
-    """
-    if path.exists() and not path.is_file():
-        raise FileNotFoundError("is a pipe or a device")
-    if not path.is_file():
-        raise FileNotFoundError(
-            "is a broken link" if path.is_symlink() else "there is no such file"
-        )
-
-
-def read_claims(folder: Path) -> set[str]:
-    """Read which files in a folder this script has written."""
-    try:
-        return set((folder / CLAIMS).read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError):
-        return set()
-
-
-def claim_outputs(folder: Path, names: list[str]) -> None:
-    """Delete what earlier runs wrote under these names, and list them as this script's.
-
-    Raises:
-        ValueError: another's file has such a name.
-    """
-    claims, there = read_claims(folder), [name for name in names if os.path.lexists(folder / name)]
-    if foreign := [name for name in there if name not in claims]:
-        raise ValueError(
-            f"{folder / foreign[0]}: this script did not write it, so it stays as it is; move it "
-            "away, or name another folder with --detections-dir."
-        )
-    for name in there:
-        (folder / name).unlink()
-    claims = "".join(f"{name}\n" for name in sorted({*claims, *names}))
-    write_whole(folder / CLAIMS, lambda partial: partial.write_text(claims, encoding="utf-8"))
-
-
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all: under a temporary name beside it, then renamed."""
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     partial.unlink(missing_ok=True)  # a link planted there would be followed
     write(partial)
     partial.replace(path)
-
-
-def spell(text: object) -> str:
-    """Spell a name so that a terminal can show it, and is sent no line ends and control codes."""
-    text = str(text) if str(text).isprintable() else ascii(str(text))[1:-1]
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def word_error(error: Exception) -> str:
-    """Say an error in a line, with its kind if it is not of those that scripts raise."""
-    words = " ".join(str(error).split())
-    return words if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {words}"
 
 
 if __name__ == "__main__":

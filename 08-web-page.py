@@ -51,6 +51,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tqdm import tqdm
 
+from parts import detection_report, marked_video, media
+
 samples = importlib.import_module("00-make-sample-videos")
 convert = importlib.import_module("01-convert-video-to-image")
 detect = importlib.import_module("06-detect-deepfake")
@@ -76,7 +78,7 @@ NOT_SCORED = '<article role="alert"><h1 tabindex="-1">Not scored</h1><p>{}</p></
 TO_ANSWER = "() => document.querySelector('#answer h1')?.focus()"  # where reading goes on
 STYLE = ".gradio-container > .main { max-width: 64rem !important; padding: 0 1rem !important }"
 PRACTICE_FRAMES = 40  # of each practice video, 1.6 s
-KNOWN = [*convert.VIDEO_SUFFIXES, *detect.PICTURE_SUFFIXES]
+KNOWN = [*convert.VIDEO_SUFFIXES, *media.PICTURE_SUFFIXES]
 
 # What may be asked of the server: the page, the parts of gradio that it works with, and results.
 SERVED = re.compile(
@@ -118,7 +120,7 @@ def main(
         if not value > 0:
             raise ValueError(f"{option} is {value}; give more than 0.")
     scorer = detect.load_scorer(model)
-    detect.tqdm = Bar
+    detect.tqdm = marked_video.tqdm = Bar
     gr.processing_utils.async_ssrf_protected_download = refuse_address
 
     # All that visitors bring and get lies below one folder, which goes when the page goes.
@@ -161,16 +163,16 @@ def answer_file(
         try:
             source = find_upload(path, folder)
             results.mkdir(parents=True)
-            target = results / detect.name_outputs([source])[0]
+            target = results / media.name_outputs([source])[0]
             result, worst = detect.detect(source, scorer, settings)
-            detect.write_outputs(result, worst, scorer.model, target, settings)
-            content = detect.collect_report(result, worst, scorer, target, settings)
+            detect.write_outputs(result, target, settings)
+            content = detection_report.collect_report(result, worst, scorer, target, settings)
             detect.write_html(content, target)
         except TabClosedError:
             shutil.rmtree(results)
             return ""
         except Exception as error:
-            reason = f"{Path(path).name}: {detect.word_error(error)}"
+            reason = f"{Path(path).name}: {media.word_error(error)}"
             for inside in (f"{Path(path).parent}/", f"{results}/"):  # no path of the machine
                 reason = reason.replace(inside, "")
             return NOT_SCORED.format(html.escape(reason))
@@ -178,7 +180,7 @@ def answer_file(
     # The report has the marked video inside if it is small; the page plays it from the server.
     address = f"/results/{results.name}/{urllib.parse.quote(target.name)}"
     video = f"{address}-marked.mp4" if Path(f"{target}-marked.mp4").is_file() else None
-    return detect.render_report(content | {"video": video, "download": f"{address}.html"})
+    return detection_report.render_report(content | {"video": video, "download": f"{address}.html"})
 
 
 def find_upload(path: str, folder: Path) -> Path:

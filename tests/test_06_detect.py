@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_02_crop import make_frame
 
+from parts import detection_report, media
+
 convert = importlib.import_module("01-convert-video-to-image")
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
 train_cnn = importlib.import_module("04-train-cnn")
@@ -32,7 +34,7 @@ SETTINGS = SimpleNamespace(
 
 def sample(path: Path, frames_per_second: float) -> list[tuple[int, float, np.ndarray]]:
     settings = SimpleNamespace(**{**vars(SETTINGS), "frames_per_second": frames_per_second})
-    return list(detect.sample_frames(path, settings, []))
+    return list(media.sample_frames(path, settings, []))
 
 
 def write_frames(path: Path, frames: list[np.ndarray], fps: float = 2) -> Path:
@@ -84,7 +86,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def detections(inputs: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("out") / "detections"
     with pytest.raises(ValueError, match=r"1 of 4 files were not scored: .*torn\.mp4\.$"):
-        detect.main([inputs], model=model, detections_dir=folder, explain=True)
+        detect.main([inputs], model=model, detections_dir=folder)
     return folder
 
 
@@ -131,7 +133,7 @@ def test_the_scores_are_the_model_s_calibrated(inputs: Path, model: Path) -> Non
     image = train_cnn.prepare_crop(crop)[None].astype(np.float32)
     p_real = float(loaded.model(image, training=False)[0, 0])
     logit = np.log(p_real / (1 - p_real))
-    assert detect.score_crops([crop], loaded)[0] == pytest.approx(
+    assert detect.score_crops([train_cnn.prepare_crop(crop)], loaded)[0] == pytest.approx(
         1 / (1 + np.exp(logit / 1.5)), rel=1e-4
     )
 
@@ -296,18 +298,14 @@ def test_no_face_is_never_a_number(detections: Path) -> None:
 def test_it_writes_everything_about_every_file(detections: Path, inputs: Path) -> None:
     names = sorted(path.name for path in detections.iterdir() if not path.name.startswith("."))
     assert names == [
-        "photo-explain.png",
         "photo-marked.png",
         "photo.html",
         "photo.json",
         "results.csv",
         "two-2-marked.mp4",
-        "two-2-timeline.png",
         "two-2.html",
         "two-2.json",
-        "two-explain.png",
         "two-marked.mp4",
-        "two-timeline.png",
         "two.html",
         "two.json",
     ]
@@ -369,18 +367,18 @@ def test_the_explanation_adds_up_to_the_score(model: Path) -> None:
     """Without the biases of the top, what the places add is the logit of p_fake itself."""
     loaded = train_cnn.load_model(model)
     crops = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3)).astype(np.uint8)
-    added, logit = detect.attribute_score(crops, loaded)
+    added, logit = detection_report.attribute_score(crops, loaded)
     assert added.shape == (3, 4, 4)
     p_real = loaded.predict_on_batch(crops.astype(np.float32))[:, 0]
     np.testing.assert_allclose(1 / (1 + np.exp(logit)), p_real, rtol=1e-3)
     np.testing.assert_allclose(added.sum(axis=(1, 2)), logit, rtol=1e-3)  # its biases are 0 yet
-    maps = detect.explain_crops(crops, loaded)
+    maps = detection_report.explain_crops(crops, loaded)
     assert maps.shape == (3, 128, 128) and maps.min() >= 0 and maps.max() <= 1
 
 
 def test_outputs_of_the_same_name_have_numbers() -> None:
     files = ["a/clip.mp4", "b/Clip.mp4", "clip.jpg", "clip-2.mp4", "x" * 250 + ".mp4"]
-    names = detect.name_outputs([Path(file) for file in files])
+    names = media.name_outputs([Path(file) for file in files])
     assert names[:4] == ["clip", "Clip-2", "clip-3", "clip-2-2"]
     assert len({name.casefold() for name in names}) == 5 and len(names[4]) == 100
 

@@ -22,6 +22,8 @@ import pytest
 from conftest import write_video
 from faults import jpeg, write_avi
 
+from parts import detection_report, marked_video, media
+
 detect = importlib.import_module("06-detect-deepfake")
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
@@ -48,7 +50,7 @@ def p_real(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     scorer = detect.Scorer(Path("stand-in.keras"), None, predict, DECISION)
     monkeypatch.setattr(detect, "load_scorer", lambda path: scorer)
     monkeypatch.setattr(detect, "find_faces", find_faces)
-    monkeypatch.setattr(detect, "collect_report", lambda *_: {})
+    monkeypatch.setattr(detection_report, "collect_report", lambda *_: {})
     monkeypatch.setattr(detect, "write_html", lambda content, target: None)
     return said
 
@@ -129,7 +131,7 @@ def test_outputs_of_earlier_runs_never_stay_beside_later_ones(here: Path) -> Non
     run("in")
     assert "clip-marked.mp4" in listed(here / "detections")
     run("in/clip.mp4", annotate=False)
-    assert not {"clip-marked.mp4", "clip-timeline.png"} & set(listed(here / "detections"))
+    assert "clip-marked.mp4" not in listed(here / "detections")
     (here / "in" / "clip.mp4").write_bytes(b"no video any more")
     run("in/clip.mp4", failed=1)
     assert "clip.json" not in listed(here / "detections")
@@ -153,13 +155,13 @@ def test_names_that_are_too_long_are_cut_by_bytes(here: Path) -> None:
     long = here / "in" / ("漢" * 79 + ".mp4")
     long.write_bytes((here / "in" / "clip.mp4").read_bytes())
     result = run("in")[long.name]
-    assert not result["notes"] and "漢" * 33 + "-timeline.png" in listed(here / "detections")
+    assert not result["notes"] and "漢" * 33 + "-marked.mp4" in listed(here / "detections")
 
 
 def test_a_dollar_is_a_dollar(here: Path) -> None:
     (here / "in" / "clip.mp4").rename(here / "in" / "a$$b $\\frac$.mp4")
     result = run("in")["a$$b $\\frac$.mp4"]
-    assert not result["notes"] and "a$$b $\\frac$-timeline.png" in listed(here / "detections")
+    assert not result["notes"] and "a$$b $\\frac$-marked.mp4" in listed(here / "detections")
 
 
 def test_a_name_that_is_no_utf8_is_no_reason_to_crash(here: Path) -> None:
@@ -203,7 +205,7 @@ def stand_in_for_ffmpeg(monkeypatch: pytest.MonkeyPatch, folder: Path, *lines: s
     program = folder / "ffmpeg"
     program.write_text("\n".join([f"#!{sys.executable}", "import os, sys", *lines]))
     program.chmod(0o755)
-    monkeypatch.setattr(detect.imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(program))
+    monkeypatch.setattr(marked_video.imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(program))
 
 
 def test_an_encoder_that_says_much_does_not_stop_it(
@@ -216,7 +218,7 @@ def test_an_encoder_that_says_much_does_not_stop_it(
     result = run("in/clip.mp4")["clip.mp4"]
     assert result["verdict"] == "likely fake"
     assert result["notes"] == ["clip-marked.mp4 is not written: damaged"]
-    assert listed(here / "detections") == ["clip-timeline.png", "clip.json", "results.csv"]
+    assert listed(here / "detections") == ["clip.json", "results.csv"]
 
 
 def test_an_encoder_that_is_killed_costs_its_copy(
@@ -245,21 +247,21 @@ def test_a_report_that_fails_costs_the_report(here: Path, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise KeyError("crop")
 
-    monkeypatch.setattr(detect, "collect_report", fail)
+    monkeypatch.setattr(detection_report, "collect_report", fail)
     result = run("in/photo.png")["photo.png"]
     assert result["notes"] == ["photo.html is not written: KeyError: 'crop'"]
     assert result["verdict"] == "likely fake"
 
 
 def test_whatever_fails_the_others_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read_picture = detect.read_picture
+    read_picture = media.read_picture
 
     def stumble(path: Path, *args: object) -> np.ndarray:
         if path.name == "photo.png":
             raise RuntimeError("of a kind that nobody\nthought of")
         return read_picture(path, *args)
 
-    monkeypatch.setattr(detect, "read_picture", stumble)
+    monkeypatch.setattr(media, "read_picture", stumble)
     results = run("in", failed=1)
     assert results["photo.png"]["reason"] == "RuntimeError: of a kind that nobody thought of"
     assert results["clip.mp4"]["verdict"] == "likely fake"
@@ -332,7 +334,7 @@ def test_of_an_animation_the_first_picture_is_scored_and_that_is_said(here: Path
 def test_a_picture_of_too_many_pixels_is_not_decoded(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(detect.cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    monkeypatch.setattr(media.cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
     result = run("in/photo.png", failed=1, most_pixels=64 * 48 - 1)["photo.png"]
     assert result["reason"] == "has 64 x 48 pixels, more than --most-pixels allows"
 
@@ -429,7 +431,7 @@ def test_the_sound_of_a_playlist_is_not_copied(
     clip = here / "in" / "clip.mp4"
     monkeypatch.setattr(detect.convert, "open_video", lambda path: open_video(clip))
     with pytest.raises(OSError, match="Error opening input"):
-        detect.encode_video(result, here / "marked.mp4", with_sound=True)
+        marked_video.encode_video(result, here / "marked.mp4", with_sound=True)
 
 
 # The model

@@ -15,6 +15,8 @@ from conftest import ROOT
 from test_02_crop import make_frame
 from test_06_detect import write_frames
 
+from parts import detection_report
+
 train_cnn = importlib.import_module("04-train-cnn")
 detect = importlib.import_module("06-detect-deepfake")
 
@@ -106,6 +108,10 @@ def test_it_says_what_the_json_says(detections: Path) -> None:
     assert rows == {f"face-1-{face['frame']}" for face in track["faces"]}
     for link in page.find("a"):
         assert link["href"][1:] in rows
+    assert len(page.find("line", **{"class": "cut"})) == of_gauge + len(result["tracks"])
+    maps = page.find("img", alt="What moved its score")  # one beside each of the worst crops
+    assert len(maps) == min(detect.EXPLAINED, len(track["faces"]))
+    assert len({found["src"] for found in maps}) == len(maps)
 
 
 def test_it_has_what_a_check_needs(detections: Path) -> None:
@@ -159,7 +165,7 @@ def make_content(**result: object) -> dict:
 def test_the_verdict_stands_first_in_words_and_by_more_than_its_colour(
     result: dict, words: str
 ) -> None:
-    page = detect.render_report(make_content(**result))
+    page = detection_report.render_report(make_content(**result))
     text = re.sub(r"<style>.*?</style>|<[^>]+>", "", page, flags=re.DOTALL)
     text = " ".join(text.split())
     assert words in text
@@ -173,22 +179,24 @@ def test_measures_of_another_model_are_not_taken_for_its_own(tmp_path: Path) -> 
     scorer = detect.Scorer(tmp_path / "best_model.keras", None, None, decision)
     for content in ("", "[]", "{}", '{"decision": 1}', json.dumps(MEASURED | {"decision": {}})):
         (tmp_path / "metrics.json").write_text(content)
-        assert detect.read_measures(scorer) == {}
+        assert detection_report.read_measures(scorer) == {}
     own = MEASURED | {"decision": decision._asdict()}
     (tmp_path / "best_model.json").write_text(json.dumps(own))
-    assert detect.read_measures(scorer) == own
+    assert detection_report.read_measures(scorer) == own
 
 
 def test_the_detector_that_comes_along_says_how_often_it_is_wrong() -> None:
     detector = ROOT / "weights" / "deepfake-detector.keras"
     scorer = detect.Scorer(detector, None, None, train_cnn.read_decision(detector))
-    page = detect.render_report(make_content() | {"measured": detect.read_measures(scorer)})
+    page = detection_report.render_report(
+        make_content() | {"measured": detection_report.read_measures(scorer)}
+    )
     assert "real videos that it was not trained on, this model called" in page
 
 
 def test_few_real_videos_give_no_rate() -> None:
     few = {"groups": [MEASURES | {"real videos": 4, "reals_called_fake": 0.25}]}
-    page = detect.render_report(make_content() | {"measured": few})
+    page = detection_report.render_report(make_content() | {"measured": few})
     assert "this model called 1 fake: too few videos to tell." in page
 
 
@@ -197,7 +205,7 @@ def test_a_strangers_name_is_only_text(tmp_path: Path) -> None:
     content = make_content()
     content["file"]["name"] = name
     content["result"]["notes"] = [name]
-    (tmp_path / "report.html").write_text(detect.render_report(content), encoding="utf-8")
+    (tmp_path / "report.html").write_text(detection_report.render_report(content), encoding="utf-8")
     page = Page(tmp_path / "report.html")
     assert page.text.count(name) >= 3
     assert not page.find("script") and not page.find("img", src="x")
