@@ -17,9 +17,10 @@ A frame goes through the very steps of 01, 02 and 04, so that a face is scored o
 training would have made of it. The faces of one person through a video are a track: a face joins
 the track that it overlaps (as in Bochinski et al., "High-Speed Tracking-by-Detection Without Using
 Image Information", AVSS 2017), and where people meet, the one that it looks like. A track's score
-is the mean p_fake of its frames, held against the threshold that was found in training. Its
-interval says how far chance in the frames moves that mean, and nothing of how well the model knows
-such videos: a score is no proof.
+is the mean p_fake of its frames. It is called fake from one threshold on, and real below another;
+both were found in training, and what lies between is undecided. The score's interval says how far
+chance in the frames moves that mean, and nothing of how well the model knows such videos: a score
+is no proof.
 """
 
 from __future__ import annotations
@@ -67,7 +68,6 @@ FRAMES_PER_SECOND = 2.0  # scored of each second; neighbouring frames tell littl
 FEWEST_FRAMES = 5  # scored frames that a verdict needs; short clips are sampled more densely
 MOST_PIXELS = 100_000_000  # of a picture; the memory would not hold a much larger one
 # verdict
-PICTURE_MARGIN = 0.15  # a picture has no interval: within this of the threshold it is undecided
 RESAMPLES = 1000  # of a track's frames, for the 95 % interval of its score
 # tracks
 LEAST_OVERLAP = 0.2  # intersection over union; low, as half a second lies between two boxes
@@ -84,8 +84,8 @@ FRAMES_AT_ONCE = 8  # searched for faces and scored together
 
 MODELS = Path("model/best_model.keras"), Path(__file__).parent / "weights/deepfake-detector.keras"
 FAKE, REAL, UNDECIDED, NO_FACE = "likely fake", "likely real", "undecided", "no face"
-RESULTS = ["file", "verdict", "p_fake", "low", "high", "threshold", "track", "frames", "tracks"]
-RESULTS += ["reason", "doubt", "notes"]
+RESULTS = ["file", "verdict", "p_fake", "low", "high", "threshold", "real_below", "track"]
+RESULTS += ["frames", "tracks", "reason", "doubt", "notes"]
 OUTPUTS = ("-marked.mp4", "-marked.png", ".html", ".json")  # after a name
 OUTPUTS += ("-timeline.png", "-explain.png")  # of earlier versions: they never stay beside these
 NAMED = 10  # files that the last sentence names
@@ -99,7 +99,6 @@ def main(
     frames_per_second: float = FRAMES_PER_SECOND,
     fewest_frames: int = FEWEST_FRAMES,
     most_pixels: int = MOST_PIXELS,
-    picture_margin: float = PICTURE_MARGIN,
     resamples: int = RESAMPLES,
     least_overlap: float = LEAST_OVERLAP,
     least_likeness: float = LEAST_LIKENESS,
@@ -120,7 +119,6 @@ def main(
         frames_per_second: frames scored of each second; more of a short video
         fewest_frames: scored frames that a verdict on a face needs
         most_pixels: larger pictures are not scored
-        picture_margin: a picture whose score is as close as this to the threshold is undecided
         resamples: draws of frames for the interval of a score
         least_overlap: intersection over union of two boxes of one track, at least
         least_likeness: likeness of two faces of one track in colours, at least, 0 to 1
@@ -250,6 +248,7 @@ def detect(path: Path, scorer: Scorer, settings: SimpleNamespace) -> tuple[dict,
         "kind": "picture" if picture else "video",
         **judge_file(tracks),
         "threshold": round(scorer.decision.threshold, 4),
+        "real_below": round(scorer.decision.real_below, 4),
         "model": str(scorer.path),
         "frames_scored": count,
         "width": width,
@@ -396,22 +395,19 @@ def judge_track(
     Neighbouring frames are alike, so that it is too narrow rather than too wide.
     """
     scores = faces["p_fake"].to_numpy()
-    p_fake, threshold = float(scores.mean()), decision.threshold
+    low = high = p_fake = float(scores.mean())
     doubt, interval = doubt_faces(faces, decision), None
     if not picture and len(scores) < settings.fewest_frames:
         doubt = doubt or f"it is seen in fewer than {settings.fewest_frames} of the frames scored"
     known = not doubt
-    if picture and abs(p_fake - threshold) <= settings.picture_margin:
-        doubt = doubt or f"its score is within {settings.picture_margin} of the threshold"
-    elif not picture and len(scores) >= settings.fewest_frames:
+    if not picture and len(scores) >= settings.fewest_frames:
         drawn = np.random.default_rng(1).choice(scores, (settings.resamples, len(scores)))
         low, high = np.percentile(drawn.mean(axis=1), (2.5, 97.5)).tolist()
         interval = [round(low, 4), round(high, 4)]
-        if low < threshold <= high:
-            doubt = doubt or "its interval has the threshold in it"
+    verdict, between = decide(p_fake, low, high, decision)
     return {
-        "verdict": UNDECIDED if doubt else FAKE if p_fake >= threshold else REAL,
-        "doubt": doubt,
+        "verdict": UNDECIDED if doubt else verdict,
+        "doubt": doubt or between,
         "known": known,
         "p_fake": round(p_fake, 4),
         "interval_95": interval,
@@ -419,6 +415,19 @@ def judge_track(
         "first_seconds": float(faces["seconds"].min()),
         "last_seconds": float(faces["seconds"].max()),
     }
+
+
+def decide(p_fake: float, low: float, high: float, decision: train_cnn.Decision) -> tuple[str, str]:
+    """Give the verdict of a score and its range, and the reason where that is none."""
+    if low >= decision.threshold:
+        return FAKE, ""
+    if high < decision.real_below:
+        return REAL, ""
+    if p_fake >= decision.threshold:
+        return UNDECIDED, "its interval reaches below what is called fake"
+    if p_fake < decision.real_below:
+        return UNDECIDED, "its interval reaches above what is called real"
+    return UNDECIDED, "its score lies between what is called real and what is called fake"
 
 
 def doubt_faces(faces: pd.DataFrame, decision: train_cnn.Decision) -> str:
@@ -492,7 +501,8 @@ def word_result(result: dict) -> str:
     else:
         line += f"p_fake {track['p_fake']:.2f}"
         line += " ({:.2f} to {:.2f})".format(*track["interval_95"]) if track["interval_95"] else ""
-        line += f", threshold {result['threshold']:.2f}; face {track['track']} of "
+        line += f", fake from {result['threshold']:.2f}, real below {result['real_below']:.2f}"
+        line += f"; face {track['track']} of "
         line += f"{len(result['tracks'])}, in {track['frames']} of {result['frames_scored']:,} "
         line += "frames scored" + (f"; {track['doubt']}" if track["doubt"] else "")
     return "\n".join([line, *(f"{'':12} {spell(note)}" for note in result["notes"])])
@@ -524,7 +534,7 @@ def check_settings(settings: SimpleNamespace) -> None:
         ("fewest_frames", "most_pixels", "resamples", "explained"), (1, math.inf)
     )
     limits |= {"frames_at_once": (1, math.inf), "longest_gap": (0, math.inf)}
-    limits |= dict.fromkeys(("picture_margin", "least_overlap", "least_likeness"), (0, 1))
+    limits |= dict.fromkeys(("least_overlap", "least_likeness"), (0, 1))
     limits |= {"frames_per_second": (1e-6, 1e6)}
     for name, (least, most) in limits.items():
         value = getattr(settings, name)

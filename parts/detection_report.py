@@ -132,7 +132,8 @@ def read_measures(scorer: NamedTuple) -> dict:
     for path in (scorer.path.with_name("metrics.json"), scorer.path.with_suffix(".json")):
         try:
             measured = json.loads(path.read_bytes())
-            if measured["decision"] == scorer.decision._asdict():
+            saved = measured["decision"]  # an older one has a single threshold
+            if {"real_below": saved["threshold"]} | saved == scorer.decision._asdict():
                 return measured
         except (OSError, ValueError, KeyError, TypeError):
             pass

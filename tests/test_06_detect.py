@@ -67,7 +67,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "best_model.keras"
     train_cnn.keras.utils.set_random_seed(1)
     built = train_cnn.build_model(train_cnn.LITE0_WEIGHTS)
-    train_cnn.write_model(built, train_cnn.Decision(temperature=1.5, threshold=0.3), path)
+    decision = train_cnn.Decision(temperature=1.5, threshold=0.3, real_below=0.2)
+    train_cnn.write_model(built, decision, path)
     return path
 
 
@@ -213,7 +214,8 @@ def judge(
     **columns: object,
 ) -> dict:
     faces = make_faces([(5 * number, 0) for number in range(len(scores))])
-    decision = train_cnn.Decision(threshold=threshold, **(limits or {}))
+    limits = {"real_below": threshold} | (limits or {})
+    decision = train_cnn.Decision(threshold=threshold, **limits)
     faces = faces.assign(p_fake=scores, **columns)
     return detect.judge_track(faces, picture, decision, SETTINGS)
 
@@ -227,10 +229,35 @@ def test_a_verdict_needs_its_whole_interval_on_one_side() -> None:
     assert (few["verdict"], few["interval_95"], few["p_fake"]) == ("undecided", None, 0.99)
 
 
-def test_a_picture_has_no_interval_but_a_margin() -> None:
-    assert judge([0.7], picture=True)["verdict"] == "likely fake"
-    assert judge([0.6], picture=True)["verdict"] == "undecided"
-    assert judge([0.3], picture=True)["verdict"] == "likely real"
+@pytest.mark.parametrize(
+    ("scores", "verdict", "doubt"),
+    [
+        ([0.9, 0.8, 0.9, 0.7, 0.9, 0.8], "likely fake", ""),
+        ([0.1, 0.2, 0.1, 0.3, 0.1, 0.2], "likely real", ""),
+        ([0.5] * 6, "undecided", "its score lies between what is called real and what is called"),
+        ([0.1, 0.9, 0.2, 0.8, 0.6, 0.5], "undecided", "its score lies between"),
+        ([0.9, 0.5, 0.9, 0.3, 0.9, 0.8], "undecided", "its interval reaches below what is called"),
+        ([0.1, 0.5, 0.1, 0.6, 0.2, 0.4], "undecided", "its interval reaches above what is called"),
+    ],
+)
+def test_what_lies_between_the_two_thresholds_is_undecided(
+    scores: list[float], verdict: str, doubt: str
+) -> None:
+    judged = judge(scores, threshold=0.6, limits={"real_below": 0.4})
+    assert judged["verdict"] == verdict and judged["doubt"].startswith(doubt)
+    assert bool(judged["doubt"]) == (verdict == "undecided") and judged["known"]
+
+
+def test_a_picture_has_no_interval_but_the_two_thresholds() -> None:
+    band = {"threshold": 0.6, "limits": {"real_below": 0.4}, "picture": True}
+    assert judge([0.6], **band)["verdict"] == "likely fake"
+    for score in (0.59, 0.4):
+        judged = judge([score], **band)
+        assert judged["verdict"] == "undecided"
+        assert judged["doubt"] == (
+            "its score lies between what is called real and what is called fake"
+        )
+    assert judge([0.39], **band)["verdict"] == "likely real"
     assert judge([0.3], picture=True)["interval_95"] is None
 
 
@@ -315,6 +342,10 @@ def test_it_writes_everything_about_every_file(detections: Path, inputs: Path) -
     ]
     assert results.reason[str(inputs / "torn.mp4")] == "does not open as a video"
     assert results.tracks[str(inputs / "a/two.mp4")] == 2
+    scored = results[results.reason.isna()]
+    assert set(zip(scored.threshold, scored.real_below, strict=True)) == {(0.3, 0.2)}
+    result = read(detections, "two")
+    assert (result["threshold"], result["real_below"]) == (0.3, 0.2)
 
 
 def test_the_marked_video_plays_in_a_browser_and_shows_the_boxes(detections: Path) -> None:

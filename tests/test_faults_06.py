@@ -469,7 +469,7 @@ def test_the_model_of_the_project_is_taken_where_there_is_no_other(
     [
         ("frames_at_once", 0, "give 1 or more"),
         ("longest_gap", -1, "give 0 or more"),
-        ("picture_margin", float("nan"), "give 0 to 1"),
+        ("least_likeness", float("nan"), "give 0 to 1"),
     ],
 )
 def test_a_number_that_makes_no_sense_is_named(option: str, value: float, advice: str) -> None:

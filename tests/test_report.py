@@ -40,7 +40,7 @@ def detections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("report")
     train_cnn.keras.utils.set_random_seed(1)
     built = train_cnn.build_model(train_cnn.LITE0_WEIGHTS)
-    decision = train_cnn.Decision(temperature=1.0, threshold=0.5)
+    decision = train_cnn.Decision(temperature=1.0, threshold=0.5, real_below=0.4)
     train_cnn.write_model(built, decision, home / "best_model.keras")
     (home / "metrics.json").write_text(json.dumps(MEASURED | {"decision": decision._asdict()}))
     frames = [make_frame((40 + 12 * at, 200, 1.2), size=(640, 480)) for at in range(12)]
@@ -108,7 +108,8 @@ def test_it_says_what_the_json_says(detections: Path) -> None:
     assert rows == {f"face-1-{face['frame']}" for face in track["faces"]}
     for link in page.find("a"):
         assert link["href"][1:] in rows
-    assert len(page.find("line", **{"class": "cut"})) == of_gauge + len(result["tracks"])
+    assert len(page.find("line", **{"class": "cut"})) == 2 * (of_gauge + len(result["tracks"]))
+    assert "from 0.50 on a face is called fake, below 0.40 real" in page.text
     maps = page.find("img", alt="What moved its score")  # one beside each of the worst crops
     assert len(maps) == min(detect.EXPLAINED, len(track["faces"]))
     assert len({found["src"] for found in maps}) == len(maps)
@@ -119,7 +120,13 @@ def test_it_has_what_a_check_needs(detections: Path) -> None:
     for path in (detections.parent / "in" / "clip.mp4", detections.parent / "best_model.keras"):
         assert hashlib.sha256(path.read_bytes()).hexdigest() in page.text
         assert path.name in page.text
-    for words in ("frames per second 2.0", "temperature 1.0", "threshold 0.5", "TensorFlow "):
+    for words in (
+        "frames per second 2.0",
+        "temperature 1.0",
+        "threshold 0.5",
+        "real below 0.4",
+        "TensorFlow ",
+    ):
         assert words in page.text
     assert re.search(r"Scored\s*20\d\d-\d\d-\d\d \d\d:\d\d", page.text)
 
@@ -144,8 +151,14 @@ def make_content(**result: object) -> dict:
     track = {"track": 1, "verdict": "likely fake", "doubt": "", "p_fake": 0.9, "frames": 6}
     track |= {"interval_95": [0.85, 0.95], "first_seconds": 0.0, "last_seconds": 2.5}
     track |= {name: value for name, value in result.items() if name in track}
-    made = {"file": "clip.mp4", "kind": "video", "threshold": 0.6, "frames_scored": 6}
-    made |= {"width": 64, "height": 48, "notes": [], "tracks": [track | {"faces": faces}]}
+    made = {"file": "clip.mp4", "kind": "video", "threshold": 0.6, "real_below": 0.6}
+    made |= {
+        "frames_scored": 6,
+        "width": 64,
+        "height": 48,
+        "notes": [],
+        "tracks": [track | {"faces": faces}],
+    }
     made |= {name: track[name] for name in ("verdict", "doubt", "p_fake", "interval_95", "track")}
     file = {"name": "clip.mp4", "bytes": 5, "sha256": "0" * 64}
     used = {"model": {"name": "m.keras"}, "settings": {"frames_per_second": 2.0}}
@@ -158,6 +171,8 @@ def make_content(**result: object) -> dict:
         ({}, "▲ Strong signs of manipulation"),
         ({"p_fake": 0.79}, "△ Some signs of manipulation"),  # nearer to the threshold than to 1
         ({"verdict": "likely real", "p_fake": 0.1}, "○ Little sign of manipulation"),
+        ({"p_fake": 0.9}, "and the whole range of it, lies where a face is called fake."),
+        ({"kind": "picture", "interval_95": None}, "face lies where a face is called fake."),
         ({"verdict": "undecided", "doubt": "it is too small"}, "because it is too small."),
         ({"verdict": "no face", "p_fake": None, "tracks": []}, "□ No face was found"),
     ],
@@ -174,15 +189,29 @@ def test_the_verdict_stands_first_in_words_and_by_more_than_its_colour(
     assert "its rate of false alarms is not known" in text  # nothing lies beside the model
 
 
+def test_what_lies_between_the_thresholds_is_said_to_be_neither() -> None:
+    one, two = (
+        " ".join(detection_report.render_report(make_content(real_below=value)).split())
+        for value in (0.6, 0.5)
+    )
+    assert "from 0.60 on a face is called fake, below 0.60 real." in one
+    assert "from 0.60 on a face is called fake, below 0.50 real, and between the two neither" in two
+    assert two.count('class="cut"') == 2 * one.count('class="cut"') == 4
+
+
 def test_measures_of_another_model_are_not_taken_for_its_own(tmp_path: Path) -> None:
     decision = train_cnn.Decision(temperature=1.0, threshold=0.5)
     scorer = detect.Scorer(tmp_path / "best_model.keras", None, None, decision)
     for content in ("", "[]", "{}", '{"decision": 1}', json.dumps(MEASURED | {"decision": {}})):
         (tmp_path / "metrics.json").write_text(content)
         assert detection_report.read_measures(scorer) == {}
-    own = MEASURED | {"decision": decision._asdict()}
-    (tmp_path / "best_model.json").write_text(json.dumps(own))
-    assert detection_report.read_measures(scorer) == own
+    for kept in (
+        list(decision._fields),
+        [name for name in decision._fields if name != "real_below"],
+    ):
+        own = MEASURED | {"decision": {name: getattr(decision, name) for name in kept}}
+        (tmp_path / "best_model.json").write_text(json.dumps(own))
+        assert detection_report.read_measures(scorer) == own  # an older one has one threshold
 
 
 def test_the_detector_that_comes_along_says_how_often_it_is_wrong() -> None:
