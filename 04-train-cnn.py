@@ -32,29 +32,19 @@ import json
 import math
 import os
 import platform
-import re
-import shutil
 import signal
-import socket
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 # Before TensorFlow is imported: it is quieter, and on CPUs that have oneDNN off a third faster.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-import cv2
-import efficientnet.tfkeras as efn
-import efficientnet.weights
 import filelock
-import h5py
 import keras
 import numpy as np
 import pandas as pd
@@ -65,8 +55,27 @@ import tensorflow as tf
 import tyro
 from matplotlib.figure import Figure
 from sklearn.utils.class_weight import compute_sample_weight
-from tqdm import tqdm
 from tqdm.keras import TqdmCallback
+
+from parts.augmentation import serve_crops
+from parts.crop_files import (
+    CLASSES,
+    average_by_video,
+    count_crops,
+    decode_crops,
+    find_crops,
+    open_cache,
+    read_crop_rule,
+)
+from parts.network import (
+    SMALLEST_P,
+    Decision,
+    build_model,
+    calibrate,
+    find_start_weights,
+    predict_crops,
+    write_model,
+)
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -110,23 +119,11 @@ SOFTEST_SHARE = 0.01  # of the training crops; one softer than all but these is 
 DEVICES = None  # such as ("GPU:0",); None: all GPUs, each a share of every batch, or the CPU
 # --------------------------------------------------------------------------------------------------
 
-RULE = ("margin", "square", "frames")  # what crop-rule.json and a model's decision both have
-CLASSES = ("fake", "real")  # in the alphabet's order: fake 0, real 1
 UNITS = ("crops", "videos")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-IMAGE_SIZE = 128  # pixels
-IMAGENET_MEAN = np.array((0.485, 0.456, 0.406)) * 255  # RGB, 0..255
-IMAGENET_STD = np.array((0.229, 0.224, 0.225)) * 255
-IMAGENET_FILE = "efficientnet-b0_weights_tf_dim_ordering_tf_kernels_autoaugment_notop.h5"
-LITE0_WEIGHTS = Path(__file__).parent / "weights" / "efficientnet-lite0-imagenet.npz"
-DOWNLOAD_TIMEOUT = 20  # seconds without an answer, after which the ImageNet weights are given up
 LEARNING_RATES = {"pretrained": 4e-4, "random": 1e-3, "file": 1e-4}  # a file may be a detector
-SMALLEST_P = 1e-7  # probabilities are kept this far from 0 and 1, for the sake of their logarithms
 TEMPERATURES = 0.5, 5.0  # a few separable videos would ask for 0: the bounds keep it sensible
 SHIFTS = -5.0, 5.0  # the same for the shift
-LARGEST_MODEL = 200 * 2**20  # bytes of a model's file, unpacked; ours has 20 MB
 NAMED = 5  # crops left out that the summary names
-BATCH_NORM_MOMENTUM = 0.9  # share of the past in the running statistics a step; see build_model
 LIMITS = {  # of the settings: least and most
     (1, math.inf): ("epochs", "patience", "batch_size", "repeats"),
     (0, math.inf): ("warm_up_steps", "smallest_face"),
@@ -273,216 +270,6 @@ def main(
     return training | {"decision": decision._asdict()}
 
 
-# --- The crops ------------------------------------------------------------------------------------
-
-
-def find_crops(split_dir: Path, splits: tuple[str, ...]) -> pd.DataFrame:
-    """List the crops of some splits, a row each.
-
-    A row has crop (its path below split_dir), label, split, video_id, dataset, method, identities.
-    The folders say label and split, crops.csv the rest. Without it the video is the file name less
-    its frame and face (`<video_id>-000042-00.png`), or the whole of any other name.
-
-    Args:
-        splits: such as train and val; "" is split_dir itself, with real/ and fake/ in it
-    """
-    make = "make it with 03-prepare-fake-real-dataset.py, or name another folder."
-    if not split_dir.is_dir():
-        raise FileNotFoundError(f"{split_dir}: there is no such folder; {make}")
-    rows = []
-    for split in splits:
-        if not (split_dir / split).is_dir():
-            raise FileNotFoundError(f"{split_dir}: it has no {split}/; {make}")
-        for label in CLASSES:
-            folder = split_dir / split / label
-            names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-            images = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-            images = [name for name in images if not name.startswith(".")]
-            if not images:
-                raise FileNotFoundError(f"{folder}: there are no {label} crops in it; {make}")
-            below = folder.relative_to(split_dir).as_posix()
-            rows += [(f"{below}/{name}", label, split) for name in sorted(images)]
-    crops = pd.DataFrame(rows, columns=["crop", "label", "split"])
-    crops = crops.merge(read_crops_table(split_dir), "left", "crop")
-    by_name = crops["crop"].map(lambda crop: re.sub(r"-\d{6,}-\d{2,}$", "", Path(crop).stem))
-    return crops.fillna(
-        {"video_id": by_name} | dict.fromkeys(("dataset", "method", "identities"), "")
-    )
-
-
-def read_crops_table(split_dir: Path) -> pd.DataFrame:
-    """Read what crops.csv says of each crop; no rows where there is no such table."""
-    path = split_dir / "crops.csv"
-    columns = ["crop", "video_id", "dataset", "method", "identities"]
-    if not path.exists():
-        return pd.DataFrame(columns=columns, dtype=str)
-    with suppress(ValueError, KeyError):
-        refuse_pipe(path)
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        if table["crop"].is_unique and "video_id" in table:
-            return table.reindex(columns=columns, fill_value="")
-    raise ValueError(
-        f"{path}: it is not a table with the columns crop and video_id and a row a crop; run "
-        "03-prepare-fake-real-dataset.py again, or delete it to go by the file names."
-    )
-
-
-def read_crop_rule(split_dir: Path) -> dict:
-    """Read how the crops were cut: margin, square and frames; nothing where no file says so."""
-    path = split_dir / "crop-rule.json"
-    if not path.exists():
-        return {}
-    with suppress(KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        refuse_pipe(path)
-        rule = json.loads(path.read_text(encoding="utf-8"))
-        return {name: rule[name] for name in RULE if check_decision(rule)}
-    raise ValueError(
-        f"{path}: it does not give {', '.join(RULE)}; run 03-prepare-fake-real-dataset.py again, "
-        "or delete it to go by the settings of those names."
-    )
-
-
-class Decision(NamedTuple):
-    """What turns a model's output into a verdict; it is saved with the model."""
-
-    temperature: float = 1.0  # above 0; divides the logit, above 1 where the model is too sure
-    shift: float = 0.0  # added to the logit of p_fake after that
-    threshold: float = 0.5  # of p_fake: a video whose mean is at or above it is called fake
-    real_below: float = 0.5  # and one below this real; what lies between is undecided
-    margin: float = 0.3  # how the crops were cut: of the face's box, added on each side
-    square: bool = False  # whether they are squares
-    frames: str = "reduced"  # of which frames: reduced by the width rule, or "full"
-    smallest_face: int = 0  # pixels of a crop's shorter side; a smaller one is undecided
-    least_sharpness: float = 0.0  # as measure_sharpness has it; a softer crop is undecided
-
-
-def find_start_weights(start: str | None) -> tuple[Path | None, str]:
-    """Find the weights to start from: their file, or None for random ones, and what to call them.
-
-    ImageNet's are those of the efficientnet package, downloaded once to ~/.keras/models.
-    """
-    if start is None or start.lower() == "none":
-        return None, "random weights"
-    if start == "lite0":
-        return LITE0_WEIGHTS, "ImageNet weights of EfficientNet-Lite0"
-    if start == "auto":
-        try:
-            return find_start_weights("imagenet")
-        except OSError as error:
-            print(f"NOTE: training starts from the embedded weights: {error}", file=sys.stderr)
-            return find_start_weights("lite0")
-    if start != "imagenet":
-        if not Path(start).is_file():
-            raise FileNotFoundError(
-                f"{start}: there is no such weights file; --start takes a file, imagenet, lite0, "
-                "auto or none."
-            )
-        return Path(start), start
-
-    url = efficientnet.weights.IMAGENET_WEIGHTS_PATH + IMAGENET_FILE
-    _, file_hash = efficientnet.weights.IMAGENET_WEIGHTS_HASHES["efficientnet-b0"]
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        file = keras.utils.get_file(IMAGENET_FILE, url, cache_subdir="models", file_hash=file_hash)
-    except Exception as error:  # Keras raises no narrower one: offline, half a file, a wrong hash
-        raise OSError(
-            f"the ImageNet weights cannot be downloaded from {url} ({type(error).__name__}): go "
-            "online, or fetch that file elsewhere and name it with --start, or start from "
-            "the embedded ones with --start lite0."
-        ) from error
-    finally:
-        socket.setdefaulttimeout(None)
-    return Path(file), "ImageNet weights"
-
-
-def open_cache(count: int, folder: Path) -> np.ndarray:
-    """Give room for decoded crops, uint8 (count, 128, 128, 3): a file without a name.
-
-    The system keeps it in memory while there is room, and it is gone with the process.
-    """
-    shape = (count, IMAGE_SIZE, IMAGE_SIZE, 3)
-    free, needed = shutil.disk_usage(folder).free, math.prod(shape)
-    if free < needed:  # found out later, it would be a crash: a mapped file gives no error
-        raise OSError(
-            f"{folder}: the decoded crops take {needed / 2**30:.1f} GiB there and "
-            f"{free / 2**30:.1f} are free; make room, or name a folder on another disk."
-        )
-    return np.memmap(tempfile.TemporaryFile(dir=folder), np.uint8, "w+", shape=shape)
-
-
-def decode_crops(
-    crops: pd.DataFrame, split_dir: Path, images: np.ndarray
-) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Decode every crop, once and for all epochs, into its row of images.
-
-    Returns:
-        The crops that decode, their index being their rows, with side (pixels of the shorter one)
-        and sharpness (see measure_sharpness) beside; and those that do not, with the reason.
-    """
-
-    def decode(row: int, crop: str) -> tuple[int, float, str]:
-        try:
-            image = read_image(split_dir / crop)
-        except (ValueError, OSError) as error:
-            return 0, 0.0, str(error)
-        images[row] = prepare_crop(image)
-        return min(image.shape[:2]), measure_sharpness(images[row]), ""
-
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(decode, range(len(crops)), crops["crop"])
-        found = list(tqdm(found, "crops", len(crops), unit="crop", leave=False))
-    crops = crops.join(pd.DataFrame(found, crops.index, ["side", "sharpness", "fault"]))
-    whole = crops[crops["fault"] == ""].drop(columns="fault")
-    for (split, label), part in crops.groupby(["split", "label"]):
-        folder, again = split_dir / split, "make them anew with 03-prepare-fake-real-dataset.py."
-        if not (part["fault"] == "").any():
-            raise ValueError(f"{folder / label}: none of its crops can be read; {again}")
-        if split != "train" and whole.loc[whole["split"] == split, "video_id"].nunique() < 2:
-            raise ValueError(
-                f"{folder}: all of its crops are of one video; at least two are needed; {again}"
-            )
-    return whole, dict(crops.loc[crops["fault"] != "", ["crop", "fault"]].to_numpy().tolist())
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Read an image: BGR uint8 (height, width, 3)."""
-    refuse_pipe(path)
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    with suppress(cv2.error):  # more pixels than OpenCV takes
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-        if image is not None:
-            return image
-    raise ValueError("does not decode as an image")
-
-
-def prepare_crop(image: np.ndarray) -> np.ndarray:
-    """Squeeze a crop, BGR uint8 of any size, to RGB uint8 (128, 128, 3), whatever its proportions.
-
-    Pixels are averaged where the crop shrinks, so nothing aliases, and interpolated where it grows.
-    """
-    shrinks = min(image.shape[:2]) > IMAGE_SIZE
-    resample = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=resample)
-    return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
-
-
-def read_crop(path: Path) -> np.ndarray:
-    """Read a crop as the model takes it: RGB uint8 (128, 128, 3).
-
-    Raises:
-        ValueError, OSError: it cannot be read or does not decode.
-    """
-    return prepare_crop(read_image(path))
-
-
-def measure_sharpness(crop: np.ndarray) -> float:
-    """Measure how sharp a crop is, RGB uint8 (128, 128, 3): the variance of its Laplacian in grey.
-
-    Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000.
-    """
-    return float(cv2.Laplacian(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
-
-
 # --- Training -------------------------------------------------------------------------------------
 
 
@@ -580,320 +367,6 @@ def choose_strategy(devices: tuple[str, ...] | None) -> tf.distribute.Strategy:
     return tf.distribute.OneDeviceStrategy(devices[0]) if devices else tf.distribute.get_strategy()
 
 
-def build_model(start_weights: Path | None) -> keras.Model:
-    """Build the model: RGB images (n, 128, 128, 3) in 0..255 to p_real (n, 1).
-
-    Args:
-        start_weights: EfficientNet-B0's weights without its top, or a model of this script
-            (`.keras`) to train on; None for random ones
-
-    Raises:
-        ValueError: the weights are not of this model.
-    """
-    base = efn.EfficientNetB0(
-        weights=None, include_top=False, pooling="max", input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3)
-    )
-    # Batch normalisation trains with the statistics of each batch and validates with running ones.
-    # At Keras' momentum of 0.99 those hold on to their first values for hundreds of steps: after
-    # 100 steps, 37 % of them still is what they began with, and a short training ends with
-    # validation at chance while training does well. At 0.9 it is 0.003 %, and the last 10 batches
-    # make most of them, still a few hundred crops.
-    for layer in base.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = BATCH_NORM_MOMENTUM
-
-    images = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3), name="rgb_0_to_255")
-    features = keras.layers.Normalization(
-        mean=IMAGENET_MEAN, variance=IMAGENET_STD**2, name="imagenet_mean_and_std"
-    )(images)
-    features = base(features)
-    features = keras.layers.Dense(512, activation="relu")(features)
-    features = keras.layers.Dropout(0.5)(features)
-    features = keras.layers.Dense(128, activation="relu")(features)
-    # 32 bits even where the rest has 16: the loss takes the logarithm of this.
-    p_real = keras.layers.Dense(1, activation="sigmoid", name="p_real", dtype="float32")(features)
-    model = keras.Model(images, p_real, name="deepfake_detector")
-
-    if start_weights:
-        owner = model if start_weights.suffix == ".keras" else base
-        try:
-            if start_weights.suffix == ".npz":
-                fill_from_lite0(base, start_weights)
-            else:
-                owner.load_weights(start_weights)
-        except Exception as error:  # of many kinds, by what the file is instead
-            raise ValueError(
-                f"{start_weights}: these are not the weights of an EfficientNet-B0 without its "
-                "top, nor a model of this script; name another file with --start."
-            ) from error
-    return model
-
-
-def fill_from_lite0(base: keras.Model, path: Path) -> None:
-    """Fill EfficientNet-B0's convolutions and batch normalisations with those of Lite0.
-
-    Lite0 has the shapes of B0 but no squeeze-and-excitation, so that its gates are opened instead:
-    near sigmoid(3) = 0.95 for every input, they change little and can still learn.
-    """
-    filled = set()
-    with np.load(path) as arrays:
-        for layer in base.layers:
-            for variable in layer.weights:
-                name = f"{layer.name}/{variable.name}"
-                if name in arrays:
-                    variable.assign(arrays[name].astype(np.float32))
-                    filled.add(name)
-                elif name.endswith("se_expand/kernel"):
-                    variable.assign(0.1 * variable)
-                elif name.endswith("se_expand/bias"):
-                    variable.assign(variable + 3.0)
-        layers = {layer.name for layer in base.layers if layer.weights and "_se_" not in layer.name}
-        if filled != set(arrays) or {name.split("/")[0] for name in filled} != layers:
-            raise ValueError("the arrays have other names than the layers")
-
-
-# --- What the model is fed with -------------------------------------------------------------------
-
-
-def serve_crops(
-    images: np.ndarray, crops: pd.DataFrame, settings: dict, epoch: int
-) -> tf.data.Dataset:
-    """Serve an epoch's batches: RGB float32 (n, 128, 128, 3) in 0..255, and labels (n, 1).
-
-    Fake is 0, real 1. The same seed and epoch give the same batches, so that a training that was
-    stopped goes on with what would have come.
-
-    Args:
-        images: the decoded crops, RGB uint8 (crops, 128, 128, 3)
-        crops: the crops to serve, their index being rows of images
-        settings: batch_size, seed, paired and everything under augmentation
-    """
-    seed = settings["seed"], epoch
-    groups = draw_groups(crops, settings, seed)
-    # Batches of one size, or nearly: a last one of one or two crops would spoil the running
-    # statistics of the batch normalisation just before the validation.
-    steps = math.ceil(sum(map(len, groups)) / settings["batch_size"])
-    shares = np.array_split(np.arange(len(groups)), steps)
-    is_real = (crops["label"] == "real").to_dict()
-
-    def make(step: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng((*seed, step))
-        batch, labels = [], []
-        for group in (groups[place] for place in shares[step]):
-            faces = [
-                images[row] if row >= 0 else blend_with_itself(images[group[0]], rng)
-                for row in group
-            ]
-            batch += change_alike(faces, settings, rng)
-            labels += [row >= 0 and is_real[row] for row in group]
-        return np.stack(batch), np.array(labels, np.float32)[:, None]
-
-    def load(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        batch, labels = tf.numpy_function(
-            lambda step: make(int(step)), [step], (tf.uint8, tf.float32)
-        )
-        batch = tf.ensure_shape(batch, (None, *images.shape[1:]))
-        return tf.cast(batch, tf.float32), tf.ensure_shape(labels, (None, 1))
-
-    # tf.data's own tuning looks again after 10 ms, 20 ms, up to a minute, and TensorFlow 2.21 lets
-    # the end of an epoch wait for its next look.
-    untuned = tf.data.Options()
-    untuned.autotune.enabled = False
-    numbers = tf.data.Dataset.range(steps)
-    return numbers.map(load, os.cpu_count()).prefetch(8).with_options(untuned)
-
-
-def draw_groups(crops: pd.DataFrame, settings: dict, seed: tuple[int, int]) -> list[tuple]:
-    """Draw what an epoch shows, in its order: groups of rows that stay together, changed alike.
-
-    Paired, a real crop comes with a fake: a blend of itself (-1), or a deepfake that shares an
-    identity with it, or where none does another of its data set, each of those once before any
-    comes again. A data set gives as many pairs as it has fakes, but each real at least once and at
-    most `repeats` times. Not paired, each crop comes once, by itself.
-    """
-    rng = np.random.default_rng(seed)
-    if not settings["paired"]:
-        return [(row,) for row in rng.permutation(crops.index)]
-    pairs = []
-    for _, part in crops.groupby("dataset"):
-        reals, fakes = (part[part["label"] == label] for label in ("real", "fake"))
-        sharing = fakes.assign(identity=fakes["identities"].str.split(";")).explode("identity")
-        sharing = sharing[sharing["identity"] != ""].groupby("identity").groups
-        count = min(max(len(reals), len(fakes)), settings["repeats"] * len(reals))
-        rows = [rng.permutation(reals.index) for _ in range(settings["repeats"])]
-        deck: list[int] = []
-        for row in np.concatenate(rows)[:count]:
-            if rng.random() < settings["self_blended"] or fakes.empty:
-                pairs.append((row, -1))
-                continue
-            identities = reals.at[row, "identities"].split(";")
-            if related := [fake for one in identities for fake in sharing.get(one, ())]:
-                pairs.append((row, related[rng.integers(len(related))]))
-                continue
-            deck = deck or list(rng.permutation(fakes.index))
-            pairs.append((row, deck.pop()))
-    return [pairs[place] for place in rng.permutation(len(pairs))]
-
-
-def blend_with_itself(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Make a fake of a real crop: a changed copy of the face, blended back through a soft mask.
-
-    What every face swap leaves behind, a border and two kinds of pixels, without what only one
-    method leaves: Shiohara and Yamasaki, "Detecting Deepfakes with Self-Blended Images", CVPR 2022,
-    written from its description, with a bent ellipse for the hull of landmarks.
-
-    Args:
-        image: RGB uint8 (size, size, 3), and so is the result
-    """
-    size = len(image)
-    # The copy gets another colour and contrast, ...
-    face = image + rng.uniform(-15, 15, 3)
-    mean = face.mean(axis=(0, 1))
-    face = (face - mean) * rng.uniform(0.85, 1.15) + mean + rng.uniform(-10, 10)
-    if rng.random() < 0.3:
-        grey = face.mean(axis=2, keepdims=True)
-        face = grey + (face - grey) * rng.uniform(0.6, 1.4)
-    face = face.clip(0, 255).astype(np.uint8)
-    # ... is resampled from fewer pixels, or sharpened, ...
-    if rng.random() < 0.5:
-        side = round(size / rng.choice((1.5, 2, 3, 4)))
-        shrink = (cv2.INTER_AREA, cv2.INTER_LINEAR)[rng.integers(2)]
-        grow = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)[rng.integers(2)]
-        small = cv2.resize(face, (side, side), interpolation=shrink)
-        face = cv2.resize(small, (size, size), interpolation=grow)
-    elif rng.random() < 0.6:
-        soft = cv2.GaussianBlur(face, (0, 0), rng.uniform(0.7, 1.5))
-        amount = rng.uniform(0.2, 1.0)
-        face = cv2.addWeighted(face, 1 + amount, soft, -amount, 0)
-    # ... and is moved by a few pixels.
-    scale, turn = rng.uniform(0.95, 1.05, 2), rng.uniform(-3, 3)
-    moved = move_image(face, scale, turn, rng.uniform(-0.03, 0.03, 2) * size)
-    mask = draw_mask(size, rng)[..., None] * rng.choice((0.25, 0.5, 0.75, 1, 1, 1))
-    return (image * (1 - mask) + moved * mask + 0.5).clip(0, 255).astype(np.uint8)
-
-
-def move_image(image: np.ndarray, scale: np.ndarray, turn: float, shift: np.ndarray) -> np.ndarray:
-    """Resize an image about its middle, turn it (degrees) and shift it; the border repeats."""
-    cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
-    matrix = np.array(((cos, -sin), (sin, cos))) * scale
-    middle = (len(image) - 1) / 2
-    matrix = np.column_stack((matrix, middle - matrix.sum(axis=1) * middle + shift))
-    return cv2.warpAffine(image, matrix, image.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
-
-
-def draw_mask(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a soft mask, float32 (size, size) in 0..1: an ellipse on the face with a bent outline.
-
-    Two thirds cover the face, the others the band of the eyes, the nose or the mouth, as methods
-    that change an expression do.
-    """
-    whole = rng.random() < 0.65
-    middle = rng.uniform(0.46, 0.54), rng.uniform(0.5, 0.6)
-    radii = rng.uniform(0.28, 0.42), rng.uniform(0.32, 0.46)
-    if not whole:
-        middle = middle[0], rng.choice((0.42, 0.6, 0.75)) + rng.uniform(-0.04, 0.04)
-        radii = rng.uniform(0.16, 0.34), rng.uniform(0.1, 0.2)
-    y, x = np.mgrid[:size, :size].astype(np.float32) / size
-    x, y = (x - middle[0]) / radii[0], (y - middle[1]) / radii[1]
-    angle, outline = np.arctan2(y, x), 1.0
-    for waves in range(2, 7):
-        height = rng.uniform(-0.12, 0.12) / math.sqrt(waves - 1)
-        outline += height * np.cos(waves * angle + rng.uniform(0, 2 * math.pi))
-    mask = cv2.GaussianBlur(
-        (np.hypot(x, y) < outline).astype(np.float32), (0, 0), rng.uniform(1, 7)
-    )
-    if rng.random() < 0.5:  # soft on the inside only
-        mask = cv2.GaussianBlur((mask * 2 - 1).clip(0, 1), (0, 0), rng.uniform(0.7, 3))
-    return mask.clip(0, 1)
-
-
-def change_alike(
-    images: list[np.ndarray], settings: dict, rng: np.random.Generator
-) -> list[np.ndarray]:
-    """Change the crops of a group at random, all alike: only what is fake is to tell them apart.
-
-    Args:
-        images: RGB uint8 (128, 128, 3) each, and so are the results
-        settings: everything under augmentation
-    """
-    # Where the face stands: mirrored, shifted by whole pixels, at times zoomed and turned.
-    mirrored = rng.random() < settings["flip"]
-    shift = np.round(rng.uniform(-1, 1, 2) * settings["shift"] * IMAGE_SIZE)
-    scale, turn = np.ones(2), 0.0
-    share, most = settings["zoomed"]
-    if rng.random() < share:
-        scale += rng.uniform(-1, 1) * most
-        scale[1] += rng.uniform(-1, 1) * most / 3
-    if settings["rotation"]:
-        turn = rng.uniform(-1, 1) * settings["rotation"]
-    scale[0] *= -1 if mirrored else 1
-
-    # Its light and colour.
-    contrast = 1 + rng.uniform(-1, 1) * settings["contrast"]
-    light = rng.uniform(-1, 1) * settings["brightness"] * 255
-    light = light + rng.uniform(-1, 1, 3) * settings["tint"] * 255 * (rng.random() < 0.5)
-    grey = rng.random() < settings["grey"]
-
-    # A plain bar over the eyes, the nose or the mouth: the model is not to rest on one sign alone.
-    bar = fill = None
-    if rng.random() < settings["cut_out"]:
-        height, width = rng.uniform(0.1, 0.25), rng.uniform(0.2, 0.6)
-        y = rng.choice((0.42, 0.6, 0.77)) + rng.uniform(-0.05, 0.05)
-        x = rng.uniform(0.3, 0.7)
-        sides = np.array((y - height / 2, y + height / 2, x - width / 2, x + width / 2))
-        top, bottom, left, right = (sides.clip(0) * IMAGE_SIZE).astype(int)
-        bar, fill = np.s_[top:bottom, left:right], rng.integers(0, 256, 3)
-
-    # What a video goes through: blur, fewer pixels, noise, and compression, before or after.
-    share, most = settings["blurred"]
-    blur = rng.uniform(0.3, most) if rng.random() < share else 0
-    share, least = settings["reduced"]
-    sizes = math.log(max(least, 1)), math.log(IMAGE_SIZE)
-    side = round(math.exp(rng.uniform(*sizes))) if rng.random() < share else 0
-    grow = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)[rng.integers(2)]
-    share, most = settings["noisy"]
-    deviation = rng.uniform(1, most) if rng.random() < share else 0
-    noise = np.random.default_rng(rng.integers(2**31)).normal(0, deviation, images[0].shape)
-    share, worst = settings["jpeg"]
-    times = 1 + int(rng.random() < 0.3) if rng.random() < share else 0
-    qualities = [int(rng.integers(worst, 101)) for _ in range(times)]
-    before = rng.random() < 0.5  # whether JPEG comes before the reduction
-    noise_last = rng.random() < 0.5  # a camera's noise comes first, a bad screen's last
-
-    changed = []
-    for image in images:
-        face = move_image(image, scale, turn, shift).astype(np.float32)
-        face = (face - face.mean()) * contrast + face.mean() + light
-        if grey:
-            face = cv2.cvtColor(face.astype(np.float32), cv2.COLOR_RGB2GRAY)[..., None].repeat(3, 2)
-        if bar:
-            face[bar] = fill
-        face = (face + (0 if noise_last else noise)).clip(0, 255).astype(np.uint8)
-        if blur:
-            face = cv2.GaussianBlur(face, (0, 0), blur)
-        if qualities and before:
-            face = compress(face, qualities[0])
-        if side:
-            face = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
-        if qualities and not before:
-            face = compress(face, qualities[0])
-        if side:
-            face = cv2.resize(face, (IMAGE_SIZE, IMAGE_SIZE), interpolation=grow)
-        if times == 2:
-            face = compress(face, qualities[1])
-        if deviation and noise_last:
-            face = (face + noise).clip(0, 255).astype(np.uint8)
-        changed.append(face)
-    return changed
-
-
-def compress(image: np.ndarray, quality: int) -> np.ndarray:
-    """Give an image, RGB uint8, the traces of JPEG at a quality of 1 to 100."""
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # JPEG keeps less of the colours than of the light
-    _, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))
-    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-
-
 def compile_model(model: keras.Model, settings: dict, steps: int) -> None:
     """Compile the model for so many steps with Adam (Kingma and Ba, ICLR 2015).
 
@@ -925,32 +398,7 @@ def find_best(history: pd.DataFrame) -> int:
     return int(order["epoch"].iloc[0])
 
 
-def predict_crops(
-    model: keras.Model, images: np.ndarray, crops: pd.DataFrame, batch_size: int
-) -> pd.DataFrame:
-    """Predict crops, their index being rows of images: the table with a column p_real."""
-    batches = np.array_split(crops.index.to_numpy(), math.ceil(len(crops) / batch_size))
-    p_real = [model.predict_on_batch(images[rows].astype(np.float32)) for rows in batches]
-    return crops.assign(p_real=np.concatenate(p_real)[:, 0].astype(np.float64))
-
-
 # --- From the model's output to a verdict ---------------------------------------------------------
-
-
-def calibrate(p_real: np.ndarray, decision: Decision) -> np.ndarray:
-    """Turn the model's output round and calibrate it: p_fake, float64 of the same shape, 0..1.
-
-    The logit of p_fake is divided by a temperature and shifted (Platt, "Probabilistic Outputs for
-    Support Vector Machines", 1999), which changes how sure a score is, never the order of two.
-    """
-    p_real = np.clip(np.asarray(p_real, np.float64), SMALLEST_P, 1 - SMALLEST_P)
-    logit = -scipy.special.logit(p_real) / decision.temperature + decision.shift
-    return np.clip(scipy.special.expit(logit), SMALLEST_P, 1 - SMALLEST_P)
-
-
-def average_by_video(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Give each video the mean p_fake of its crops: label, video_id, p_fake."""
-    return predictions.groupby(["label", "video_id"], as_index=False)["p_fake"].mean()
 
 
 def make_decision(val: pd.DataFrame, train: pd.DataFrame, rule: dict, settings: dict) -> Decision:
@@ -1003,57 +451,7 @@ def choose_thresholds(val: pd.DataFrame, most_wrong: float) -> tuple[float, floa
     return float(min(threshold, 1.0)), float(real_below)
 
 
-def find_equal_errors(is_fake: np.ndarray, p_fake: np.ndarray) -> tuple[float, float]:
-    """Find where the two error rates come closest: the equal error rate and the score there."""
-    false_alarms, found, cuts = sklearn.metrics.roc_curve(is_fake, p_fake, drop_intermediate=False)
-    nearest = np.argmin(np.abs(false_alarms - (1 - found)))
-    return float(false_alarms[nearest] + 1 - found[nearest]) / 2, float(cuts[nearest])
-
-
 # --- What is written and printed ------------------------------------------------------------------
-
-
-def count_crops(crops: pd.DataFrame) -> dict[str, int]:
-    """Count the crops and videos of each class."""
-    counts = {}
-    for label in CLASSES:
-        of_class = crops[crops["label"] == label]
-        counts[f"{label} crops"] = len(of_class)
-        counts[f"{label} videos"] = of_class["video_id"].nunique()
-    return counts
-
-
-def write_model(
-    model: keras.Model, decision: Decision, path: Path, training: dict | None = None
-) -> None:
-    """Write the model and its decision, whole or not at all, and the same for the same weights.
-
-    It goes without the optimizer, a third of the size, and in 32 bits whatever it was trained in.
-    The decision and how it was trained are two more files, decision.json and training.json, in the
-    zip file that a `.keras` file is.
-    """
-    keras.config.set_dtype_policy("float32")
-    keras.utils.clear_session()  # which counts the layers' names from the beginning again
-    plain = build_model(None)
-    plain.set_weights(model.get_weights())
-    score = "p_fake = sigmoid(-logit(p_real) / temperature + shift)"
-    about = {"output": "p_real", "positive_class": "fake", "score": score}
-    added = {
-        "decision.json": json.dumps(about | decision._asdict(), indent=2),
-        "training.json": json.dumps(training or {}, indent=2),
-    }
-
-    def write(partial: Path) -> None:
-        plain.save(partial)
-        with zipfile.ZipFile(partial) as saved:
-            files = {name: saved.read(name) for name in saved.namelist()}
-        for name in ("metadata.json", "config.json"):  # less the date, and addresses in memory
-            files[name] = re.sub(rb', "(date_saved|shared_object_id)": [^,}]+', b"", files[name])
-        with zipfile.ZipFile(partial, "w") as archive:
-            for name, content in (files | added).items():
-                archive.writestr(zipfile.ZipInfo(name), content)  # dated 1980
-
-    write_whole(path, write)
 
 
 def draw_training_curves(history: pd.DataFrame) -> Figure:
@@ -1091,79 +489,6 @@ def print_training(training: dict, decision: Decision, model_dir: Path) -> None:
         print(f"  {label:15} {fact}")
 
 
-# --- For the scripts that use the model -----------------------------------------------------------
-
-
-def load_model(path: Path) -> keras.Model:
-    """Load a model of this script; whatever the file holds, none of it is run as code.
-
-    The layers are built anew, and filled from the file once they are known to be the same.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is no such model.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: there is no such model; train one with 04-train-cnn.py, or name another."
-        )
-    model = build_model(None)
-    try:
-        if list_layers(read_saved(path, "config.json")) != list_layers(json.loads(model.to_json())):
-            raise ValueError("it has other layers")
-        model.load_weights(path)
-        if not all(np.isfinite(weights).all() for weights in model.get_weights()):
-            raise ValueError("some of its weights are not numbers")
-    except Exception as error:  # of many kinds, by what the file is instead
-        reason = str(error) if type(error) is ValueError else type(error).__name__
-        raise ValueError(
-            f"{path}: it is not a model of 04-train-cnn.py ({reason}); name a best_model.keras."
-        ) from error
-    return model
-
-
-def list_layers(config: dict) -> list[tuple]:
-    """List a model's layers, the base's among them: of each its kind and what it computes."""
-    told = "activation", "strides", "padding", "mean", "variance", "batch_shape", "epsilon"
-    parts = config["config"]["layers"]
-    layers = [layer for part in parts for layer in part["config"].get("layers", [part])]
-    values = [[layer["config"].get(name) for name in told] for layer in layers]
-    kinds = [layer["class_name"] for layer in layers]
-    values = [[v["config"] if isinstance(v, dict) else v for v in of] for of in values]
-    return list(zip(kinds, values, strict=True))
-
-
-def read_decision(path: Path) -> Decision:
-    """Read what was saved with a model to turn its output into a verdict.
-
-    Raises:
-        ValueError: the file has no such thing.
-    """
-    try:
-        saved = read_saved(path, "decision.json")
-        decision = check_decision({"temperature": None, "threshold": None} | saved)
-    except Exception as error:  # of many kinds, by what the file is instead
-        raise ValueError(
-            f"{path}: it has no threshold saved with it, so it is not a model that "
-            "04-train-cnn.py wrote; train it there, or name another."
-        ) from error
-    if "margin" not in saved:
-        note = "an older model, without a crop rule; taken as a margin of 30 % of reduced frames"
-        print(f"NOTE: {path}: {note}.", file=sys.stderr)
-    return decision
-
-
-def read_saved(path: Path, name: str) -> dict:
-    """Read a JSON file out of a model's file, once that is known to unpack to a sensible size."""
-    with zipfile.ZipFile(path) as archive:
-        sizes = [info.file_size for info in archive.infolist()]
-        if sum(sizes) <= LARGEST_MODEL:
-            with archive.open("model.weights.h5") as file, h5py.File(file) as weights:
-                weights.visititems(lambda _, found: sizes.append(getattr(found, "nbytes", 0)))
-        if sum(sizes) > LARGEST_MODEL:
-            raise ValueError(f"it unpacks to more than {LARGEST_MODEL / 2**20:.0f} MiB")
-        return json.loads(archive.read(name))
-
-
 # --- Machinery ------------------------------------------------------------------------------------
 
 
@@ -1175,26 +500,6 @@ def check_numbers(settings: dict, limits: dict[tuple[float, float], tuple[str, .
             if not ((values >= least) & (values <= most)).all():
                 wanted = f"{least} to {most}" if most < math.inf else f"{least} or more"
                 raise ValueError(f"--{name.replace('_', '-')} is {settings[name]}; give {wanted}.")
-
-
-def refuse_pipe(path: Path) -> None:
-    """Refuse what is there and no file: a named pipe or a device would be read without end."""
-    if path.exists() and not path.is_file():
-        raise ValueError("it is no file")
-
-
-def check_decision(saved: dict) -> Decision:
-    """Make a decision of what a file holds; what the file lacks is as in models without it."""
-    kinds = {name: type(value) for name, value in Decision._field_defaults.items()}
-    saved = {"real_below": saved["threshold"]} | saved if "threshold" in saved else saved
-    decision = Decision(**{name: kinds[name](saved[name]) for name in kinds if name in saved})
-    numbers = [float(value) for value in decision if not isinstance(value, str)]
-    least = min(decision.margin, decision.smallest_face, decision.least_sharpness)
-    right = all(map(math.isfinite, numbers)) and decision.temperature > 0 and least >= 0
-    ordered = 0 <= decision.real_below <= decision.threshold <= 1
-    if not right or not ordered or decision.frames not in ("reduced", "full"):
-        raise ValueError(f"{decision} is out of its range")
-    return decision
 
 
 def claim_folder(folder: Path, option: str) -> None:

@@ -25,7 +25,7 @@ import math
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -36,15 +36,15 @@ from typing import Literal
 import cv2
 import filelock
 import jinja2
+import keras
 import numpy as np
 import pandas as pd
-import scipy.stats
-import sklearn.metrics
 import tyro
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from sklearn.utils.class_weight import compute_sample_weight
 from tqdm import tqdm
+
+from parts import augmentation, crop_files, drawings, measures
+from parts.crop_files import CLASSES
+from parts.network import Decision, calibrate, load_model, predict_crops, read_decision, read_saved
 
 train_cnn = importlib.import_module("04-train-cnn")
 
@@ -60,9 +60,9 @@ FEWEST_VIDEOS = 10  # of either class; from fewer an interval would promise too 
 MISTAKES = 32  # crops on the sheet of the worst ones, one a video
 SEED = 1  # of the resampling and of the noise
 # robustness
-SWEEP = False  # measure crops that are changed at 128 x 128 too, in each of the ways below
+SWEEP = False  # measure the crops changed, too, in each of the ways below, at their own size
 JPEG_QUALITIES = (90, 70, 50, 30)  # of 100
-SIZES = (0.75, 0.5, 0.35, 0.25)  # of the width and height, and back
+SIZES = (0.75, 0.5, 0.35, 0.25)  # of the width and height
 BLURS = (1.0, 2.0, 3.0)  # pixels, sigma
 NOISES = (4.0, 8.0, 16.0)  # of 255, sigma
 BRIGHTNESSES = (-0.3, -0.15, 0.15, 0.3)  # added, of the range from black to white
@@ -71,7 +71,6 @@ BATCH_SIZE = 64  # crops scored at once
 # --------------------------------------------------------------------------------------------------
 
 TEMPLATES = Path(__file__).parent / "templates"  # the card, and what each measure is
-BINS = 10  # of p_fake, for the calibration error
 LIMITS = {  # of the settings: least and most
     (1, math.inf): ("resamples", "batch_size"),
     (0, math.inf): ("mistakes", "seed"),
@@ -140,12 +139,12 @@ def main(
                 train_cnn.check_numbers({name: value}, {limits: (name,)})
     values = jpeg_qualities, sizes, blurs, noises, brightnesses
     changes = dict(zip(UNCHANGED, values, strict=True))
-    loaded, decision = train_cnn.load_model(model), train_cnn.read_decision(model)
+    loaded, decision = load_model(model), read_decision(model)
     # Every folder is looked at before the first is measured.
     parts = {folder: part or choose_part(folder) for folder in split_dirs}
-    listed = {folder: train_cnn.find_crops(folder, (name,)) for folder, name in parts.items()}
+    listed = {folder: crop_files.find_crops(folder, (name,)) for folder, name in parts.items()}
     for folder in listed:
-        compare_crop_rules(train_cnn.read_crop_rule(folder), decision, folder)
+        compare_crop_rules(crop_files.read_crop_rule(folder), decision, folder)
 
     report_dir = report_dir or model.parent
     train_cnn.claim_folder(report_dir, "--report-dir")
@@ -153,24 +152,23 @@ def main(
         own_files = find_own_files(report_dir)
         folders, scored, robustness = {}, [], []
         for folder, crops in listed.items():
-            images = train_cnn.open_cache(len(crops), report_dir)
-            crops, left_out = train_cnn.decode_crops(crops, folder, images)
-            predictions = score_folder(loaded, images, crops, decision, batch_size)
+            images = crop_files.open_cache(len(crops), report_dir)
+            crops, left_out = crop_files.decode_crops(crops, folder, images)
+            score = partial(score_folder, loaded, images, decision=decision, batch_size=batch_size)
+            predictions = score(crops)
             scored.append(predictions.assign(folder=str(folder)))
             folders[str(folder)] = {
                 "part": parts[folder],
-                "counts": train_cnn.count_crops(crops),
+                "counts": crop_files.count_crops(crops),
                 "left_out": left_out,
-                **measure_folder(predictions, decision),
+                **measures.measure_folder(predictions, decision),
             }
             if sweep:
-                score = partial(score_folder, loaded, decision=decision, batch_size=batch_size)
-                changed = train_cnn.open_cache(len(images), report_dir)
-                rows = sweep_changes(images, changed, crops, score, decision, changes, seed)
+                rows = sweep_changes(folder, images, predictions, score, decision, changes, seed)
                 robustness += [{"folder": str(folder), **row} for row in rows]
 
         predictions = pd.concat(scored, ignore_index=True)
-        intervals = (decision.threshold, resamples, fewest_videos, seed)
+        intervals = (decision, resamples, fewest_videos, seed)
         metrics = {
             "made_by": Path(__file__).name,
             "model": str(model),
@@ -178,8 +176,8 @@ def main(
             "training": read_training(model),
             "folders": folders,
             "groups": [
-                {**names, **measure_with_intervals(judge_videos(group), *intervals)}
-                for names, group in split_groups(predictions)
+                {**names, **measures.measure_with_intervals(group, *intervals)}
+                for names, group in measures.split_groups(predictions)
             ],
             "robustness": robustness,
             "about_measures": json.loads((TEMPLATES / "about-measures.json").read_text()),
@@ -199,10 +197,10 @@ def choose_part(folder: Path) -> str:
     for part in ("test", "val"):
         if (folder / part).is_dir():
             return part
-    return "" if any((folder / label).is_dir() for label in train_cnn.CLASSES) else "test"
+    return "" if any((folder / label).is_dir() for label in CLASSES) else "test"
 
 
-def compare_crop_rules(rule: dict, decision: train_cnn.Decision, folder: Path) -> None:
+def compare_crop_rules(rule: dict, decision: Decision, folder: Path) -> None:
     """Say so where a folder's crops were cut in another way than the model wants them."""
     differ = [name for name, value in rule.items() if value != getattr(decision, name)]
     for name in differ:
@@ -214,142 +212,72 @@ def compare_crop_rules(rule: dict, decision: train_cnn.Decision, folder: Path) -
 
 
 def score_folder(
-    model: train_cnn.keras.Model,
+    model: keras.Model,
     images: np.ndarray,
     crops: pd.DataFrame,
-    decision: train_cnn.Decision,
+    decision: Decision,
     batch_size: int,
 ) -> pd.DataFrame:
-    """Score crops, their index being rows of images: the table with p_real, p_fake, undecided."""
-    predictions = train_cnn.predict_crops(model, images, crops, batch_size)
+    """Score crops, their index being rows of images: the table with p_real, p_fake, undecided.
+
+    A crop is undecided here where it is too small or too soft, whatever its score.
+    """
+    predictions = predict_crops(model, images, crops, batch_size)
     small = predictions["side"] < decision.smallest_face
     soft = predictions["sharpness"] < decision.least_sharpness
-    p_fake = train_cnn.calibrate(predictions["p_real"], decision)
+    p_fake = calibrate(predictions["p_real"], decision)
     return predictions.assign(p_fake=p_fake, undecided=small | soft)
-
-
-# --- Measures -------------------------------------------------------------------------------------
-
-
-def measure_folder(predictions: pd.DataFrame, decision: train_cnn.Decision) -> dict:
-    """Measure a folder: by_crop, by_video, confusion and calibration_error."""
-    videos = judge_videos(predictions)
-    before = train_cnn.calibrate(predictions["p_real"], train_cnn.Decision())
-    is_fake = (predictions["label"] == "fake").to_numpy()
-    called = np.where(videos["p_fake"] >= decision.threshold, "fake", "real")
-    counts = sklearn.metrics.confusion_matrix(videos["label"], called, labels=train_cnn.CLASSES)
-    names = [f"{truth}_as_{call}" for truth in train_cnn.CLASSES for call in train_cnn.CLASSES]
-    return {
-        "by_crop": measure(predictions, decision.threshold),
-        "by_video": measure(videos, decision.threshold),
-        "confusion": dict(zip(names, counts.ravel().tolist(), strict=True)),
-        "calibration_error": {
-            "before": measure_calibration(is_fake, before),
-            "after": measure_calibration(is_fake, predictions["p_fake"].to_numpy()),
-        },
-    }
-
-
-def judge_videos(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Give each video the mean p_fake of its crops; it is undecided where most of its crops are."""
-    videos = predictions.groupby(["label", "video_id"], as_index=False)
-    videos = videos.agg({"p_fake": "mean", "undecided": "mean"})
-    return videos.assign(undecided=videos["undecided"] > 0.5)
-
-
-def measure(table: pd.DataFrame, threshold: float) -> dict[str, float]:
-    """Measure the scores of crops or of videos: label, p_fake and undecided of each.
-
-    Returns:
-        What templates/about-measures.json explains.
-    """
-    is_fake, p_fake = (table["label"] == "fake").to_numpy(), table["p_fake"].to_numpy()
-    called_fake = (p_fake >= threshold) & ~table["undecided"].to_numpy()
-    values = {
-        "auc": sklearn.metrics.roc_auc_score(is_fake, p_fake),
-        "average_precision": sklearn.metrics.average_precision_score(is_fake, p_fake),
-        "eer": train_cnn.find_equal_errors(is_fake, p_fake)[0],
-        "log_loss": sklearn.metrics.log_loss(is_fake, p_fake),
-        "brier": sklearn.metrics.brier_score_loss(is_fake, p_fake),
-        "accuracy": np.mean((p_fake >= threshold) == is_fake),
-        "accuracy_at_0.5": np.mean((p_fake >= 0.5) == is_fake),
-        "reals_called_fake": np.mean(called_fake[~is_fake]),
-        "fakes_found": np.mean(called_fake[is_fake]),
-        "undecided": table["undecided"].mean(),
-    }
-    return {name: float(value) for name, value in values.items()}
-
-
-def measure_calibration(is_fake: np.ndarray, p_fake: np.ndarray) -> float:
-    """Measure the expected calibration error, 0..1 (Naeini et al., AAAI 2015)."""
-    bins = bin_scores(is_fake, p_fake)
-    return float(np.average(np.abs(bins["p_fake"] - bins["fakes"]), weights=bins["weight"]))
-
-
-def bin_scores(is_fake: np.ndarray, p_fake: np.ndarray) -> pd.DataFrame:
-    """Sort scores into BINS equal bins of p_fake: weight, mean p_fake and share of fakes of each.
-
-    Fakes and reals weigh the same in all, as in the fit of the calibration.
-    """
-    bins = np.minimum((p_fake * BINS).astype(int), BINS - 1)
-    weight = compute_sample_weight("balanced", is_fake)
-    table = pd.DataFrame({"weight": weight, "p_fake": weight * p_fake, "fakes": weight * is_fake})
-    table = table.groupby(bins).sum()
-    return table.assign(
-        p_fake=table["p_fake"] / table["weight"], fakes=table["fakes"] / table["weight"]
-    )
 
 
 # --- Robustness -----------------------------------------------------------------------------------
 
 
 def sweep_changes(
+    folder: Path,
     images: np.ndarray,
-    changed: np.ndarray,
-    crops: pd.DataFrame,
-    score: Callable[[np.ndarray, pd.DataFrame], pd.DataFrame],
-    decision: train_cnn.Decision,
+    predictions: pd.DataFrame,
+    score: Callable[[pd.DataFrame], pd.DataFrame],
+    decision: Decision,
     changes: dict[str, tuple[float, ...]],
     seed: int,
 ) -> list[dict]:
     """Measure changed crops by video: a row a change and value, and one of it unchanged.
 
     Args:
-        images: RGB uint8 (n, 128, 128, 3)
-        changed: room for as many
-        crops: their index being rows of images
+        folder: that the crops are in
+        images: room for them, RGB uint8 (n, 128, 128, 3), which `score` scores
+        predictions: of the crops unchanged, their index being rows of images
     """
-    steps = [(kind, value) for kind in changes for value in (UNCHANGED[kind], *changes[kind])]
-    rows = []
+    steps = [(kind, value) for kind in changes for value in changes[kind]]
+    unchanged = measures.measure_videos(predictions, decision)
+    rows = [{"change": kind, "value": UNCHANGED[kind], **unchanged} for kind in changes]
     for kind, value in tqdm(steps, "changes", leave=False):
 
         def change(row: int, kind: str = kind, value: float = value) -> float:
-            changed[row] = change_crop(images[row], kind, value, (seed, row))
-            return train_cnn.measure_sharpness(changed[row])
+            crop = crop_files.read_image(folder / predictions.at[row, "crop"])[..., ::-1]
+            images[row] = crop_files.prepare_crop(
+                change_crop(crop, kind, value, (seed, row))[..., ::-1]
+            )
+            return crop_files.measure_sharpness(images[row])
 
         with ThreadPoolExecutor() as pool:
-            sharpness = list(pool.map(change, crops.index))
-        side = crops["side"]
-        if kind == "size":
-            side = side.clip(upper=train_cnn.IMAGE_SIZE) * value
-        videos = judge_videos(score(changed, crops.assign(sharpness=sharpness, side=side)))
-        rows.append({"change": kind, "value": value, **measure(videos, decision.threshold)})
+            sharpness = list(pool.map(change, predictions.index))
+        side = predictions["side"] * (value if kind == "size" else 1)
+        changed = score(predictions.assign(sharpness=sharpness, side=side))
+        rows.append({"change": kind, "value": value, **measures.measure_videos(changed, decision)})
     return rows
 
 
 def change_crop(
     image: np.ndarray, kind: str, value: float, seed: tuple[int, int] = (0, 0)
 ) -> np.ndarray:
-    """Change a crop, RGB uint8 (128, 128, 3), in one of the ways of UNCHANGED."""
+    """Change a crop, RGB uint8 (height, width, 3), in one of the ways of UNCHANGED."""
     if value == UNCHANGED[kind]:
         return image
     if kind == "JPEG quality":
-        quality = [cv2.IMWRITE_JPEG_QUALITY, int(value)]
-        encoded = cv2.imencode(".jpg", image[..., ::-1], quality)[1]
-        return cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1]
+        return augmentation.compress(image, int(value))
     if kind == "size":
-        small = cv2.resize(image, None, fx=value, fy=value, interpolation=cv2.INTER_AREA)
-        return cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(image, None, fx=value, fy=value, interpolation=cv2.INTER_AREA)
     if kind == "blur":
         return cv2.GaussianBlur(image, (0, 0), value)
     added = value * 255
@@ -358,65 +286,13 @@ def change_crop(
     return np.clip(np.rint(image + added), 0, 255).astype(np.uint8)
 
 
-# --- The table ------------------------------------------------------------------------------------
-
-
-def measure_with_intervals(
-    videos: pd.DataFrame, threshold: float, resamples: int, fewest_videos: int, seed: int
-) -> dict[str, float | list[float] | None]:
-    """Measure videos, with the 95 % intervals of what matters most, and count them.
-
-    The bootstrap (Efron, 1979) draws videos, not crops: the crops of a video are nearly the same
-    picture, and drawn one by one they would promise far too much.
-    """
-    p_fake = videos["p_fake"].to_numpy()
-    called_fake = (p_fake >= threshold) & ~videos["undecided"].to_numpy()
-    rows = [np.flatnonzero(videos["label"] == label) for label in train_cnn.CLASSES]
-
-    def measure_draws(fakes: np.ndarray, reals: np.ndarray, axis: int) -> np.ndarray:
-        """Take rows of videos, (draws, n) of each class: (3, draws), for all draws at once."""
-        count, others = fakes.shape[axis], reals.shape[axis]
-        scores = np.concatenate((p_fake[fakes], p_fake[reals]), axis)
-        ranks = scipy.stats.rankdata(scores, axis=axis)[..., :count].sum(axis)
-        auc = (ranks - count * (count + 1) / 2) / (count * others)  # Mann and Whitney, 1947
-        return np.stack((auc, called_fake[reals].mean(axis), called_fake[fakes].mean(axis)))
-
-    bounds = [None] * 3
-    if min(map(len, rows)) >= fewest_videos:
-        drawn = scipy.stats.bootstrap(
-            rows, measure_draws, n_resamples=resamples, method="percentile", rng=seed, batch=100
-        )
-        bounds = np.transpose(drawn.confidence_interval).tolist()
-    intervals = zip(("auc_95", "reals_called_fake_95", "fakes_found_95"), bounds, strict=True)
-    counts = dict(zip(("fake videos", "real videos"), map(len, rows), strict=True))
-    return {**counts, **measure(videos, threshold), **dict(intervals)}
-
-
-def split_groups(predictions: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
-    """Yield the predictions of each folder, of each data set in it, and of each method.
-
-    A method comes with the reals of its data set. Names are folder, dataset and method; "" is all.
-    Groups without a real or without a fake are left out: nothing can be measured in them.
-    """
-    for folder, part in predictions.groupby("folder", sort=False):
-        groups = [("", "", part)]
-        groups += [(dataset, "", of) for dataset, of in part.groupby("dataset") if dataset]
-        reals, fakes = (part[part["label"] == label] for label in ("real", "fake"))
-        for (dataset, method), of in fakes.groupby(["dataset", "method"]):
-            of_dataset = reals[reals["dataset"] == dataset]
-            groups += [(dataset, method, pd.concat([of, of_dataset]))] if method else []
-        for dataset, method, of in groups:
-            if of["label"].nunique() == len(train_cnn.CLASSES):
-                yield {"folder": folder, "dataset": dataset, "method": method}, of
-
-
 # --- The report -----------------------------------------------------------------------------------
 
 
 def write_report(
     metrics: dict,
     predictions: pd.DataFrame,
-    decision: train_cnn.Decision,
+    decision: Decision,
     mistakes: int,
     report_dir: Path,
     own_files: set[str],
@@ -439,17 +315,17 @@ def write_report(
         "predictions.csv": predictions[COLUMNS].to_csv(index=False),
         "README.md": render_card(metrics),
     }
-    drawings = {
-        "scores.png": lambda: draw_scores(predictions, decision),
-        "worst_mistakes.png": lambda: draw_worst_mistakes(predictions, decision, mistakes),
-        "robustness.png": lambda: draw_robustness(pd.DataFrame(metrics["robustness"])),
+    pictures = {
+        "scores.png": lambda: drawings.draw_scores(predictions, decision),
+        "worst_mistakes.png": lambda: drawings.draw_worst_mistakes(predictions, decision, mistakes),
+        "robustness.png": lambda: drawings.draw_robustness(pd.DataFrame(metrics["robustness"])),
     }
     for name in metrics["files"]:
         if name in texts:
             content = texts[name].encode(errors="backslashreplace")
             train_cnn.write_whole(report_dir / name, partial(Path.write_bytes, data=content))
         else:
-            train_cnn.write_picture(report_dir / name, drawings[name])
+            train_cnn.write_picture(report_dir / name, pictures[name])
 
 
 def render_card(metrics: dict) -> str:
@@ -474,92 +350,6 @@ def tell_interval(row: dict, name: str) -> str:
     """Tell a measure with its interval, if it has one: "0.840 (0.822 to 0.857)"."""
     interval = row[f"{name}_95"]
     return f"{row[name]:.3f}" + (" ({:.3f} to {:.3f})".format(*interval) if interval else "")
-
-
-def draw_scores(predictions: pd.DataFrame, decision: train_cnn.Decision) -> Figure:
-    """Draw a row a folder: ROC, precision and recall, confusion, scores by video, calibration."""
-    folders = predictions.groupby("folder", sort=False)
-    figure = Figure(figsize=(22, 4.4 * len(folders)), layout="constrained")
-    panels = figure.subplots(len(folders), 5, squeeze=False)
-    for (folder, part), row in zip(folders, panels, strict=True):
-        roc, precision_recall, confusion, histogram, reliability = row
-        videos = judge_videos(part)
-        for table, unit in ((part, "by crop"), (videos, "by video")):
-            truth_and_score = table["label"] == "fake", table["p_fake"]
-            sklearn.metrics.RocCurveDisplay.from_predictions(*truth_and_score, name=unit, ax=roc)
-            sklearn.metrics.PrecisionRecallDisplay.from_predictions(
-                *truth_and_score, name=unit, ax=precision_recall
-            )
-        roc.set(xlabel="reals called fake", ylabel="fakes found")
-        roc.set_title(folder, parse_math=False)  # a $ in it is a $
-        precision_recall.set(xlabel="fakes found", ylabel="fakes among those called so")
-        called = np.where(videos["p_fake"] >= decision.threshold, "fake", "real")
-        look = {"labels": train_cnn.CLASSES, "cmap": "Blues", "colorbar": False, "ax": confusion}
-        draw_confusion = sklearn.metrics.ConfusionMatrixDisplay.from_predictions
-        draw_confusion(videos["label"], called, **look)
-        confusion.set(title=f"videos at {decision.threshold:.3f}", xlabel="called", ylabel="truth")
-        for label, color in (("fake", "C3"), ("real", "C0")):
-            its = videos.loc[videos["label"] == label, "p_fake"]
-            look = {"alpha": 0.6, "color": color, "label": f"{label}, {len(its):,}"}
-            histogram.hist(its, 25, range=(0, 1), **look)
-        histogram.axvline(decision.threshold, color="0.3", linestyle="--", label="threshold")
-        histogram.set(title="scores by video", xlabel="p_fake", ylabel="videos")
-        histogram.legend(frameon=False)
-        draw_calibration(part, decision, reliability)
-    return figure
-
-
-def draw_calibration(part: pd.DataFrame, decision: train_cnn.Decision, axes: Axes) -> None:
-    """Draw the share of fakes by p_fake, before and after the calibration."""
-    is_fake = (part["label"] == "fake").to_numpy()
-    for label, fitted in (("before", train_cnn.Decision()), ("after", decision)):
-        p_fake = train_cnn.calibrate(part["p_real"], fitted)
-        bins, error = bin_scores(is_fake, p_fake), measure_calibration(is_fake, p_fake)
-        axes.plot(bins["p_fake"], bins["fakes"], "o-", label=f"{label}: error {error:.3f}")
-    axes.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="perfect")
-    axes.set(title="calibration by crop", xlabel="p_fake, mean of a tenth", ylabel="share of fakes")
-    axes.legend(frameon=False)
-
-
-def draw_worst_mistakes(
-    predictions: pd.DataFrame, decision: train_cnn.Decision, mistakes: int
-) -> Figure:
-    """Draw the crops that are farthest on the wrong side of the threshold, one a video."""
-    sign = np.where(predictions["label"] == "fake", -1, 1)
-    wrong_by = sign * (predictions["p_fake"] - decision.threshold)
-    table = predictions.assign(wrong_by=wrong_by).sort_values("wrong_by", ascending=False)
-    table = table[table["wrong_by"] > 0].drop_duplicates(["folder", "label", "video_id"])
-    table = table.head(mistakes)
-    rows = max(1, math.ceil(len(table) / 8))
-    figure = Figure(figsize=(13, 1 + 2 * rows), layout="constrained")
-    figure.suptitle(
-        "Worst mistakes: truth, p_fake and video" if len(table) else "No crop is on the wrong side"
-    )
-    panels = figure.subplots(rows, 8, squeeze=False).ravel()
-    for axes in panels:
-        axes.axis("off")
-    for axes, crop in zip(panels, table.to_dict("records"), strict=False):
-        axes.imshow(train_cnn.read_crop(Path(crop["folder"]) / crop["crop"]))
-        title = f"{crop['label']}, {crop['p_fake']:.2f}\n{crop['video_id'][-22:]}"
-        axes.set_title(title, fontsize="small", parse_math=False)  # a $ in it is a $
-    return figure
-
-
-def draw_robustness(rows: pd.DataFrame) -> Figure:
-    """Draw AUC and reals called fake by video against each change, a line a folder."""
-    figure = Figure(figsize=(18, 7), layout="constrained")
-    names = {"auc": "AUC by video", "reals_called_fake": "reals called fake"}
-    panels = figure.subplots(2, len(UNCHANGED), sharey="row")
-    for column, (kind, of_kind) in zip(panels.T, rows.groupby("change", sort=False), strict=False):
-        for axes, name in zip(column, names, strict=True):
-            for folder, line in of_kind.groupby("folder", sort=False):
-                line = line.sort_values("value")
-                label = folder.replace("$", r"\$")
-                axes.plot(line["value"], line[name], "o-", label=label)
-            axes.set(xlabel=kind, ylabel=names[name] if kind == "JPEG quality" else "")
-            axes.grid(alpha=0.25)
-    panels[0, 0].legend(frameon=False)
-    return figure
 
 
 def print_measures(metrics: dict, report_dir: Path) -> None:
@@ -587,7 +377,7 @@ def print_measures(metrics: dict, report_dir: Path) -> None:
 def read_training(model: Path) -> dict:
     """Read how a model was trained, as its file has it; nothing where it does not say."""
     with suppress(Exception):  # of many kinds, by what the file is instead
-        return train_cnn.read_saved(model, "training.json")
+        return read_saved(model, "training.json")
     return {}
 
 

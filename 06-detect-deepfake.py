@@ -52,12 +52,11 @@ import tensorflow as tf
 import tyro
 from tqdm import tqdm
 
-from parts import detection_report, marked_video, media
+from parts import crop_files, detection_report, marked_video, media, network
 from parts.media import spell, word_error
 
 convert = importlib.import_module("01-convert-video-to-image")
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
-train_cnn = importlib.import_module("04-train-cnn")
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -181,7 +180,7 @@ def load_scorer(path: Path | None) -> Scorer:
         FileNotFoundError, ValueError: there is none, or it is none of 04's.
     """
     path = path or next(filter(Path.is_file, MODELS), MODELS[0])
-    model, decision = train_cnn.load_model(path), train_cnn.read_decision(path)
+    model, decision = network.load_model(path), network.read_decision(path)
     # One graph for any number of faces: Keras' own predict makes a second one, two seconds long.
     crops = tf.TensorSpec(model.input_shape, tf.float32)
     predict = tf.function(partial(model, training=False), input_signature=[crops])
@@ -194,7 +193,7 @@ class Scorer(NamedTuple):
     path: Path
     model: keras.Model
     predict: Callable[[np.ndarray], tf.Tensor]  # RGB float32 (n, 128, 128, 3) to p_real (n, 1)
-    decision: train_cnn.Decision
+    decision: network.Decision
 
 
 def process_file(source: Path, target: Path, scorer: Scorer, settings: SimpleNamespace) -> dict:
@@ -277,7 +276,7 @@ def score_frames(
         count += len(some)
         size = size if any(size) else some[0][2].shape[1::-1]
         found = list(find_faces(some, scorer.decision))
-        crops = [train_cnn.prepare_crop(crop) for _, crop in found]
+        crops = [crop_files.prepare_crop(crop) for _, crop in found]
         scores = score_crops(crops, scorer) if found else []
         rows += [row | {"p_fake": round(p, 6)} for (row, _), p in zip(found, scores, strict=True)]
         first = len(rows) - len(found)
@@ -291,7 +290,7 @@ def score_frames(
 
 
 def find_faces(
-    frames: list[tuple[int, float, np.ndarray]], decision: train_cnn.Decision
+    frames: list[tuple[int, float, np.ndarray]], decision: network.Decision
 ) -> Iterator[tuple[dict, np.ndarray]]:
     """Yield each face of some frames: a row, and the crop that 01 and 02 would have saved, BGR.
 
@@ -311,7 +310,7 @@ def find_faces(
             row = {"frame": index, "seconds": round(seconds, 3)}
             row |= dict(zip(("x", "y", "width", "height"), box, strict=True))
             row |= {"confidence": round(face.confidence, 6), "crop_side": min(crop.shape[:2])}
-            sharpness = train_cnn.measure_sharpness(train_cnn.prepare_crop(crop))
+            sharpness = crop_files.measure_sharpness(crop_files.prepare_crop(crop))
             row |= {"sharpness": round(sharpness, 2)}
             yield row | {"look": measure_look(crop_faces.crop_face(small, face.box, 0))}, crop
 
@@ -335,10 +334,10 @@ def score_crops(crops: list[np.ndarray], scorer: Scorer) -> list[float]:
     Raises:
         ValueError: the model gives no number for one of them.
     """
-    p_real = scorer.predict(np.stack(crops).astype(np.float32)).numpy()[:, 0]
+    p_real = network.predict_both_ways(scorer.predict, np.stack(crops))
     if not np.isfinite(p_real).all():
         raise ValueError("the model gives no number for a face in it: its file is damaged")
-    return train_cnn.calibrate(p_real, scorer.decision).tolist()
+    return network.calibrate(p_real, scorer.decision).tolist()
 
 
 # --- Tracks and verdicts --------------------------------------------------------------------------
@@ -387,7 +386,7 @@ def measure_overlap(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def judge_track(
-    faces: pd.DataFrame, picture: bool, decision: train_cnn.Decision, settings: SimpleNamespace
+    faces: pd.DataFrame, picture: bool, decision: network.Decision, settings: SimpleNamespace
 ) -> dict:
     """Judge a face by its scores through the file: verdict, p_fake, interval and what it rests on.
 
@@ -417,7 +416,7 @@ def judge_track(
     }
 
 
-def decide(p_fake: float, low: float, high: float, decision: train_cnn.Decision) -> tuple[str, str]:
+def decide(p_fake: float, low: float, high: float, decision: network.Decision) -> tuple[str, str]:
     """Give the verdict of a score and its range, and the reason where that is none."""
     if low >= decision.threshold:
         return FAKE, ""
@@ -430,7 +429,7 @@ def decide(p_fake: float, low: float, high: float, decision: train_cnn.Decision)
     return UNDECIDED, "its score lies between what is called real and what is called fake"
 
 
-def doubt_faces(faces: pd.DataFrame, decision: train_cnn.Decision) -> str:
+def doubt_faces(faces: pd.DataFrame, decision: network.Decision) -> str:
     """Say why the model does not know such faces, where most are smaller or softer than trained."""
     side, sharpness = faces["crop_side"], faces["sharpness"]
     for what, values, least in (

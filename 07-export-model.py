@@ -20,14 +20,11 @@ Keras model.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -40,13 +37,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 import filelock
 import keras
 import numpy as np
-import onnx
-import onnxruntime
-import tensorflow as tf
-import tf2onnx
 import tyro
 
-train_cnn = importlib.import_module("04-train-cnn")
+from parts import crop_files, export_formats, network
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -63,8 +56,6 @@ OPSET = 17  # of ONNX; ONNX Runtime knows it since 1.12 (2022)
 # --------------------------------------------------------------------------------------------------
 
 MODELS = Path("model/best_model.keras"), Path(__file__).parent / "weights/deepfake-detector.keras"
-INPUT, OUTPUT = "rgb_0_to_255", "p_fake"
-Scorer = Callable[[np.ndarray], np.ndarray]  # RGB float32 (n, 128, 128, 3) to p_fake (n, 1)
 
 
 def main(
@@ -103,16 +94,16 @@ def main(
         if value < 1:
             raise ValueError(f"{option} is {value}; give 1 or more.")
     model = model or next(filter(Path.is_file, MODELS), MODELS[0])
-    loaded, decision = train_cnn.load_model(model), train_cnn.read_decision(model)
+    loaded, decision = network.load_model(model), network.read_decision(model)
     images = read_crops(crops_dir, crops)
-    score = make_scorer(loaded, decision)
+    score = export_formats.make_scorer(loaded, decision)
 
     # Convert to each format, score the crops with it, and stop at the first that disagrees.
     scorers = {"keras": run_keras(loaded, decision)}
     truth, files, differences = scorers["keras"](images), {}, {"keras": 0.0}
     for name, tolerance, convert in (
-        ("onnx", onnx_tolerance, partial(convert_to_onnx, score, decision, opset)),
-        ("tflite", tflite_tolerance, partial(convert_to_tflite, score, loaded)),
+        ("onnx", onnx_tolerance, partial(export_formats.convert_to_onnx, score, decision, opset)),
+        ("tflite", tflite_tolerance, partial(export_formats.convert_to_tflite, score, loaded)),
     ):
         files[name], scorers[name] = convert()
         differences[name] = float(np.abs(scorers[name](images) - truth).max())
@@ -125,9 +116,19 @@ def main(
     speeds = measure_speed(scorers, images, rounds)
 
     about = {
-        "input": {"name": INPUT, "type": "float32", "shape": ["n", *loaded.input_shape[1:]]},
-        "output": {"name": OUTPUT, "type": "float32", "shape": ["n", 1], "calibrated": True},
-        "score_of_a_video": "the mean of its crops' p_fake, fake from the threshold on",
+        "input": {
+            "name": export_formats.INPUT,
+            "type": "float32",
+            "shape": ["n", *loaded.input_shape[1:]],
+        },
+        "output": {
+            "name": export_formats.OUTPUT,
+            "type": "float32",
+            "shape": ["n", 1],
+            "calibrated": True,
+        },
+        "score_of_a_video": "the mean of its crops' p_fake; fake from the threshold on, real below "
+        "real_below, and undecided between them",
         **decision._asdict(),
         "checked_on_crops": len(images),
         "largest_difference": differences,
@@ -158,12 +159,12 @@ def read_crops(crops_dir: Path, count: int) -> np.ndarray:
     Raises:
         ValueError: there are none.
     """
-    suffixes = train_cnn.IMAGE_SUFFIXES
+    suffixes = crop_files.IMAGE_SUFFIXES
     paths = sorted(path for path in crops_dir.rglob("*") if path.suffix.lower() in suffixes)
     images = []
     for index in np.unique(np.linspace(0, max(0, len(paths) - 1), count).astype(int)):
         with suppress(ValueError, OSError, IndexError):  # the others are enough for a check
-            images.append(train_cnn.read_crop(paths[index]))
+            images.append(crop_files.read_crop(paths[index]))
     if not images:
         raise ValueError(
             f"{crops_dir}: there is no crop in it to check the exported models on; name a folder "
@@ -172,65 +173,15 @@ def read_crops(crops_dir: Path, count: int) -> np.ndarray:
     return np.stack(images).astype(np.float32)
 
 
-def make_scorer(model: keras.Model, decision: train_cnn.Decision) -> tf.types.experimental.Callable:
-    """Make the function that is exported: images to p_fake, the calibration of 04 included.
-
-    Works on the logit: recovering it from the sigmoid in 32 bits loses digits.
-    """
-    layers = model.layers[model.layers.index(model.get_layer("imagenet_mean_and_std")) + 1 :]
-    limit = float(np.log1p(-train_cnn.SMALLEST_P) - np.log(train_cnn.SMALLEST_P))
-
-    @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), name=INPUT)])
-    def score(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        mean = tf.constant(train_cnn.IMAGENET_MEAN, tf.float32)
-        features = (images - mean) / tf.constant(train_cnn.IMAGENET_STD, tf.float32)
-        for layer in layers[:-1]:
-            features = layer(features, training=False)
-        logit = tf.linalg.matmul(features, layers[-1].kernel) + layers[-1].bias
-        logit = tf.clip_by_value(logit, -limit, limit)  # as 04's calibrate() does
-        return {OUTPUT: tf.sigmoid(-logit / decision.temperature + decision.shift)}
-
-    return score
+def run_keras(model: keras.Model, decision: network.Decision) -> export_formats.Scorer:
+    """Score as 06 does: p_fake, float64 (n, 1)."""
+    predict = partial(network.predict_both_ways, model.predict_on_batch)
+    return lambda images: network.calibrate(predict(images), decision)[:, None]
 
 
-def run_keras(model: keras.Model, decision: train_cnn.Decision) -> Scorer:
-    """Score as 06 does."""
-    return lambda images: train_cnn.calibrate(model.predict_on_batch(images), decision)
-
-
-def convert_to_onnx(
-    score: tf.types.experimental.Callable, decision: train_cnn.Decision, opset: int
-) -> tuple[bytes, Scorer]:
-    """Convert to ONNX, with the decision in its metadata: the file's content, and what runs it."""
-    converted, _ = tf2onnx.convert.from_function(score, score.input_signature, opset=opset)
-    onnx.helper.set_model_props(
-        converted, {name: str(value) for name, value in decision._asdict().items()}
-    )
-    content = converted.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return content, lambda images: session.run([OUTPUT], {INPUT: images})[0]
-
-
-def convert_to_tflite(
-    score: tf.types.experimental.Callable, model: keras.Model
-) -> tuple[bytes, Scorer]:
-    """Convert to TFLite with weights of 16 bits; it calculates in 32 where there is no GPU."""
-    with tempfile.TemporaryDirectory() as folder:
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        archive.add_endpoint("serve", score)
-        archive.write_out(folder, verbose=False)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.target_spec.supported_types = [tf.float16]
-        content = converter.convert()
-    warnings.filterwarnings("ignore", "(?s).*tf.lite.Interpreter is deprecated")  # it works
-    interpreter = tf.lite.Interpreter(model_content=content, num_threads=os.cpu_count())
-    runner = interpreter.get_signature_runner()
-    return content, lambda images: runner(**{INPUT: images})[OUTPUT]
-
-
-def measure_speed(scorers: dict[str, Scorer], images: np.ndarray, rounds: int) -> dict[str, float]:
+def measure_speed(
+    scorers: dict[str, export_formats.Scorer], images: np.ndarray, rounds: int
+) -> dict[str, float]:
     """Measure the crops a second of each, the best of so many rounds, in turn."""
     seconds = {name: [] for name in scorers}
     for _ in range(rounds):

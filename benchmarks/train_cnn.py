@@ -25,6 +25,8 @@ import pandas as pd  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tyro  # noqa: E402
 
+from parts import augmentation, crop_files, network  # noqa: E402
+
 BATCH_SIZE = 32
 
 
@@ -86,21 +88,21 @@ def main(
     given = inspect.signature(train_cnn.main).parameters
     settings = {name: parameter.default for name, parameter in given.items()}
     settings |= {"learning_rate": 1e-5, "warm_up_steps": 0, "decay": "constant"}
-    table = train_cnn.find_crops(split_dir, ("train",))
+    table = crop_files.find_crops(split_dir, ("train",))
     # As many reals as fakes: of each pair that script 04 serves one is a real crop.
     each = min(crops // 2, *table["label"].value_counts())
     table = table.groupby("label").sample(each, random_state=1).reset_index(drop=True)
-    model = train_cnn.build_model(None)
+    model = network.build_model(None)
     train_cnn.compile_model(model, settings, 10**6)
 
     with tempfile.TemporaryDirectory() as folder:
-        images = train_cnn.open_cache(len(table), Path(folder))
+        images = crop_files.open_cache(len(table), Path(folder))
         start = time.perf_counter()
-        table, _ = train_cnn.decode_crops(table, split_dir, images)
+        table, _ = crop_files.decode_crops(table, split_dir, images)
         print(f"decoding, once: {len(table) / (time.perf_counter() - start):,.0f} crops/s")
         ways = {
             "one batch, no waiting": lambda: serve_one_batch(len(table)),
-            "script 04": lambda: train_cnn.serve_crops(images, table, settings, 1),
+            "script 04": lambda: augmentation.serve_crops(images, table, settings, 1),
             "ImageDataGenerator": lambda: serve_with_generator(split_dir, table),
         }
         for serve in ways.values():  # TensorFlow compiles in it, for each

@@ -25,6 +25,8 @@ from crops import BROKEN, OPTIONS, Trained, small_split, trained, write_crop, wr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parts import augmentation, crop_files, network
+
 train = importlib.import_module("04-train-cnn")
 
 SCRIPT = "04-train-cnn.py"
@@ -48,7 +50,7 @@ def test_it_writes_its_files_whole(trained: Trained) -> None:
 
 def test_the_model_s_file_says_what_main_returns(trained: Trained) -> None:
     training = trained.training
-    assert train.read_saved(trained.model_dir / "best_model.keras", "training.json") == {
+    assert network.read_saved(trained.model_dir / "best_model.keras", "training.json") == {
         name: value for name, value in training.items() if name != "decision"
     }
     assert training["counts"] == {
@@ -86,9 +88,9 @@ def test_the_best_epoch_has_the_highest_auc_then_the_lowest_loss() -> None:
 
 def score_val(trained: Trained, splits: tuple[str, ...] = ("val",)) -> pd.DataFrame:
     """The predictions of the saved model, by what it is used with."""
-    crops = train.find_crops(trained.split_dir, splits)
-    images = np.stack([train.read_crop(trained.split_dir / crop) for crop in crops["crop"]])
-    return train.predict_crops(trained.model, images, crops, 8)
+    crops = crop_files.find_crops(trained.split_dir, splits)
+    images = np.stack([crop_files.read_crop(trained.split_dir / crop) for crop in crops["crop"]])
+    return network.predict_crops(trained.model, images, crops, 8)
 
 
 def test_the_model_kept_is_that_of_the_best_epoch(trained: Trained) -> None:
@@ -119,7 +121,7 @@ def make_predictions(rows: list[tuple[str, str, float]]) -> pd.DataFrame:
 
 def test_a_real_and_a_fake_of_the_same_name_are_two_videos() -> None:
     predictions = make_predictions([("fake", "v", 0.2), ("real", "v", 0.8)])
-    assert sorted(train.average_by_video(predictions).p_fake) == pytest.approx([0.2, 0.8])
+    assert sorted(crop_files.average_by_video(predictions).p_fake) == pytest.approx([0.2, 0.8])
 
 
 SCORES = st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=2, max_size=30)
@@ -151,11 +153,13 @@ def test_calibration_keeps_the_order_and_turns_round(
     temperature: float, shift: float, p: list[float]
 ) -> None:
     p_real = np.sort(np.float64(p))
-    p_fake = train.calibrate(p_real, train.Decision(temperature, shift))
+    p_fake = network.calibrate(p_real, network.Decision(temperature, shift))
     assert ((p_fake > 0) & (p_fake < 1)).all()
     assert (np.diff(p_fake) <= 0).all()
     np.testing.assert_allclose(
-        train.calibrate(p_real, train.Decision()), np.clip(1 - p_real, 1e-7, 1 - 1e-7), rtol=1e-6
+        network.calibrate(p_real, network.Decision()),
+        np.clip(1 - p_real, 1e-7, 1 - 1e-7),
+        rtol=1e-6,
     )
     logit = -scipy.special.logit(np.clip(p_real, 1e-7, 1 - 1e-7)) / temperature + shift
     np.testing.assert_allclose(p_fake, np.clip(scipy.special.expit(logit), 1e-7, 1 - 1e-7))
@@ -207,7 +211,7 @@ def test_the_model_is_the_one_described(trained: Trained) -> None:
     assert isinstance(base.layers[-1], keras.layers.GlobalMaxPooling2D)
     norms = [layer for layer in base.layers if isinstance(layer, keras.layers.BatchNormalization)]
     assert len(norms) == 49
-    assert {layer.momentum for layer in norms} == {train.BATCH_NORM_MOMENTUM}
+    assert {layer.momentum for layer in norms} == {network.BATCH_NORM_MOMENTUM}
 
 
 def test_the_normalisation_is_inside(trained: Trained) -> None:
@@ -219,7 +223,7 @@ def test_the_normalisation_is_inside(trained: Trained) -> None:
 def test_the_saved_model_says_the_same_in_a_new_process(trained: Trained, tmp_path: Path) -> None:
     predictions = score_val(trained, ("val", "test"))
     crops = predictions["crop"]
-    images = np.stack([train.read_crop(trained.split_dir / crop) for crop in crops])
+    images = np.stack([crop_files.read_crop(trained.split_dir / crop) for crop in crops])
     assert images.dtype == np.uint8 and images.max() > 200
     np.save(tmp_path / "images.npy", images)
     program = (
@@ -235,15 +239,15 @@ def test_the_saved_model_says_the_same_in_a_new_process(trained: Trained, tmp_pa
 
 def test_the_decision_travels_with_the_model(trained: Trained, tmp_path: Path) -> None:
     path = trained.model_dir / "best_model.keras"
-    decision = train.read_decision(path)
+    decision = network.read_decision(path)
     assert decision._asdict() == trained.training["decision"]
     with zipfile.ZipFile(path) as archive:
         assert json.loads(archive.read("decision.json"))["positive_class"] == "fake"
     plain = tmp_path / "plain.keras"
     trained.model.save(plain)
     with pytest.raises(ValueError, match="it has no threshold saved with it"):
-        train.read_decision(plain)
-    train.load_model(plain)
+        network.read_decision(plain)
+    network.load_model(plain)
 
 
 def save_other(path: Path, size: int, outputs: int) -> None:
@@ -278,7 +282,7 @@ def test_a_model_of_another_kind_is_named(
     elif name != "missing":
         save_other(path, *((256, 1) if name == "large" else (128, 2)))
     with pytest.raises((ValueError, OSError)) as raised:
-        train.load_model(path)
+        network.load_model(path)
     message = str(raised.value)
     assert message.startswith(f"{path}: {sentence}") and "\n" not in message
 
@@ -289,7 +293,7 @@ def test_a_model_of_another_kind_is_named(
 @given(st.integers(1, 300), st.integers(1, 300))
 @settings(max_examples=20, deadline=None)
 def test_a_crop_of_any_size_becomes_rgb_128(height: int, width: int) -> None:
-    crop = train.prepare_crop(np.full((height, width, 3), (10, 20, 250), np.uint8))
+    crop = crop_files.prepare_crop(np.full((height, width, 3), (10, 20, 250), np.uint8))
     assert crop.shape == (128, 128, 3) and crop.dtype == np.uint8
     assert (crop == (250, 20, 10)).all()
 
@@ -297,7 +301,7 @@ def test_a_crop_of_any_size_becomes_rgb_128(height: int, width: int) -> None:
 def test_a_blurred_crop_is_less_sharp() -> None:
     crop = np.random.default_rng(1).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     soft, softer = (cv2.GaussianBlur(crop, (0, 0), sigma) for sigma in (1, 2))
-    found = [train.measure_sharpness(image) for image in (crop, soft, softer, 0 * crop)]
+    found = [crop_files.measure_sharpness(image) for image in (crop, soft, softer, 0 * crop)]
     assert found == sorted(found, reverse=True) and found[-1] == 0
     assert found[1] == pytest.approx(
         cv2.Laplacian(cv2.cvtColor(soft, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var()
@@ -311,10 +315,10 @@ def test_crops_are_listed_with_any_supported_suffix(tmp_path: Path, small_split:
         write_crop(split_dir / "train" / "real" / name, image)
     for name in ("notes.txt", ".hidden.png", "d.png.partial"):
         (split_dir / "train" / "real" / name).write_bytes(b"")
-    crops = train.find_crops(split_dir, ("train", "val", "test"))
+    crops = crop_files.find_crops(split_dir, ("train", "val", "test"))
     assert len(crops) == 12 + 4
     images = np.empty((16, 128, 128, 3), np.uint8)
-    whole, left_out = train.decode_crops(crops, split_dir, images)
+    whole, left_out = crop_files.decode_crops(crops, split_dir, images)
     assert len(whole) == 16 and left_out == {}
 
 
@@ -328,11 +332,11 @@ def test_videos_are_those_of_the_table_or_of_the_file_names(
     pd.DataFrame(
         {"crop": ["train/real/listed.png", "train/real/photo-12-3.png"], "video_id": ["007", "nan"]}
     ).to_csv(split_dir / "crops.csv", index=False)
-    crops = train.find_crops(split_dir, ("train", "val")).set_index("crop").video_id
+    crops = crop_files.find_crops(split_dir, ("train", "val")).set_index("crop").video_id
     assert crops["train/real/listed.png"] == "007"
     assert crops["train/real/photo-12-3.png"] == "nan"
     (split_dir / "crops.csv").unlink()
-    crops = train.find_crops(split_dir, ("train", "val")).set_index("crop").video_id
+    crops = crop_files.find_crops(split_dir, ("train", "val")).set_index("crop").video_id
     assert crops["train/real/listed.png"] == "listed"
     assert crops["train/real/photo-12-3.png"] == "photo-12-3"
     assert crops["train/real/ffpp-a-b_c-000042-00.png"] == "ffpp-a-b_c"
@@ -355,7 +359,9 @@ def test_every_epoch_serves_every_crop_once_in_another_order() -> None:
 
     def serve(seed: int, number: int) -> list[int]:
         epoch = []
-        for pictures, labels in train.serve_crops(images, crops, STILL | {"seed": seed}, number):
+        for pictures, labels in augmentation.serve_crops(
+            images, crops, STILL | {"seed": seed}, number
+        ):
             assert len(labels) in (8, 9)  # 25 in batches of 12 would leave one of 1
             for picture, label in zip(np.round(pictures), labels.numpy(), strict=True):
                 row = [np.array_equal(picture, image) for image in images].index(True)
@@ -385,8 +391,8 @@ def test_every_real_comes_as_often_as_there_are_fakes_with_a_fake_of_its_own(
     crops["identities"] = crops["identities"].str.strip(";").where(crops.index % 3 > 0, "")
     crops.index += 7
     wanted = {"paired": True, "self_blended": self_blended, "repeats": repeats}
-    pairs = train.draw_groups(crops, wanted, (seed, 1))
-    assert pairs == train.draw_groups(crops, wanted, (seed, 1))
+    pairs = augmentation.draw_groups(crops, wanted, (seed, 1))
+    assert pairs == augmentation.draw_groups(crops, wanted, (seed, 1))
     for _, part in crops.groupby("dataset"):
         reals = part.index[part["label"] == "real"]
         fakes = len(part) - len(reals)
@@ -419,11 +425,11 @@ def test_a_pair_is_a_real_and_its_fake_and_both_are_changed_alike() -> None:
     crops["identities"] = [str(number % 6) for number in range(12)]
     strong = {name: getattr(train, name.upper()) for name in STILL}
     strong |= {"self_blended": 0.0, "batch_size": 4}
-    for pictures, labels in train.serve_crops(images, crops, strong, 1):
+    for pictures, labels in augmentation.serve_crops(images, crops, strong, 1):
         assert labels.numpy().ravel().tolist() == [1, 0, 1, 0]
         assert np.array_equal(pictures[0::2], pictures[1::2])
     blended = strong | {"self_blended": 1.0}
-    for pictures, labels in train.serve_crops(images, crops, blended, 1):
+    for pictures, labels in augmentation.serve_crops(images, crops, blended, 1):
         assert labels.numpy().ravel().tolist() == [1, 0, 1, 0]
         differ = (pictures[0::2] != pictures[1::2]).numpy()
         assert differ.any(axis=(1, 2, 3)).all()
@@ -432,22 +438,22 @@ def test_a_pair_is_a_real_and_its_fake_and_both_are_changed_alike() -> None:
 def test_crops_are_decoded_once_into_a_file_without_a_name(
     tmp_path: Path, small_split: Path
 ) -> None:
-    crops = train.find_crops(small_split, ("train", "val"))
-    images = train.open_cache(len(crops), tmp_path)
+    crops = crop_files.find_crops(small_split, ("train", "val"))
+    images = crop_files.open_cache(len(crops), tmp_path)
     assert list(tmp_path.iterdir()) == []  # so that a kill leaves none behind
-    whole, _ = train.decode_crops(crops, small_split, images)
+    whole, _ = crop_files.decode_crops(crops, small_split, images)
     for row, crop in whole.iterrows():
-        assert np.array_equal(images[row], train.read_crop(small_split / crop["crop"]))
+        assert np.array_equal(images[row], crop_files.read_crop(small_split / crop["crop"]))
         picture = cv2.imread(str(small_split / crop["crop"]))
         assert crop["side"] == min(picture.shape[:2])
-        assert crop["sharpness"] == train.measure_sharpness(images[row])
+        assert crop["sharpness"] == crop_files.measure_sharpness(images[row])
 
 
 # The augmentation
 
 
 def change(image: np.ndarray, seed: int, **settings: object) -> np.ndarray:
-    return train.change_alike([image], STILL | settings, np.random.default_rng(seed))[0]
+    return augmentation.change_alike([image], STILL | settings, np.random.default_rng(seed))[0]
 
 
 def test_without_ranges_nothing_changes() -> None:
@@ -501,24 +507,26 @@ def test_light_and_contrast_change_within_their_ranges() -> None:
 
 def test_a_reduced_crop_has_no_finer_detail_than_its_size_holds() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
-    before = train.measure_sharpness(noise)
+    before = crop_files.measure_sharpness(noise)
     for drawn in ({"reduced": (1, 32)}, {"blurred": (1, 2.0)}):
-        assert all(train.measure_sharpness(change(noise, s, **drawn)) < before for s in range(9))
+        assert all(
+            crop_files.measure_sharpness(change(noise, s, **drawn)) < before for s in range(9)
+        )
 
 
 @given(st.integers(0, 2**31))
 @settings(max_examples=25)
 def test_a_self_blend_differs_inside_a_soft_mask_only(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    mask = train.draw_mask(128, rng)
+    mask = augmentation.draw_mask(128, rng)
     assert mask.shape == (128, 128) and mask.dtype == np.float32
     assert mask.min() >= 0 and mask.max() <= 1
     assert np.abs(np.diff(mask, axis=0)).max() < 0.7  # no hard border
     image = cv2.GaussianBlur(rng.integers(0, 256, (128, 128, 3)).astype(np.uint8), (0, 0), 3)
-    blend = train.blend_with_itself(image, np.random.default_rng(seed))
+    blend = augmentation.blend_with_itself(image, np.random.default_rng(seed))
     assert blend.shape == image.shape and blend.dtype == np.uint8
     assert not np.array_equal(blend, image)
-    assert np.array_equal(blend, train.blend_with_itself(image, np.random.default_rng(seed)))
+    assert np.array_equal(blend, augmentation.blend_with_itself(image, np.random.default_rng(seed)))
     edge = np.ones((128, 128), bool)
     edge[4:-4, 4:-4] = False  # far outside of the face
     untouched = (blend == image).all(axis=2)
@@ -533,19 +541,19 @@ def test_auto_says_loudly_that_it_starts_from_the_embedded_weights(
 ) -> None:
     monkeypatch.setattr(train, "IMAGENET_FILE", "not-there.h5")
     monkeypatch.setattr(efficientnet.weights, "IMAGENET_WEIGHTS_PATH", tmp_path.as_uri() + "/")
-    weights, name = train.find_start_weights("auto")
-    assert weights == train.LITE0_WEIGHTS
+    weights, name = network.find_start_weights("auto")
+    assert weights == network.LITE0_WEIGHTS
     assert name == "ImageNet weights of EfficientNet-Lite0"
     assert "NOTE: training starts from the embedded weights" in capsys.readouterr().err
     with pytest.raises(OSError, match="--start lite0"):
-        train.find_start_weights("imagenet")
+        network.find_start_weights("imagenet")
 
 
 def test_every_convolution_and_batch_norm_is_filled_from_lite0() -> None:
-    model = train.build_model(train.LITE0_WEIGHTS)
+    model = network.build_model(network.LITE0_WEIGHTS)
     base = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     filled = set()
-    with np.load(train.LITE0_WEIGHTS) as arrays:
+    with np.load(network.LITE0_WEIGHTS) as arrays:
         for layer in base.layers:
             for variable in layer.weights:
                 name = f"{layer.name}/{variable.name}"
@@ -561,8 +569,8 @@ def test_every_convolution_and_batch_norm_is_filled_from_lite0() -> None:
 
 
 def test_none_is_random_weights() -> None:
-    assert train.find_start_weights(None) == train.find_start_weights("None")
-    assert train.find_start_weights("none") == (None, "random weights")
+    assert network.find_start_weights(None) == network.find_start_weights("None")
+    assert network.find_start_weights("none") == (None, "random weights")
 
 
 def test_imagenet_that_cannot_be_had_ends_in_one_sentence(
@@ -571,7 +579,7 @@ def test_imagenet_that_cannot_be_had_ends_in_one_sentence(
     model_dir = tmp_path / "model"
     model_dir.mkdir()
     (model_dir / "best_model.keras").write_bytes(b"an old model")
-    half_a_file = tmp_path / "keras" / "models" / train.IMAGENET_FILE
+    half_a_file = tmp_path / "keras" / "models" / network.IMAGENET_FILE
     half_a_file.parent.mkdir(parents=True)
     half_a_file.write_bytes(b"half a download")
     closed = "http://127.0.0.1:9"
@@ -591,9 +599,9 @@ def test_a_weights_file_of_the_package_is_loaded(tmp_path: Path) -> None:
     base.save(tmp_path / "base.h5")  # HDF5 as the package's own
     base.save_weights(tmp_path / "base.weights.h5")
     for name in ("base.h5", "base.weights.h5"):
-        weights, started_from = train.find_start_weights(str(tmp_path / name))
+        weights, started_from = network.find_start_weights(str(tmp_path / name))
         assert started_from == str(tmp_path / name)
-        loaded = train.build_model(weights).layers[2].get_weights()
+        loaded = network.build_model(weights).layers[2].get_weights()
         assert all(map(np.array_equal, loaded, base.get_weights()))
 
 
@@ -612,7 +620,7 @@ def test_weights_that_do_not_fit_are_named(name: str, tmp_path: Path) -> None:
     else:
         path.write_text("no weights")
     with pytest.raises(ValueError, match="these are not the weights") as raised:
-        train.build_model(path)
+        network.build_model(path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -638,7 +646,7 @@ def test_training_on_without_a_test_split(
         counts = training["counts"][split]
         assert (counts["fake videos"], counts["real videos"]) == (3, 3)
     assert training["val_auc"] == 1
-    decision = train.read_decision(model_dir / "best_model.keras")
+    decision = network.read_decision(model_dir / "best_model.keras")
     assert (decision.margin, decision.square, decision.frames) == (0.1, True, "full")
     summary = capsys.readouterr().out
     assert "val             6 crops of 6 videos" in summary
@@ -698,9 +706,9 @@ def test_patience_counts_from_the_best_epoch_across_a_stop(
     tmp_path: Path, small_split: Path
 ) -> None:
     """A training whose patience was used up before it was stopped does not train on."""
-    crops = train.find_crops(small_split, ("train", "val"))
+    crops = crop_files.find_crops(small_split, ("train", "val"))
     images = np.zeros((len(crops), 128, 128, 3), np.uint8)
-    model = train.build_model(None)
+    model = network.build_model(None)
     settings = dict(epochs=9, patience=2, batch_size=4, learning_rate=1e-4, seed=1)
     settings |= dict(warm_up_steps=0, decay="constant", devices=None)
     train.compile_model(model, settings, steps=9)

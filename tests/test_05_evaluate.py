@@ -17,6 +17,8 @@ from crops import Trained, small_split, trained, write_split
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parts import crop_files, measures, network
+
 train = importlib.import_module("04-train-cnn")
 evaluate = importlib.import_module("05-evaluate-model")
 
@@ -128,8 +130,8 @@ def test_predictions_hold_every_crop_once(report: Report, trained: Trained) -> N
     }
     assert all((Path(row.folder) / row.crop).is_file() for row in table.itertuples())
     assert table["p_real"].between(0, 1).all()
-    decision = train.Decision(**trained.training["decision"])
-    np.testing.assert_allclose(table["p_fake"], train.calibrate(table["p_real"], decision))
+    decision = network.Decision(**trained.training["decision"])
+    np.testing.assert_allclose(table["p_fake"], network.calibrate(table["p_real"], decision))
 
 
 def test_the_model_tells_people_that_it_never_saw(report: Report) -> None:
@@ -188,15 +190,15 @@ def test_a_video_has_the_mean_of_its_crops() -> None:
         ]
     )
     predictions["undecided"] = [True, False, True, True, False, False]
-    videos = evaluate.judge_videos(predictions).set_index("video_id")
+    videos = measures.judge_videos(predictions).set_index("video_id")
     assert videos.p_fake.to_dict() == pytest.approx({"v": 0.7, "w": 0.55, "x": 0.25})
     assert videos.label.to_dict() == {"v": "fake", "w": "real", "x": "real"}
     assert videos.undecided.to_dict() == {"v": False, "w": True, "x": False}
     # By crop: of 2 fakes x 4 reals, 0.1 and 0.5 lie below 3 of the reals each, 0.0 below both. A
     # p_fake of 0.5 is called fake. By video: 0.45 is a real called fake.
     predictions["undecided"] = False
-    decision = train.Decision()
-    found = evaluate.measure_folder(predictions, decision)
+    decision = network.Decision()
+    found = measures.measure_folder(predictions, decision)
     assert found["by_crop"]["auc"] == pytest.approx(6 / 8)
     assert found["by_crop"]["accuracy"] == pytest.approx(5 / 6)
     assert found["by_video"]["auc"] == 1
@@ -204,7 +206,7 @@ def test_a_video_has_the_mean_of_its_crops() -> None:
     assert found["confusion"] == (
         {"fake_as_fake": 1, "fake_as_real": 0, "real_as_fake": 1, "real_as_real": 1}
     )
-    counted = evaluate.measure_with_intervals(evaluate.judge_videos(predictions), 0.5, 9, 9, 1)
+    counted = measures.measure_with_intervals(measures.judge_videos(predictions), 0.5, 9, 9, 1)
     assert (counted["fake videos"], counted["real videos"]) == (1, 2)
 
 
@@ -216,7 +218,7 @@ def test_measures_are_what_their_definitions_say(draws: list[tuple[bool, int]]) 
     draws = [(True, 3), (False, 3), *draws]
     is_fake = np.array([fake for fake, _ in draws])
     p_fake = np.array([level / 20 for _, level in draws]).clip(1e-7, 1 - 1e-7)
-    values = evaluate.measure(make_table(is_fake, p_fake), 0.3)
+    values = measures.measure(make_table(is_fake, p_fake), 0.3)
     pairs = [
         (fake > real) + (fake == real) / 2 for fake in p_fake[is_fake] for real in p_fake[~is_fake]
     ]
@@ -232,7 +234,7 @@ def test_measures_are_what_their_definitions_say(draws: list[tuple[bool, int]]) 
     assert values["eer"] in [pytest.approx(sum(pair) / 2) for pair in rates]
     assert values["fakes_found"] == np.mean(p_fake[is_fake] >= 0.3)
     assert values["reals_called_fake"] == np.mean(p_fake[~is_fake] >= 0.3)
-    undecided = evaluate.measure(make_table(is_fake, p_fake).assign(undecided=True), 0.3)
+    undecided = measures.measure(make_table(is_fake, p_fake).assign(undecided=True), 0.3)
     assert undecided["fakes_found"] == undecided["reals_called_fake"] == 0
     assert undecided["undecided"] == 1 and undecided["auc"] == values["auc"]
 
@@ -243,20 +245,20 @@ def test_the_calibration_error_falls_where_the_calibration_is_right(too_sure_by:
     logits = rng.normal(0, 1.5, 20_000)
     is_fake = rng.random(20_000) < scipy.special.expit(logits)
     p_real = scipy.special.expit(-too_sure_by * logits)
-    decision = train.Decision(temperature=too_sure_by)
-    assert evaluate.measure_calibration(is_fake, train.calibrate(p_real, decision)) < 0.015
+    decision = network.Decision(temperature=too_sure_by)
+    assert measures.measure_calibration(is_fake, network.calibrate(p_real, decision)) < 0.015
     if too_sure_by == 2.5:
-        assert evaluate.measure_calibration(is_fake, 1 - p_real) > 0.1
+        assert measures.measure_calibration(is_fake, 1 - p_real) > 0.1
 
 
 def test_the_calibration_error_is_that_of_ten_bins() -> None:
     is_fake = np.array([True, True, False, True, False, False])
     p_fake = np.array([0.95, 1.0, 0.91, 0.31, 0.35, 0.0])
     error = abs(0.95 + 1.0 + 0.91 - 2) / 6 + abs(0.31 + 0.35 - 1) / 6
-    assert evaluate.measure_calibration(is_fake, p_fake) == pytest.approx(error)
+    assert measures.measure_calibration(is_fake, p_fake) == pytest.approx(error)
     # More of the same reals change nothing: fakes and reals weigh the same in all.
     more = np.concatenate((is_fake, is_fake[~is_fake])), np.concatenate((p_fake, p_fake[~is_fake]))
-    assert evaluate.measure_calibration(*more) == pytest.approx(error)
+    assert measures.measure_calibration(*more) == pytest.approx(error)
 
 
 def test_intervals_rest_on_videos_and_not_on_crops() -> None:
@@ -273,8 +275,8 @@ def test_intervals_rest_on_videos_and_not_on_crops() -> None:
     alone = [(label, f"{video}-{i}", p) for label, video, p in videos for i in range(4)]
     width = {}
     for name, table in {"once": once, "often": often, "alone": make_predictions(alone)}.items():
-        by_video = evaluate.judge_videos(table)
-        values = evaluate.measure_with_intervals(by_video, 0.5, 400, 10, 1)
+        by_video = measures.judge_videos(table)
+        values = measures.measure_with_intervals(by_video, 0.5, 400, 10, 1)
         for measure in ("auc", "reals_called_fake", "fakes_found"):
             low, high = values[f"{measure}_95"]
             assert low < values[measure] < high
@@ -282,8 +284,8 @@ def test_intervals_rest_on_videos_and_not_on_crops() -> None:
     # Four copies of each crop tell nothing new, unless they are taken for other videos.
     assert width["often"] == pytest.approx(width["once"])
     assert width["alone"] < 0.7 * width["once"]
-    few = evaluate.judge_videos(once).groupby("label").head(9)
-    assert evaluate.measure_with_intervals(few, 0.5, 9, 10, 1)["auc_95"] is None
+    few = measures.judge_videos(once).groupby("label").head(9)
+    assert measures.measure_with_intervals(few, 0.5, 9, 10, 1)["auc_95"] is None
     # Hanley and McNeil (1982): the standard error of this AUC, times 3.92.
     auc = sklearn.metrics.roc_auc_score(once["label"] == "fake", once["p_fake"])
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
@@ -300,7 +302,7 @@ def test_groups_are_data_sets_and_methods_with_the_reals_of_their_data_set() -> 
     table["method"] = ["original", "original", "swap", "morph", "swap", "", ""]
     groups = {
         (names["dataset"], names["method"]): "".join(part.video_id)
-        for names, part in evaluate.split_groups(table)
+        for names, part in measures.split_groups(table)
     }
     assert groups == {
         ("", ""): "abcdefg",
@@ -340,10 +342,10 @@ def test_each_change_does_what_it_says() -> None:
         assert np.array_equal(evaluate.change_crop(image, kind, value), image)
     best, worst = (evaluate.change_crop(image, "JPEG quality", value) for value in (95, 30))
     assert np.abs(best.astype(int) - image).mean() < np.abs(worst.astype(int) - image).mean() < 9
-    sharp = train.measure_sharpness(image)
+    sharp = crop_files.measure_sharpness(image)
     for kind, value in (("size", 0.25), ("blur", 2.0)):
         changed = evaluate.change_crop(image, kind, value)
-        assert changed.shape == image.shape and train.measure_sharpness(changed) < 0.8 * sharp
+        assert changed.shape == image.shape and crop_files.measure_sharpness(changed) < 0.8 * sharp
     noisy = evaluate.change_crop(np.full_like(image, 128), "noise", 8.0, (1, 2))
     assert noisy.std() == pytest.approx(8, rel=0.05)
     assert np.array_equal(noisy, evaluate.change_crop(0 * image + 128, "noise", 8.0, (1, 2)))
@@ -352,14 +354,14 @@ def test_each_change_does_what_it_says() -> None:
 
 
 def test_small_and_soft_crops_are_undecided(trained: Trained) -> None:
-    crops = train.find_crops(trained.split_dir, ("test",))
+    crops = crop_files.find_crops(trained.split_dir, ("test",))
     images = np.empty((len(crops), 128, 128, 3), np.uint8)
-    crops, _ = train.decode_crops(crops, trained.split_dir, images)
+    crops, _ = crop_files.decode_crops(crops, trained.split_dir, images)
     middle = crops["side"].median()
-    strict = train.Decision(smallest_face=int(middle), least_sharpness=0.0)
+    strict = network.Decision(smallest_face=int(middle), least_sharpness=0.0)
     scored = evaluate.score_folder(trained.model, images, crops, strict, 8)
     assert (scored["undecided"] == (crops["side"] < int(middle))).all()
-    strict = train.Decision(least_sharpness=crops["sharpness"].median())
+    strict = network.Decision(least_sharpness=crops["sharpness"].median())
     scored = evaluate.score_folder(trained.model, images, crops, strict, 8)
     assert scored["undecided"].sum() == 6
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_02_crop import make_frame
 
-from parts import detection_report, media
+from parts import crop_files, detection_report, media, network
 
 convert = importlib.import_module("01-convert-video-to-image")
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
@@ -66,9 +66,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model as 04 writes it: from the embedded weights, its top untrained."""
     path = tmp_path_factory.mktemp("model") / "best_model.keras"
     train_cnn.keras.utils.set_random_seed(1)
-    built = train_cnn.build_model(train_cnn.LITE0_WEIGHTS)
-    decision = train_cnn.Decision(temperature=1.5, threshold=0.3, real_below=0.2)
-    train_cnn.write_model(built, decision, path)
+    built = network.build_model(network.LITE0_WEIGHTS)
+    decision = network.Decision(temperature=1.5, threshold=0.3, real_below=0.2)
+    network.write_model(built, decision, path)
     return path
 
 
@@ -112,15 +112,15 @@ def test_a_frame_gives_the_crops_that_01_and_02_save(
     crop_faces.main(tmp_path / "frames", tmp_path / "faces", square=square, workers=1)
     rule = json.loads((tmp_path / "faces" / "crop-rule.json").read_text(encoding="utf-8"))
     assert (rule["frames"], rule["square"]) == (frames, square)
-    decision = train_cnn.Decision(**{name: rule[name] for name in ("frames", "margin", "square")})
+    decision = network.Decision(**{name: rule[name] for name in ("frames", "margin", "square")})
     saved = pd.read_csv(tmp_path / "faces" / "faces.csv")
     found = list(detect.find_faces(sample(videos / "two.mp4", 1000), decision))
     assert len(found) == len(saved) == 8
     for (row, crop), (_, other) in zip(found, saved.iterrows(), strict=True):
         image = cv2.imread(str(tmp_path / "faces" / other.crop))
         assert np.array_equal(crop, image)
-        prepared = train_cnn.read_crop(tmp_path / "faces" / other.crop)
-        assert np.array_equal(train_cnn.prepare_crop(crop), prepared)
+        prepared = crop_files.read_crop(tmp_path / "faces" / other.crop)
+        assert np.array_equal(crop_files.prepare_crop(crop), prepared)
         assert (row["frame"], row["confidence"]) == (other.frame, other.confidence)
         assert row["crop_side"] == min(image.shape[:2])
         # The box is told in pixels of the video, twice those of the frame if 01 reduced it.
@@ -131,10 +131,10 @@ def test_a_frame_gives_the_crops_that_01_and_02_save(
 def test_the_scores_are_the_model_s_calibrated(inputs: Path, model: Path) -> None:
     loaded = detect.load_scorer(model)
     (_, crop), *_ = detect.find_faces([(0, 0.0, make_frame((200, 60, 1.0)))], loaded.decision)
-    image = train_cnn.prepare_crop(crop)[None].astype(np.float32)
+    image = crop_files.prepare_crop(crop)[None].astype(np.float32)
     p_real = float(loaded.model(image, training=False)[0, 0])
     logit = np.log(p_real / (1 - p_real))
-    assert detect.score_crops([train_cnn.prepare_crop(crop)], loaded)[0] == pytest.approx(
+    assert detect.score_crops([crop_files.prepare_crop(crop)], loaded)[0] == pytest.approx(
         1 / (1 + np.exp(logit / 1.5)), rel=1e-4
     )
 
@@ -215,7 +215,7 @@ def judge(
 ) -> dict:
     faces = make_faces([(5 * number, 0) for number in range(len(scores))])
     limits = {"real_below": threshold} | (limits or {})
-    decision = train_cnn.Decision(threshold=threshold, **limits)
+    decision = network.Decision(threshold=threshold, **limits)
     faces = faces.assign(p_fake=scores, **columns)
     return detect.judge_track(faces, picture, decision, SETTINGS)
 
@@ -396,7 +396,7 @@ def test_the_marked_picture_is_the_picture_but_for_its_boxes(detections: Path) -
 
 def test_the_explanation_adds_up_to_the_score(model: Path) -> None:
     """Without the biases of the top, what the places add is the logit of p_fake itself."""
-    loaded = train_cnn.load_model(model)
+    loaded = network.load_model(model)
     crops = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3)).astype(np.uint8)
     added, logit = detection_report.attribute_score(crops, loaded)
     assert added.shape == (3, 4, 4)
@@ -447,7 +447,7 @@ def test_a_model_of_another_kind_is_named(
 
 def test_a_model_without_its_threshold_is_named(model: Path, inputs: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain.keras"
-    train_cnn.load_model(model).save(plain)
+    network.load_model(model).save(plain)
     with pytest.raises(ValueError, match="it has no threshold saved with it"):
         detect.main([inputs], model=plain, detections_dir=tmp_path / "out")
 

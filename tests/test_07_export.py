@@ -12,6 +12,8 @@ import pytest
 import tensorflow as tf
 from conftest import assert_stops, run_script
 
+from parts import network
+
 train_cnn = importlib.import_module("04-train-cnn")
 export = importlib.import_module("07-export-model")
 
@@ -23,8 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model as 04 writes it, its top untrained, crops, and what 07 makes of them."""
     folder = tmp_path_factory.mktemp("export")
     train_cnn.keras.utils.set_random_seed(1)
-    built = train_cnn.build_model(train_cnn.LITE0_WEIGHTS)
-    train_cnn.write_model(built, train_cnn.Decision(1.5, -0.4, 0.3), folder / "model.keras")
+    built = network.build_model(network.LITE0_WEIGHTS)
+    network.write_model(built, network.Decision(1.5, -0.4, 0.3), folder / "model.keras")
     rng = np.random.default_rng(1)
     for number in range(12):
         coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
@@ -42,10 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def truth(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """The crops, and their p_fake as 06 has it."""
     images = export.read_crops(folder / "crops", 99)
-    model = train_cnn.load_model(folder / "model.keras")
-    return images, train_cnn.calibrate(
-        model.predict_on_batch(images), train_cnn.Decision(1.5, -0.4)
-    )
+    model = network.load_model(folder / "model.keras")
+    return images, network.calibrate(model.predict_on_batch(images), network.Decision(1.5, -0.4))
 
 
 def test_broken_crops_are_passed_over_and_few_are_taken_evenly(folder: Path) -> None:

@@ -22,6 +22,8 @@ import pytest
 from conftest import ROOT
 from playwright.sync_api import Browser, Page, Request, Route, sync_playwright
 
+from parts import network
+
 train_cnn = importlib.import_module("04-train-cnn")
 samples = importlib.import_module("00-make-sample-videos")
 web_page = importlib.import_module("08-web-page")
@@ -48,9 +50,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The page of a model with an untrained top, whose uploads may have 1 MB."""
     home = tmp_path_factory.mktemp("page")
     train_cnn.keras.utils.set_random_seed(1)
-    built = train_cnn.build_model(train_cnn.LITE0_WEIGHTS)
-    train_cnn.write_model(
-        built, train_cnn.Decision(temperature=1.0, threshold=0.5), home / "model.keras"
+    built = network.build_model(network.LITE0_WEIGHTS)
+    network.write_model(
+        built, network.Decision(temperature=1.0, threshold=0.5), home / "model.keras"
     )
     (home / "secret.txt").write_text(SECRET)
     (home / "secret.mp4").write_text(SECRET)

@@ -18,6 +18,8 @@ import pytest
 from crops import Trained, small_split, trained
 from faults import read_tree, running, wait_for
 
+from parts import crop_files, network
+
 train = importlib.import_module("04-train-cnn")
 
 SCRIPT = "04-train-cnn.py"
@@ -68,9 +70,9 @@ def test_a_pipe_among_the_crops_is_left_out(small_split: Path, tmp_path: Path) -
     split_dir = shutil.copytree(small_split, tmp_path / "split")
     os.mkfifo(split_dir / "train" / "real" / "pipe.png")
     (split_dir / "train" / "real" / "zero.png").symlink_to("/dev/zero")
-    crops = train.find_crops(split_dir, ("train", "val"))
+    crops = crop_files.find_crops(split_dir, ("train", "val"))
     images = np.empty((len(crops), 128, 128, 3), np.uint8)
-    _, left_out = train.decode_crops(crops, split_dir, images)
+    _, left_out = crop_files.decode_crops(crops, split_dir, images)
     assert left_out == {f"train/real/{name}.png": "it is no file" for name in ("pipe", "zero")}
 
 
@@ -100,14 +102,14 @@ def test_a_pipe_for_a_table_is_named(name: str, small_split: Path, tmp_path: Pat
 def test_a_wrong_crop_rule_is_named(rule: str, tmp_path: Path) -> None:
     (tmp_path / "crop-rule.json").write_text(rule)
     with pytest.raises(ValueError, match="it does not give margin, square, frames"):
-        train.read_crop_rule(tmp_path)
+        crop_files.read_crop_rule(tmp_path)
 
 
 def test_a_name_that_is_no_text_is_a_crop_like_any(small_split: Path, tmp_path: Path) -> None:
     split_dir = shutil.copytree(small_split, tmp_path / "split")
     one = next((split_dir / "train" / "real").iterdir())
     one.rename(one.with_name(os.fsdecode(b"caf\xe9.png")))
-    crops = train.find_crops(split_dir, ("train", "val"))
+    crops = crop_files.find_crops(split_dir, ("train", "val"))
     assert len(train.fingerprint_crops(crops, split_dir)) == 64
 
 
@@ -142,7 +144,7 @@ def test_a_wrong_decision_is_named(decision: str, trained: Trained, tmp_path: Pa
     changes = {"decision.json": decision.encode()}
     path = rewrite(trained.model_dir / "best_model.keras", tmp_path / "m.keras", changes)
     with pytest.raises(ValueError, match="it has no threshold saved with it"):
-        train.read_decision(path)
+        network.read_decision(path)
 
 
 def test_an_older_decision_gets_the_defaults(
@@ -150,7 +152,7 @@ def test_an_older_decision_gets_the_defaults(
 ) -> None:
     changes = {"decision.json": b'{"temperature": 2.0, "threshold": 0.7}'}
     path = rewrite(trained.model_dir / "best_model.keras", tmp_path / "m.keras", changes)
-    assert train.read_decision(path) == train.Decision(temperature=2.0, threshold=0.7)
+    assert network.read_decision(path) == network.Decision(temperature=2.0, threshold=0.7)
     assert f"NOTE: {path}: an older model, without a crop rule" in capsys.readouterr().err
 
 
@@ -161,17 +163,17 @@ def test_a_model_of_other_layers_is_refused_whatever_its_shapes(tmp_path: Path) 
     outputs = keras.layers.Dense(1, activation="sigmoid")(pooled)
     keras.Model(inputs, outputs).save(tmp_path / "other.keras")
     with pytest.raises(ValueError, match=r"not a model of 04-train-cnn\.py \(it has other layers"):
-        train.load_model(tmp_path / "other.keras")
+        network.load_model(tmp_path / "other.keras")
 
 
 def test_a_model_of_another_activation_is_refused(trained: Trained, tmp_path: Path) -> None:
     model = trained.model_dir / "best_model.keras"
-    config = json.dumps(train.read_saved(model, "config.json"))
+    config = json.dumps(network.read_saved(model, "config.json"))
     changes = {
         "config.json": config.replace('"activation": "relu"', '"activation": "tanh"').encode()
     }
     with pytest.raises(ValueError, match="it has other layers"):
-        train.load_model(rewrite(model, tmp_path / "tanh.keras", changes))
+        network.load_model(rewrite(model, tmp_path / "tanh.keras", changes))
 
 
 def test_a_model_that_unpacks_to_more_than_it_may_is_not_unpacked(
@@ -180,34 +182,34 @@ def test_a_model_that_unpacks_to_more_than_it_may_is_not_unpacked(
     """S4: a small file that fills the memory, packed by the zip file or inside the weights."""
     model = trained.model_dir / "best_model.keras"
     monkeypatch.setattr(keras.Model, "load_weights", lambda *_: pytest.fail("it was unpacked"))
-    changes = {"config.json": bytes(train.LARGEST_MODEL)}
+    changes = {"config.json": bytes(network.LARGEST_MODEL)}
     with pytest.raises(ValueError, match="it unpacks to more than 200 MiB"):
-        train.load_model(rewrite(model, tmp_path / "zipped.keras", changes))
+        network.load_model(rewrite(model, tmp_path / "zipped.keras", changes))
     weights = io.BytesIO()
     with h5py.File(weights, "w") as file:
-        shape = (train.LARGEST_MODEL // 4 + 1,)
+        shape = (network.LARGEST_MODEL // 4 + 1,)
         file.create_dataset("a/b", shape, np.float32, chunks=True, compression="gzip")
     changes = {"model.weights.h5": weights.getvalue()}
     with pytest.raises(ValueError, match="it unpacks to more than 200 MiB"):
-        train.load_model(rewrite(model, tmp_path / "packed.keras", changes))
+        network.load_model(rewrite(model, tmp_path / "packed.keras", changes))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_numbers_are_refused(value: float, tmp_path: Path) -> None:
     """W7: each face was "undecided, p_fake nan"."""
-    model = train.build_model(None)
+    model = network.build_model(None)
     weights = model.get_weights()
     weights[-1] = np.full_like(weights[-1], value)
     model.set_weights(weights)
-    train.write_model(model, train.Decision(), tmp_path / "nan.keras")
+    network.write_model(model, network.Decision(), tmp_path / "nan.keras")
     with pytest.raises(ValueError, match="some of its weights are not numbers"):
-        train.load_model(tmp_path / "nan.keras")
+        network.load_model(tmp_path / "nan.keras")
 
 
 def test_the_same_weights_give_the_same_file(tmp_path: Path) -> None:
-    model = train.build_model(None)
+    model = network.build_model(None)
     for name in ("a.keras", "b.keras"):
-        train.write_model(model, train.Decision(), tmp_path / name, {"epochs_run": 1})
+        network.write_model(model, network.Decision(), tmp_path / name, {"epochs_run": 1})
     assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
 
 

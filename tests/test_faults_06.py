@@ -22,13 +22,13 @@ import pytest
 from conftest import write_video
 from faults import jpeg, write_avi
 
-from parts import detection_report, marked_video, media
+from parts import detection_report, marked_video, media, network
 
 detect = importlib.import_module("06-detect-deepfake")
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 SETTINGS = {name: one.default for name, one in inspect.signature(detect.main).parameters.items()}
-DECISION = detect.train_cnn.Decision(temperature=1.0, threshold=0.5)
+DECISION = network.Decision(temperature=1.0, threshold=0.5)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from conftest import ROOT
 from test_02_crop import make_frame
 from test_06_detect import write_frames
 
-from parts import detection_report
+from parts import detection_report, network
 
 train_cnn = importlib.import_module("04-train-cnn")
 detect = importlib.import_module("06-detect-deepfake")
@@ -39,9 +39,9 @@ def detections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What 06 writes of a video, a picture and a video without a face."""
     home = tmp_path_factory.mktemp("report")
     train_cnn.keras.utils.set_random_seed(1)
-    built = train_cnn.build_model(train_cnn.LITE0_WEIGHTS)
-    decision = train_cnn.Decision(temperature=1.0, threshold=0.5, real_below=0.4)
-    train_cnn.write_model(built, decision, home / "best_model.keras")
+    built = network.build_model(network.LITE0_WEIGHTS)
+    decision = network.Decision(temperature=1.0, threshold=0.5, real_below=0.4)
+    network.write_model(built, decision, home / "best_model.keras")
     (home / "metrics.json").write_text(json.dumps(MEASURED | {"decision": decision._asdict()}))
     frames = [make_frame((40 + 12 * at, 200, 1.2), size=(640, 480)) for at in range(12)]
     write_frames(home / "in" / "clip.mp4", frames)
@@ -200,7 +200,7 @@ def test_what_lies_between_the_thresholds_is_said_to_be_neither() -> None:
 
 
 def test_measures_of_another_model_are_not_taken_for_its_own(tmp_path: Path) -> None:
-    decision = train_cnn.Decision(temperature=1.0, threshold=0.5)
+    decision = network.Decision(temperature=1.0, threshold=0.5)
     scorer = detect.Scorer(tmp_path / "best_model.keras", None, None, decision)
     for content in ("", "[]", "{}", '{"decision": 1}', json.dumps(MEASURED | {"decision": {}})):
         (tmp_path / "metrics.json").write_text(content)
@@ -216,7 +216,7 @@ def test_measures_of_another_model_are_not_taken_for_its_own(tmp_path: Path) -> 
 
 def test_the_detector_that_comes_along_says_how_often_it_is_wrong() -> None:
     detector = ROOT / "weights" / "deepfake-detector.keras"
-    scorer = detect.Scorer(detector, None, None, train_cnn.read_decision(detector))
+    scorer = detect.Scorer(detector, None, None, network.read_decision(detector))
     page = detection_report.render_report(
         make_content() | {"measured": detection_report.read_measures(scorer)}
     )

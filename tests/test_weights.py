@@ -8,6 +8,8 @@ import pytest
 from conftest import ROOT, assert_stops, run_script
 from crops import Trained, train, trained  # noqa: F401  the fixture
 
+from parts import network
+
 MAKE, DETECTOR = "weights/make-detector.py", ROOT / "weights" / "deepfake-detector.keras"
 
 
@@ -22,10 +24,10 @@ def test_half_the_size_gives_the_same_scores(trained: Trained, tmp_path: Path) -
     result = run_script(MAKE, model, "--target", half, "--largest-difference", 0.2, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert half.stat().st_size < 0.55 * model.stat().st_size
-    assert train.read_decision(half) == train.read_decision(model)
-    assert train.read_saved(half, "training.json") == train.read_saved(model, "training.json")
+    assert network.read_decision(half) == network.read_decision(model)
+    assert network.read_saved(half, "training.json") == network.read_saved(model, "training.json")
     crops = np.random.default_rng(1).integers(0, 256, (8, 128, 128, 3)).astype(np.float32)
-    whole, halved = (train.load_model(path).predict(crops, verbose=0) for path in (model, half))
+    whole, halved = (network.load_model(path).predict(crops, verbose=0) for path in (model, half))
     assert 0 < np.abs(whole - halved).max() < 0.2
 
 
@@ -40,7 +42,7 @@ def test_what_is_no_model_stops_with_a_sentence(tmp_path: Path) -> None:
 def test_the_project_has_a_detector_of_04_that_says_what_it_is() -> None:
     """Under 12 MB, loaded as any model, with its crop rule, and with a card beside it."""
     assert DETECTOR.stat().st_size < 12e6
-    model, decision = train.load_model(DETECTOR), train.read_decision(DETECTOR)
+    model, decision = network.load_model(DETECTOR), network.read_decision(DETECTOR)
     assert (decision.margin, decision.square, decision.frames) == (0.0, True, "full")
     assert decision.smallest_face == 32 and 0 < decision.threshold < 1
     grey = np.full((1, 128, 128, 3), 128, np.float32)

@@ -9,8 +9,8 @@ Keras puts the weights back into 32 bits when it loads them. Before the file is 
 score the same random crops: rounding must not move p_fake by more than 0.01.
 """
 
-import importlib
 import io
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -21,7 +21,10 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-train_cnn = importlib.import_module("04-train-cnn")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as 04 has them
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+from parts import crop_files, network
 
 TARGET = Path(__file__).with_name("deepfake-detector.keras")
 LARGEST_DIFFERENCE = 0.01  # of p_fake, 0 to 1
@@ -42,7 +45,7 @@ def main(
     Raises:
         FileNotFoundError, ValueError: it is no such model, or 16 bits change its scores.
     """
-    decision = train_cnn.read_decision(model)
+    decision = network.read_decision(model)
     score = score_crops(model)
     with zipfile.ZipFile(model) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
@@ -53,14 +56,14 @@ def main(
             for name, content in files.items():
                 info = zipfile.ZipInfo(name)  # dated 1980: the same file for the same model
                 archive.writestr(info, content, zipfile.ZIP_DEFLATED)
-        if train_cnn.read_decision(partial) != decision:
+        if network.read_decision(partial) != decision:
             raise ValueError(f"{model}: its decision is not kept.")
         difference = float(np.abs(score_crops(partial) - score).max())
         if difference > largest_difference:
             raise ValueError(f"{model}: in 16 bits its scores differ by up to {difference:.4f}.")
         print(f"{target}\n  {'difference':15} {difference:.5f} of p_fake at most")
 
-    train_cnn.write_whole(target, write)
+    network.write_whole(target, write)
     print(f"  {'size':15} {target.stat().st_size / 1e6:.1f} MB")
 
 
@@ -90,9 +93,9 @@ def score_crops(path: Path) -> np.ndarray:
     """Score random crops of many kinds with a model: p_fake, float64 (64,)."""
     rng = np.random.default_rng(1)
     crops = rng.integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
-    crops = np.stack([train_cnn.prepare_crop(crop) for crop in crops]).astype(np.float32)
-    p_real = train_cnn.load_model(path).predict(crops, verbose=0)[:, 0]
-    return train_cnn.calibrate(p_real, train_cnn.read_decision(path))
+    crops = np.stack([crop_files.prepare_crop(crop) for crop in crops]).astype(np.float32)
+    p_real = network.load_model(path).predict(crops, verbose=0)[:, 0]
+    return network.calibrate(p_real, network.read_decision(path))
 
 
 if __name__ == "__main__":
