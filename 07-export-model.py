@@ -40,6 +40,7 @@ import numpy as np
 import tyro
 
 from parts import crop_files, export_formats, network
+from parts.export_formats import INPUT, OUTPUT, Scorer
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -117,12 +118,12 @@ def main(
 
     about = {
         "input": {
-            "name": export_formats.INPUT,
+            "name": INPUT,
             "type": "float32",
             "shape": ["n", *loaded.input_shape[1:]],
         },
         "output": {
-            "name": export_formats.OUTPUT,
+            "name": OUTPUT,
             "type": "float32",
             "shape": ["n", 1],
             "calibrated": True,
@@ -173,15 +174,13 @@ def read_crops(crops_dir: Path, count: int) -> np.ndarray:
     return np.stack(images).astype(np.float32)
 
 
-def run_keras(model: keras.Model, decision: network.Decision) -> export_formats.Scorer:
+def run_keras(model: keras.Model, decision: network.Decision) -> Scorer:
     """Score as 06 does: p_fake, float64 (n, 1)."""
     predict = partial(network.predict_both_ways, model.predict_on_batch)
     return lambda images: network.calibrate(predict(images), decision)[:, None]
 
 
-def measure_speed(
-    scorers: dict[str, export_formats.Scorer], images: np.ndarray, rounds: int
-) -> dict[str, float]:
+def measure_speed(scorers: dict[str, Scorer], images: np.ndarray, rounds: int) -> dict[str, float]:
     """Measure the crops a second of each, the best of so many rounds, in turn."""
     seconds = {name: [] for name in scorers}
     for _ in range(rounds):

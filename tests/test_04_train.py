@@ -539,7 +539,7 @@ def test_a_self_blend_differs_inside_a_soft_mask_only(seed: int) -> None:
 def test_auto_says_loudly_that_it_starts_from_the_embedded_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "IMAGENET_FILE", "not-there.h5")
+    monkeypatch.setattr(network, "IMAGENET_FILE", "not-there.h5")
     monkeypatch.setattr(efficientnet.weights, "IMAGENET_WEIGHTS_PATH", tmp_path.as_uri() + "/")
     weights, name = network.find_start_weights("auto")
     assert weights == network.LITE0_WEIGHTS

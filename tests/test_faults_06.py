@@ -453,8 +453,8 @@ def test_the_model_of_the_project_is_taken_where_there_is_no_other(
 
     model.input_shape = None, 128, 128, 3
 
-    monkeypatch.setattr(detect.train_cnn, "load_model", load_model)
-    monkeypatch.setattr(detect.train_cnn, "read_decision", lambda path: DECISION)
+    monkeypatch.setattr(detect.network, "load_model", load_model)
+    monkeypatch.setattr(detect.network, "read_decision", lambda path: DECISION)
     detect.load_scorer(None)  # neither is there: the user's own is what is missing
     shipped.touch()
     detect.load_scorer(None)
