@@ -232,7 +232,7 @@ def detect(path: Path, scorer: Scorer, settings: SimpleNamespace) -> tuple[dict,
     """
     picture, notes = media.is_picture(path), []
     total = None if picture else media.guess_frames(path, settings.frames_per_second)
-    frames = media.sample_frames(path, settings, notes)
+    frames = media.read_ahead(media.sample_frames(path, settings, notes), settings.frames_at_once)
     frames = tqdm(frames, spell(path.name), total, unit="frame", leave=False, disable=picture)
     count, (width, height), faces, worst = score_frames(frames, scorer, settings)
     faces["track"] = join_tracks(faces, settings)

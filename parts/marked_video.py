@@ -23,31 +23,31 @@ from parts.media import spell
 
 convert = importlib.import_module("01-convert-video-to-image")
 
+AHEAD = 4  # frames that are decoded while those before are drawn on
+
 
 def write_marked_picture(result: dict, most_pixels: int, path: Path) -> None:
     """Write the picture with its faces marked."""
     picture = media.read_picture(Path(result["file"]), most_pixels, [])
-    marked = mark_faces(picture, find_boxes(arrange_tracks(result), 0))
-    path.write_bytes(cv2.imencode(".png", marked)[1])
+    mark_faces(picture, find_boxes(arrange_tracks(result), 0))
+    path.write_bytes(cv2.imencode(".png", picture)[1])
 
 
-def mark_faces(frame: np.ndarray, faces: Iterable[tuple[int, list[float]]]) -> np.ndarray:
-    """Draw a box, its number and p_fake on each face (see find_boxes) of a frame, BGR uint8."""
-    marked = frame.copy()
+def mark_faces(frame: np.ndarray, faces: Iterable[tuple[int, list[float]]]) -> None:
+    """Draw a box, its number and p_fake on each face (see find_boxes) into a frame, BGR uint8."""
     line = max(2, round(frame.shape[1] / 400))
     font, size = cv2.FONT_HERSHEY_SIMPLEX, line / 3
     for number, (x, y, width, height, p_fake) in faces:
         color = 0, int(255 * min(1, 2 - 2 * p_fake)), int(255 * min(1, 2 * p_fake))  # green to red
         left, top = round(x), round(y)
-        cv2.rectangle(marked, (left, top), (round(x + width), round(y + height)), color, line)
+        cv2.rectangle(frame, (left, top), (round(x + width), round(y + height)), color, line)
         text = f"{number}: {p_fake:.2f}"
         (text_width, text_height), _ = cv2.getTextSize(text, font, size, line)
         top = max(0, top - text_height - 3 * line)
         below = left + text_width + 2 * line, top + text_height + 3 * line
-        cv2.rectangle(marked, (left, top), below, color, cv2.FILLED)
+        cv2.rectangle(frame, (left, top), below, color, cv2.FILLED)
         at = left + line, top + text_height + line
-        cv2.putText(marked, text, at, font, size, (0, 0, 0), max(1, line // 2))
-    return marked
+        cv2.putText(frame, text, at, font, size, (0, 0, 0), max(1, line // 2))
 
 
 def find_boxes(tracks: dict[int, np.ndarray], frame: int) -> Iterator[tuple[int, list[float]]]:
@@ -103,7 +103,8 @@ def encode_video(result: dict, path: Path, with_sound: bool) -> None:
         command += ["-protocol_whitelist", "file", "-format_whitelist", convert.CONTAINERS]
         command += ["-i", f"file:{source.absolute()}", "-map", "0:v", "-map", "1:a?", "-c:a", "aac"]
     # At this preset the file is twice as large as at "veryfast", and there in 40 % of the time.
-    command += ["-c:v", "libx264", "-preset", "ultrafast"]
+    # A player that is led to a moment, such as by a point in the report, decodes 60 frames at most.
+    command += ["-c:v", "libx264", "-preset", "ultrafast", "-g", "60"]
     command += ["-movflags", "+faststart", f"file:{path.absolute()}"]
     # Its messages go to a file: a pipe, which nobody reads meanwhile, would fill and stop both.
     with (
@@ -111,19 +112,18 @@ def encode_video(result: dict, path: Path, with_sound: bool) -> None:
         subprocess.Popen(command, stdin=subprocess.PIPE, stderr=messages) as encoder,
     ):
         try:
-            frames = convert.read_frames(video, None, None)
+            frames = media.read_ahead(convert.read_frames(video, None, None), AHEAD)
             total = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or None
             bar = tqdm(frames, spell(source.name), total, unit="frame", leave=False)
             for index, _, _, frame in bar:
                 if frame is not None:
-                    marked = mark_faces(frame, find_boxes(tracks, index))
-                    marked = marked if frame.shape[1::-1] == size else cv2.resize(marked, size)
+                    mark_faces(frame, find_boxes(tracks, index))
+                    if frame.shape[1::-1] != size:
+                        frame = cv2.resize(frame, size)
                     if any(odd):
-                        marked = cv2.copyMakeBorder(
-                            marked, 0, odd[1], 0, odd[0], cv2.BORDER_CONSTANT
-                        )
+                        frame = cv2.copyMakeBorder(frame, 0, odd[1], 0, odd[0], cv2.BORDER_CONSTANT)
                     # OpenCV's conversion takes a third of the time of FFmpeg's, for half the bytes.
-                    encoder.stdin.write(cv2.cvtColor(marked, cv2.COLOR_BGR2YUV_I420).data)
+                    encoder.stdin.write(cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420).data)
             encoder.stdin.close()
         except BrokenPipeError:  # ffmpeg has ended, and says why
             with suppress(BrokenPipeError):

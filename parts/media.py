@@ -10,9 +10,12 @@ import importlib
 import math
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -20,8 +23,10 @@ import PIL.Image
 
 convert = importlib.import_module("01-convert-video-to-image")
 
+Item = TypeVar("Item")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CLAIMS = ".detections"  # a file beside the outputs that lists them: only those are ever replaced
+END = object()  # what comes after the last item
 LONGEST_NAME = 100  # bytes; an ending comes to it, and most disks take 255
 
 
@@ -100,6 +105,18 @@ def sample_frames(
         rate = wanted / (stamps[-1] - stamps[0]) * (len(stamps) - 1) / len(stamps)
     if not taken:
         raise ValueError("no frame of it decodes")
+
+
+def read_ahead(items: Iterator[Item], ahead: int) -> Iterator[Item]:
+    """Have a thread take the next items, so many at most, while those before are worked on.
+
+    OpenCV decodes without Python's lock, so that decoding runs beside whatever is done here.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, items, END) for _ in range(ahead))
+        while (item := waiting.popleft().result()) is not END:
+            waiting.append(thread.submit(next, items, END))
+            yield item
 
 
 def read_picture(path: Path, most_pixels: int, notes: list[str]) -> np.ndarray:
