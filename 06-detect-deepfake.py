@@ -65,6 +65,8 @@ import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from parts import catalogue, face_detector
+
 convert = importlib.import_module("01-convert-video-to-image")
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
 train_cnn = importlib.import_module("04-train-cnn")
@@ -222,7 +224,7 @@ def list_inputs(paths: Iterable[Path]) -> list[Path]:
 
     In folders, what this script wrote, or began to write, is left out.
     """
-    known = (*convert.VIDEO_SUFFIXES, *PICTURE_SUFFIXES)
+    known = (*catalogue.VIDEO_SUFFIXES, *PICTURE_SUFFIXES)
     files = []
     for path in paths:
         if path.is_dir():
@@ -419,18 +421,18 @@ def find_faces(
     whole = [frame for _, _, frame in frames]
     full = decision.frames == "full"
     shown = whole if full else [convert.resize_by_width(frame) for frame in whole]
-    detector = crop_faces.load_detector()
-    found = crop_faces.crop_faces(shown, detector, crop_faces.CONFIDENCE, decision)
+    detector = face_detector.load_detector(*crop_faces.SEARCH)
+    found = face_detector.crop_faces(shown, detector, crop_faces.CONFIDENCE, decision)
     for (index, seconds, frame), small, faces in zip(frames, shown, found, strict=True):
         down, across = np.divide(frame.shape[:2], small.shape[:2])
         for face, crop in faces:
-            box = crop_faces.scale_face(face, across, down).box
+            box = face_detector.scale_face(face, across, down).box
             row = {"frame": index, "seconds": round(seconds, 3)}
             row |= dict(zip(("x", "y", "width", "height"), box, strict=True))
             row |= {"confidence": round(face.confidence, 6), "crop_side": min(crop.shape[:2])}
             sharpness = train_cnn.measure_sharpness(train_cnn.prepare_crop(crop))
             row |= {"sharpness": round(sharpness, 2)}
-            yield row | {"look": measure_look(crop_faces.crop_face(small, face.box, 0))}, crop
+            yield row | {"look": measure_look(face_detector.crop_face(small, face.box, 0))}, crop
 
 
 def measure_look(face: np.ndarray) -> np.ndarray:

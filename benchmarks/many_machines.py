@@ -30,7 +30,7 @@ from distributed import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-cluster = importlib.import_module("cluster")
+pools = importlib.import_module("parts.workers")
 
 # --------------------------------------------------------------------------------------------------
 VIDEOS = 136_074  # of the five data sets
@@ -43,7 +43,7 @@ MIB = 2**20
 
 
 def start_pool(workers: int) -> pebble.ThreadPool:
-    """The pool that this file has for `cluster`, to which it is a step like 01 and 02."""
+    """The pool that this file has for `parts.workers`, to which it is a step like 01 and 02."""
     return pebble.ThreadPool(workers)
 
 
@@ -84,7 +84,7 @@ def measure_scheduler(folder: Path, videos: int, workers: int) -> float:
             task = f"import many_machines as m; m.host_workers({address!r}, {share})"
             command = [sys.executable, "-c", task]
             processes.append(subprocess.Popen(command, cwd=Path(__file__).parent))
-        pool = cluster.Cluster(address, start_pool, run, Path(__file__))
+        pool = pools.Cluster(address, start_pool, run, Path(__file__))
         pool.client.wait_for_workers(workers)
 
         # As the scripts do: so many at once, and a new one for each that is done.

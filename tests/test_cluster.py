@@ -236,7 +236,7 @@ def test_parts_of_the_faces(few_frames: Path) -> None:
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "half", "1/0", "-1/2"])
 def test_a_part_that_is_none(few_videos: Path, part: str) -> None:
-    from cluster import read_part
+    from parts.workers import read_part
 
     with pytest.raises(ValueError, match=r"--part is .*give one such as 3/10"):
         read_part(part)
