@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 
 import pebble
@@ -88,17 +87,13 @@ def measure_scheduler(folder: Path, videos: int, workers: int) -> float:
         pool.client.wait_for_workers(workers)
 
         # As the scripts do: so many at once, and a new one for each that is done.
-        start, running = time.perf_counter(), set()
+        start = time.perf_counter()
         before = [sum(process.cpu_times()[:2]) for process in (scheduler, client)]
-        for number in range(videos):
-            name = f"dfdc-{number:010d}"
-            checkpoint = {"settings": {"frames_per_second": 1}, "files": 1, "bytes": 2_000_000}
-            task = folder / "videos" / f"{name}.mp4", folder / "frames" / name, checkpoint
-            running.add(pool.schedule(do_nothing, task))
-            if len(running) >= 4 * pool.workers:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                assert all(future.result()["status"] == "ok" for future in done)
-        assert all(future.result()["status"] == "ok" for future in running)
+        checkpoint = {"settings": {"frames_per_second": 1}, "files": 1, "bytes": 2_000_000}
+        names = (f"dfdc-{number:010d}" for number in range(videos))
+        tasks = ((folder / "videos" / f"{n}.mp4", folder / "frames" / n, checkpoint) for n in names)
+        for _, future in pools.run_tasks(pool, pool.workers, do_nothing, tasks):
+            assert future.result()["status"] == "ok"
         seconds = time.perf_counter() - start
 
         after = [sum(process.cpu_times()[:2]) for process in (scheduler, client)]

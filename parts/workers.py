@@ -41,7 +41,6 @@ import pebble
 Pool = pebble.ProcessPool | pebble.ThreadPool
 TASKS_AT_ONCE = 4  # that a worker has begun or waiting, so that none waits for work
 
-
 # --- The pool -------------------------------------------------------------------------------------
 
 
@@ -273,9 +272,10 @@ class Cluster:
         """Do nothing: stop has waited."""
 
 
-def find_version(script: Path) -> list[str]:
-    """What tells one text of a step's file, and of the parts beside it, from another."""
-    return [find_digest(path) for path in (script, *sorted(Path(__file__).parent.glob("*.py")))]
+def find_version(script: Path) -> str:
+    """What tells one text of a step's file, and of all parts, from another."""
+    paths = script, *sorted(Path(__file__).parent.glob("*.py"))
+    return sha1("".join(map(find_digest, paths)).encode()).hexdigest()
 
 
 @cache
@@ -292,7 +292,7 @@ OPENING = threading.Lock()
 
 def run_task(
     script: Path,
-    version: list[str],
+    version: str,
     start_pool: str,
     run: Path,
     probe: Path,
@@ -318,7 +318,7 @@ def run_task(
 
 
 def load_pool(
-    script: Path, version: list[str], start_pool: str, run: Path, probe: Path
+    script: Path, version: str, start_pool: str, run: Path, probe: Path
 ) -> tuple[ModuleType, Pool]:
     """Load the step and open its pool, with a process for each thread of this worker."""
     from distributed import get_worker
