@@ -26,28 +26,18 @@ whose settings were, is converted again, and the frames of one that is gone are 
 from __future__ import annotations
 
 import functools
-import io
 import json
 import math
-import multiprocessing
 import os
 import re
-import shutil
 import signal
-import stat
 import subprocess
 import sys
-import threading
-import tomllib
-import unicodedata
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from hashlib import sha1
-from multiprocessing import resource_tracker
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
 from uuid import uuid4
 
 import cv2
@@ -58,6 +48,9 @@ import pandas as pd
 import pebble
 import tyro
 from tqdm import tqdm
+
+from parts import catalogue, folders
+from parts.workers import make_processes, open_pool, read_part, share_folder
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -78,31 +71,16 @@ SCHEDULER = None  # "tcp://host:8786": the workers of that Dask cluster do it, o
 PART = None  # "3/10": every tenth video from the third; a plain run, at last, writes the tables
 # --------------------------------------------------------------------------------------------------
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
-COMPANION_SUFFIXES = (".json", ".csv", ".txt", ".md", ".pdf", ".py")  # beside videos, not videos
 # Containers that FFmpeg may open. Playlists are excluded: they can point at other files.
 CONTAINERS = "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpegts,mpeg,flv,asf,ogg"
 COVERS = {b"MJPG": "mjpeg", b"MPNG": "png"}  # codecs of pictures: OpenCV's name, FFmpeg's name
 FRAME_SECONDS = 1 / 25  # of a frame without a usable time stamp, and of a still
 LONGEST_VIDEO = 864_000  # seconds, 10 days; a time stamp beyond that is not believed
 MISSING_FRAMES = 0.02  # share of the frames claimed that may lack before we look for the reason
-LARGEST_LIST = 100_000_000  # bytes, some million videos; a larger file would fill the memory
-LONGEST_ID = 80  # characters, so that names of crops stay below the 255 that disks allow
 SAMPLE = 4096  # bytes at the start, middle and end of a file that tell it from another
-TASKS_AT_ONCE = 4  # that a process has waiting; the pool is slow with many
 SHOWN = 10  # videos of each kind of trouble that are printed; the tables have all
-ROWS = {  # what the rows of data-sets.toml must have
-    "left_out": "folder reason",
-    "videos": "dataset folder name label method identities id example",
-    "lists": "dataset file label real fake method identities id",
-    "splits": "dataset file split",
-}
-UNFINISHED = ".unfinished"  # in frames/: a video's folder until it is complete, or is deleted
-DESCRIPTION = ["dataset", "label", "method", "compression", "identities", "official_split"]
 CONVERSION = ["width", "height", "fps", "frames", "status", "reason"]
 WidthRule = tuple[tuple[float, float], ...]
-Row = dict[str, Any]  # a row of data-sets.toml
-Description = dict[str, str]  # the columns of DESCRIPTION, and `prefix`, the start of the video_id
 
 
 def main(
@@ -154,21 +132,18 @@ def main(
         raise ValueError("--width-rule: give pairs of numbers above 0, the last as: inf FACTOR.")
 
     # What each video is follows from its path or a list; no file is decoded for it.
-    rows, list_rows = read_data_sets(data_sets)
-    catalogue, left_out = make_catalogue(videos_dir, rows, list_rows)
+    videos, left_out = catalogue.make_catalogue(videos_dir, *catalogue.read_data_sets(data_sets))
 
     # From here on we write, as the only run in this folder. A folder of another kind is refused.
     lock = filelock.FileLock(frames_dir / ".lock", timeout=0)
     if part:
-        from cluster import read_part, share_folder  # beside this script
-
-        lock, catalogue = share_folder(frames_dir, part), catalogue.iloc[read_part(part)]
+        lock, videos = share_folder(frames_dir, part), videos.iloc[read_part(part)]
     with suppress(FileNotFoundError):  # another part, begun at this moment, was faster
         claim_folder(frames_dir, "--frames-dir")
     with lock:
         try:
-            conversions = convert_videos(catalogue, frames_dir, settings)
-            table = catalogue.join(conversions, on="video_id")
+            conversions = convert_videos(videos, frames_dir, settings)
+            table = videos.join(conversions, on="video_id")
             if part:
                 print(f"part {part} is done; after all of them a plain run writes the tables")
                 return table
@@ -186,383 +161,10 @@ def main(
     return table
 
 
-# --- What a video is ------------------------------------------------------------------------------
-
-
-def read_data_sets(path: Path) -> tuple[list[Row], dict[str, Row]]:
-    """Read what the data sets look like on disk; the file itself explains its rows.
-
-    Returns:
-        The rows for videos, and those for lists by the name of the list in lower case.
-
-    Raises:
-        ValueError: the file is not such a table.
-    """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        for kind, columns in ROWS.items():
-            for row in table.setdefault(kind, []):
-                if missing := set(columns.split()) - set(row):
-                    raise ValueError(f"a row of [[{kind}]] has no {min(missing)}")
-                patterns = [re.compile(row.get(column, "")) for column in ("folder", "name")]
-                groups = {"compression", "method"}.union(*(p.groupindex for p in patterns))
-                for column in {"method", "identities", "id"} & set(row) if kind == "videos" else ():
-                    row[column].format(**dict.fromkeys(groups, ""))
-        lists = {row["file"].lower(): row for row in table["lists"] + table["splits"]}
-    except KeyError as error:
-        raise ValueError(f"{path}: no expression beside it has the group {error}.") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, re.error) as error:
-        raise ValueError(f"{path}: {error}; mend that, or give another --data-sets.") from error
-    return table["left_out"] + table["videos"], lists
-
-
-def make_catalogue(
-    videos_dir: Path, rows: list[Row], list_rows: dict[str, Row]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Find and describe the videos.
-
-    Returns:
-        One row a video (video_id, source, the columns of DESCRIPTION), and one row for each file
-        that is left out (path, reason).
-
-    Raises:
-        ValueError: there is no folder, or no video to convert in it.
-    """
-    if not videos_dir.is_dir():
-        raise ValueError(
-            f"{videos_dir}: there is no such folder; put your videos there, name another with "
-            "--videos-dir, or make practice videos with 00-make-sample-videos.py."
-        )
-    sources, list_paths, left_out = find_files(videos_dir, list_rows)
-    lists, unreadable = read_lists(videos_dir, list_paths, sources, list_rows)
-    videos, left_out = [], left_out | unreadable
-    for source in sources:
-        try:
-            if fault := find_fault(videos_dir / source):
-                raise ValueError(fault)
-            videos.append({"source": source.as_posix()} | describe(source, lists, rows))
-        except ValueError as error:
-            left_out[source] = str(error)
-    for path in (lists.described.keys() | lists.faults.keys()) - set(sources):
-        left_out[path] = lists.faults.get(path, "named by a list, but not there")
-    left_out = sorted((path.as_posix(), reason) for path, reason in left_out.items())
-    left_out = pd.DataFrame(left_out, columns=["path", "reason"])
-    if not videos:
-        print_left_out(left_out)
-        raise ValueError(
-            f"{videos_dir}: no video to convert was found in it; it should hold a data set as it "
-            "was unpacked, or videos in folders called real and fake."
-        )
-    catalogue = pd.DataFrame(videos)
-    catalogue["video_id"] = name_videos(catalogue)
-    return catalogue[["video_id", "source", *DESCRIPTION]].sort_values("video_id"), left_out
-
-
-def find_files(
-    videos_dir: Path, list_rows: dict[str, Row]
-) -> tuple[list[PurePosixPath], list[PurePosixPath], dict[PurePosixPath, str]]:
-    """Walk through videos/, links included; a folder that a link leads back to is seen once.
-
-    Returns:
-        Videos (files, and folders of numbered stills), lists, and what is neither or cannot be
-        read, with the reason; as paths below videos/, sorted, so that the order on the disk changes
-        nothing.
-    """
-    videos, lists, left_out, seen = [], [], {}, set()
-
-    def leave_out(error: OSError) -> None:
-        folder = Path(error.filename).relative_to(videos_dir)
-        left_out[PurePosixPath(folder.as_posix())] = f"cannot be read: {error.strerror}"
-
-    for folder, subfolders, names in os.walk(videos_dir, onerror=leave_out, followlinks=True):
-        # Links last: a folder is then known by its own name, and not by that of a link to it.
-        subfolders.sort(key=lambda name: (Path(folder, name).is_symlink(), name))
-        below = PurePosixPath(Path(folder).relative_to(videos_dir).as_posix())
-        if (real_folder := os.path.realpath(folder)) in seen:
-            subfolders.clear()
-            left_out[below] = "a link to a folder that was seen already"
-            continue
-        seen.add(real_folder)
-        names = [name for name in names if not name.startswith(".")]
-        if names and all(re.fullmatch(r"\d{3,}(\.jpe?g|\.png)?", n.lower()) for n in names):
-            videos.append(below)
-            continue
-        for name in names:
-            suffix = PurePosixPath(name).suffix.lower()
-            if suffix in VIDEO_SUFFIXES:
-                videos.append(below / name)
-            elif name.lower() in list_rows:
-                lists.append(below / name)
-            elif suffix not in COMPANION_SUFFIXES:
-                left_out[below / name] = f"not a video ({' '.join(VIDEO_SUFFIXES)})"
-    return sorted(videos), sorted(lists), left_out
-
-
-def read_lists(
-    videos_dir: Path,
-    list_paths: list[PurePosixPath],
-    sources: list[PurePosixPath],
-    list_rows: dict[str, Row],
-) -> tuple[Lists, dict[PurePosixPath, str]]:
-    """Read the lists that come with the data sets.
-
-    Returns:
-        What the lists say, and the lists that cannot be read, with the reason.
-    """
-    lists, unreadable = Lists({}, {}, set(), defaultdict(dict)), {}
-    for path in list_paths:
-        folder, name, row = path.parent, path.name.lower(), list_rows[path.name.lower()]
-        try:
-            if fault := find_fault(videos_dir / path):
-                raise ValueError(fault)
-            entries = read_list(videos_dir / path, row)
-        except (ValueError, LookupError, TypeError, RecursionError, OSError) as error:
-            unreadable[path] = f"cannot be read as {name}: {' '.join(str(error).split())}"
-            continue
-        if "label" not in row:
-            for root in path.parents[: 3 if folder.name == "splits" else 1]:
-                lists.splits[row["dataset"], root].update(entries)
-            continue
-        beside = {}
-        if name.endswith(".csv"):  # its videos may be in a folder beside it
-            beside = {s.name: s for s in sources if s.parent.parent == folder}
-        for video, entry in entries.items():
-            source = beside.get(video, folder / video)
-            try:
-                lists.described[source] = describe_by_entry(video, entry, row)
-            except ValueError as error:
-                lists.faults[source] = str(error)
-            if folder in source.parents:
-                lists.folders.add(source.parent)
-    return lists, unreadable
-
-
-class Lists(NamedTuple):
-    """What the lists below videos/ say."""
-
-    described: dict[PurePosixPath, Description]  # by the video's path below videos/
-    faults: dict[PurePosixPath, str]  # why what a list says of a video is of no use
-    folders: set[PurePosixPath]  # that have a list of all their videos
-    splits: dict[tuple[str, PurePosixPath], dict[str, str]]  # by data set and folder; by name
-
-
-def find_fault(path: Path) -> str:
-    """Find out why a file, or a still in a folder, cannot be read; empty if it can be opened."""
-    try:
-        for file in list_files(path):
-            if not stat.S_ISREG(file.stat().st_mode):
-                return "not a plain file"  # to open a pipe would wait for ever
-            if not os.access(file, os.R_OK):
-                return "cannot be read: no permission"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return ""
-
-
-def list_files(path: Path) -> list[Path]:
-    """List the file itself, or the stills in a folder of them, in order."""
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.iterdir() if not file.name.startswith("."))
-
-
-def read_list(path: Path, row: Row) -> dict[str, Any]:
-    """Read a list: of videos, each with an object or a row of the table; or of what is in a split.
-
-    Raises:
-        ValueError: the file holds anything else.
-    """
-    if path.stat().st_size > LARGEST_LIST:
-        raise ValueError(f"it is larger than {LARGEST_LIST:,} bytes")
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix.lower() == ".csv":
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-        return join_entries(zip(table["filename"], table.to_dict("records"), strict=True))
-    if path.suffix.lower() == ".txt":  # lines such as: 1 YouTube-real/00170.mp4
-        paths = [line.split()[1] for line in text.split("\n") if line.strip()]
-        members = [PurePosixPath(path.lower()).stem for path in paths]
-    elif "label" in row:
-        content = json.loads(text, object_pairs_hook=join_entries)
-        if not isinstance(content, dict):
-            raise ValueError("a JSON object of file names is expected")
-        return content
-    else:
-        pairs = json.loads(text)
-        if not isinstance(pairs, list) or not all(isinstance(pair, list) for pair in pairs):
-            raise ValueError("a JSON list of pairs is expected")
-        members = [person for pair in pairs for person in pair]
-    if not all(isinstance(member, str) for member in members):
-        raise ValueError("a pair of it is not of two texts")
-    return dict.fromkeys(members, row["split"]) | {"": row.get("others", "")}
-
-
-def join_entries(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dictionary of pairs; a name that comes again with another entry gets None."""
-    entries = {}
-    for name, entry in pairs:
-        entries[name] = entry if entries.get(name, entry) == entry else None
-    return entries
-
-
-def describe_by_entry(name: str, entry: dict | None, row: Row) -> Description:
-    """Describe a video by its entry in a list and the row of data-sets.toml for such lists.
-
-    Raises:
-        ValueError: the entry does not tell what the video is; the message is the reason.
-    """
-    path = PurePosixPath(name)
-    if not path.name or path.is_absolute() or ".." in path.parts:
-        raise ValueError("its entry points outside the list's own folder")
-    try:
-        texts = {column: entry.get(column) for column in [row["label"], *row["identities"]]}
-        texts["split"] = row.get("every", entry.get(row.get("split")))
-        texts = {column: "" if text is None else text for column, text in texts.items()}
-        if not all(isinstance(text, str | int) for text in texts.values()):
-            raise ValueError
-        said = str(texts[row["label"]]).lower()
-        label = {row["real"].lower(): "real", row["fake"].lower(): "fake"}[said]
-        people = [str(texts[column]) for column in row["identities"] if texts[column] != ""]
-        description = {
-            "dataset": row["dataset"],
-            "label": label,
-            "method": "original" if label == "real" else row["method"].format(folder=path.parts[0]),
-            "compression": "",
-            "identities": ";".join(PurePosixPath(person).stem for person in people or [path.stem]),
-            "official_split": texts["split"],
-            "prefix": row["id"],
-        }
-        "".join([name, *description.values()]).encode()  # each must be text that can be written
-    except (AttributeError, LookupError, TypeError, ValueError):
-        raise ValueError(
-            "its entry in the list has no label REAL or FAKE, or it has several entries"
-        ) from None
-    return description
-
-
-def describe(source: PurePosixPath, lists: Lists, rows: list[Row]) -> Description:
-    """Tell what a video is.
-
-    Raises:
-        ValueError: that cannot be told; the message is the reason.
-    """
-    try:
-        source.as_posix().encode()
-    except UnicodeEncodeError:
-        raise ValueError("its name is not text (UTF-8): rename it") from None
-    if source in lists.faults:
-        raise ValueError(lists.faults[source])
-    video = lists.described.get(source) or describe_by_name(source, rows)
-    if video is None and not lists.folders.isdisjoint(source.parents):
-        raise ValueError("the list of its folder (metadata.json or the like) does not name it")
-    video = video or describe_by_plain_folder(source)
-    if video is None:
-        raise ValueError("fits no data set's layout, and is in no folder called real or fake")
-    # One name, written on a Mac and elsewhere, may differ in how an accent is spelt.
-    video["identities"] = unicodedata.normalize("NFC", video["identities"].lower())
-    return video | {"official_split": find_official_split(source, video, lists)}
-
-
-def describe_by_name(source: PurePosixPath, rows: list[Row]) -> Description | None:
-    """Describe the video at this path below videos/ by its names; None if no row has its folder.
-
-    Raises:
-        ValueError: the folder fits a row and the name does not; the message is the reason.
-    """
-    for row in rows:
-        parent, ignore = source.parent.as_posix(), re.IGNORECASE | re.ASCII
-        if (folder := re.search(rf"(^|/){row['folder']}\Z", parent, ignore)) is None:
-            continue
-        found = folder.groupdict(default="")
-        spelling = {method.lower(): method for method in row.get("methods", ())}
-        if spelling and found.get("method", "").lower() not in spelling:
-            continue
-        if "reason" in row:
-            raise ValueError(row["reason"])
-        if (name := re.fullmatch(row["name"], source.stem, ignore)) is None:
-            raise ValueError(f"not named like the {row['label']}s there, such as {row['example']}")
-        found = {"compression": ""} | found | name.groupdict(default="")
-        found = {group: text.lower() for group, text in found.items()}
-        found["method"] = spelling.get(found.get("method"), "")
-        return {
-            "dataset": row["dataset"],
-            "label": row["label"],
-            "method": row["method"].format(**found),
-            "compression": found["compression"],
-            "identities": row["identities"].format(**found),
-            "prefix": row["id"].format(**found).rstrip("-"),
-        }
-    return None
-
-
-def describe_by_plain_folder(source: PurePosixPath) -> Description | None:
-    """Describe a video somewhere below a folder that is called real or fake; None elsewhere.
-
-    The folder below that one is its identity, or its own name if there is none: real/anna/1.mp4 and
-    fake/anna/2.mp4 count as made from one person and stay in one split.
-
-    Raises:
-        ValueError: it is below both.
-    """
-    folders = [part.lower() for part in source.parent.parts]
-    labels = {label for label in ("real", "fake") if label in folders}
-    if not labels:
-        return None
-    if len(labels) == 2:
-        raise ValueError("below a folder called real and one called fake at once")
-    label = labels.pop()
-    below = PurePosixPath(*source.parts[folders.index(label) + 1 :]).with_suffix("").parts
-    return {
-        "dataset": "plain",
-        "label": label,
-        "method": "original" if label == "real" else "plain",
-        "compression": "",
-        "identities": below[0].replace(";", "_"),
-        "prefix": "-".join(["plain", label, *below[:-1]]),
-    }
-
-
-def find_official_split(source: PurePosixPath, video: Description, lists: Lists) -> str:
-    """Find train, val or test as the data set publishes it; empty where there is no such list."""
-    for folder in source.parents:
-        if members := lists.splits.get((video["dataset"], folder)):
-            first_person = video["identities"].split(";")[0]
-            return members.get(source.stem.lower()) or members.get(first_person) or members[""]
-    published = video.get("official_split", "").lower()
-    return {"train": "train", "validation": "val", "val": "val", "test": "test"}.get(published, "")
-
-
-def print_left_out(left_out: pd.DataFrame) -> None:
-    """Print each reason once, with the number of files and the first of them."""
-    for reason, paths in left_out.groupby("reason")["path"]:
-        more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
-        print(printable(f"  left out        {reason}: {', '.join(paths[:3])}{more}"))
-
-
-def printable(line: str) -> str:
-    """Spell out what the terminal cannot show: line ends and letters that it lacks."""
-    line = line if line.isprintable() else ascii(line)[1:-1]
-    encoding = sys.stdout.encoding or "utf-8"
-    return line.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def name_videos(catalogue: pd.DataFrame) -> pd.Series:
-    """Make a video_id for each row: unique, of letters, digits, _ . and -, 89 characters at most.
-
-    It is a file name on every system. Names that would be cut, or be the same but for upper and
-    lower case, get a piece of their path's SHA-1, so that an id depends on no other video's order.
-    """
-    stems = catalogue["source"].map(lambda source: PurePosixPath(source).stem)
-    names = (catalogue["prefix"] + "-" + stems).str.replace(r"[^A-Za-z0-9_.-]", "_", regex=True)
-    names = names.str.rstrip(".").str.replace(r"\.(?=partial$)", "_", case=False, regex=True)
-    unclear = names.str.lower().duplicated(keep=False) | (names.str.len() > LONGEST_ID)
-    hashes = catalogue["source"].map(lambda source: sha1(os.fsencode(source)).hexdigest()[:8])
-    return names.mask(unclear, names.str[:LONGEST_ID] + "-" + hashes)
-
-
 # --- Conversion -----------------------------------------------------------------------------------
 
 
-def convert_videos(catalogue: pd.DataFrame, frames_dir: Path, settings: dict) -> pd.DataFrame:
+def convert_videos(videos: pd.DataFrame, frames_dir: Path, settings: dict) -> pd.DataFrame:
     """Convert the videos of the catalogue, several side by side, but for those already done.
 
     Returns:
@@ -575,52 +177,41 @@ def convert_videos(catalogue: pd.DataFrame, frames_dir: Path, settings: dict) ->
     apart = ["videos_dir", "frames_dir", "data_sets", "workers", "seconds_per_video"]
     apart += ["scheduler", "part"]
     made_with = {name: value for name, value in settings.items() if name not in apart}
-    own, unfinished = find_own_folders(frames_dir), frames_dir / UNFINISHED
-    if settings["scheduler"] or settings["part"]:  # others may be at work beside this run
-        unfinished = frames_dir / f"{UNFINISHED}-{uuid4().hex}"
-    conversions, jobs = {}, []
-    for video_id, source in zip(catalogue["video_id"], catalogue["source"], strict=True):
+    own, conversions, jobs = find_own_folders(frames_dir), {}, []
+    for video_id, source in zip(videos["video_id"], videos["source"], strict=True):
         path, target = settings["videos_dir"] / source, frames_dir / video_id
         if os.path.lexists(target) and video_id not in own:
             raise ValueError(f"{target}: this script did not make it; move it away.")
-        checkpoint = note_inputs(list_files(path), made_with)
+        checkpoint = note_inputs(catalogue.list_files(path), made_with)
         if row := finished_conversion(target, checkpoint):
             conversions[video_id] = row
         else:
-            paths = path.absolute(), target.absolute(), unfinished.absolute()
-            arguments = *paths, checkpoint, *made_with.values()
-            jobs.append((checkpoint["bytes"], video_id, arguments))
+            jobs.append((path.absolute(), target.absolute(), checkpoint, *made_with.values()))
     if conversions:
-        print(f"{len(conversions):,} of {len(catalogue):,} videos were done", flush=True)
+        print(f"{len(conversions):,} of {len(videos):,} videos were done", flush=True)
 
     # videos.csv may name frames that now change, so it goes first; the new one comes last.
     (frames_dir / "videos.csv").unlink(missing_ok=True)
     if settings["part"]:
-        own &= set(catalogue["video_id"])
-    else:
-        for left in frames_dir.glob(f"{UNFINISHED}*"):  # renamed, no worker writes to it any more
-            delete_folder(left.rename(frames_dir / f"{UNFINISHED}-{uuid4().hex}"))
-    unfinished.mkdir()
-    for name in own - set(conversions):  # renamed first, so that half of it never looks finished
-        delete_folder((frames_dir / name).rename(unfinished / name))
-    rule = {"frames": "full" if settings["full_frames"] else "reduced"}
-    if not settings["part"]:
-        write_whole(frames_dir / "crop-rule.json", lambda path: path.write_text(json.dumps(rule)))
+        own &= set(videos["video_id"])
+    with folders.open_run(frames_dir, settings["scheduler"], settings["part"]) as unfinished:
+        for name in own - set(conversions):
+            folders.delete_folder(frames_dir / name, unfinished / name)
+        if not settings["part"]:
+            rule = json.dumps({"frames": "full" if settings["full_frames"] else "reduced"})
+            write_whole(frames_dir / "crop-rule.json", lambda path: path.write_text(rule))
 
-    # The longest is taken first, so that no process ends with one all alone.
-    jobs = [(video_id, task) for _, video_id, task in sorted(jobs, key=lambda job: job[:2])]
-    try:
+        # The longest is taken first, so that no process ends with one all alone.
+        jobs.sort(key=lambda job: (job[2]["bytes"], job[1]), reverse=True)
         limits = settings["workers"], settings["seconds_per_video"], settings["scheduler"]
-        conversions |= run_side_by_side(convert_video, jobs, *limits)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        conversions |= convert_side_by_side(unfinished, jobs, *limits)
     return pd.DataFrame.from_dict(conversions, orient="index", columns=CONVERSION)
 
 
 def convert_video(
+    unfinished: Path,
     video_path: Path,
     target: Path,
-    unfinished: Path,
     checkpoint: dict,
     frames_per_second: float | None,
     frames_per_video: int | None,
@@ -694,7 +285,7 @@ def open_video(path: Path) -> cv2.VideoCapture | Pictures:
         ValueError: there is no video stream in it that can be decoded.
     """
     if path.is_dir():
-        files = list_files(path)
+        files = catalogue.list_files(path)
         return Pictures(read_stills(files), [1000 * FRAME_SECONDS * n for n in range(len(files))])
     options = f"format_whitelist;{CONTAINERS}|protocol_whitelist;file"
     os.environ |= {"OPENCV_FFMPEG_CAPTURE_OPTIONS": options, "OPENCV_FFMPEG_LOGLEVEL": "-8"}
@@ -869,14 +460,14 @@ def print_summary(table: pd.DataFrame, left_out: pd.DataFrame, frames_dir: Path)
     for names, videos in table.groupby(["dataset", "label", "method"]):
         dataset, *kind = map(str, names)
         counts = f"{len(videos):,} videos, {videos['frames'].sum():,} frames"
-        print(printable(f"  {dataset:15} {' '.join(kind)}: {counts}"))
+        print(catalogue.printable(f"  {dataset:15} {' '.join(kind)}: {counts}"))
     for status in ("partial", "failed"):
         broken = table[table["status"] == status]
         for source, reason in broken[["source", "reason"]].head(SHOWN).itertuples(index=False):
-            print(printable(f"  {status:15} {source}: {reason}"))
+            print(catalogue.printable(f"  {status:15} {source}: {reason}"))
         if len(broken) > SHOWN:
             print(f"  {status:15} {len(broken) - SHOWN:,} more, see videos.csv")
-    print_left_out(left_out)
+    catalogue.print_left_out(left_out)
 
 
 # --- Machinery ------------------------------------------------------------------------------------
@@ -964,89 +555,43 @@ def find_own_folders(frames_dir: Path) -> set[str]:
     return {path.name for path in folders if path.name in named or read_side_file(path)}
 
 
-def delete_folder(folder: Path) -> None:
-    """Delete a folder; of a link, which leads to where a user has moved it, only the link."""
-    folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
-
-
-def run_side_by_side(
-    function: Callable[..., dict],
-    jobs: list[tuple[str, tuple]],
+def convert_side_by_side(
+    unfinished: Path,
+    jobs: list[tuple],
     workers: int,
     seconds_per_video: float | None,
     scheduler: str | None,
 ) -> dict[str, dict]:
-    """Run a function for each video in a process; a process that dies or hangs costs its video.
+    """Convert videos in processes; one that dies or hangs costs its video.
 
-    The jobs are pairs of a video_id and arguments, the last of which is taken first.
+    The jobs are the arguments of convert_video after `unfinished`, in the order to begin them.
 
     Returns:
-        What the function gives for each video, by its video_id.
+        What convert_video gives for each video, by its video_id.
 
     Raises:
-        OSError: the function raised it, or the processes could not go on.
+        OSError: convert_video raised it, or the processes could not go on.
     """
-    rows, running, workers = {}, {}, max(1, min(workers, len(jobs)))
-    if scheduler and jobs:
-        from cluster import Cluster  # beside this script
-
-        (path, _, unfinished, *_), workers = jobs[-1][1], Cluster.workers
-        pool = Cluster(scheduler, make_pool, unfinished, path)
-    else:
-        pool = make_pool(workers)
-    # A pool looks at all its tasks ten times a second, so it gets a few at a time.
-    with tqdm(total=len(jobs), unit="video", disable=not jobs) as bar:
-        try:
-            if not scheduler:
-                start_processes(pool)
-            while jobs or running:
-                while jobs and len(running) < TASKS_AT_ONCE * workers:
-                    video_id, arguments = jobs.pop()
-                    future = pool.schedule(function, arguments, timeout=seconds_per_video)
-                    running[future] = video_id
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    rows[running.pop(future)] = row_of(future, seconds_per_video)
-                    bar.update()
-        except RuntimeError as error:
-            raise OSError(f"the processes that convert the videos ended: {error}") from error
-        finally:
-            pool.stop()
-            pool.join()
+    if not jobs:
+        return {}
+    rows, work, probe = {}, functools.partial(convert_video, unfinished), jobs[0][0]
+    pool = open_pool(start_pool, min(workers, len(jobs)), scheduler, unfinished, probe)
+    with pool as run_tasks, tqdm(total=len(jobs), unit="video") as bar:
+        for (_, target, *_), future in run_tasks(work, jobs, seconds_per_video):
+            rows[target.name] = row_of(future, seconds_per_video)
+            bar.update()
     return rows
 
 
-def make_pool(workers: int) -> pebble.ProcessPool:
-    """Make a pool of processes; unlike the standard library's, it survives one that crashes."""
-    spawn = multiprocessing.get_context("spawn")
-    return pebble.ProcessPool(workers, initializer=start_worker, context=spawn)
+def start_pool(workers: int) -> pebble.ProcessPool:
+    """Make the processes; also on the workers of a cluster."""
+    return make_processes(workers, prepare_process)
 
 
-def start_worker() -> None:
+def prepare_process() -> None:
     """Prepare a process: it converts one video with one thread, and prints nothing by itself."""
-    end_with_main()
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
-def end_with_main() -> None:
-    """Let a worker end when the main process was killed; it would wait for work for ever."""
-
-    def wait_for_main() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait_for_main, daemon=True).start()
-
-
-def start_processes(pool: pebble.ProcessPool) -> None:
-    """Start the processes of a pool so that they do not get Ctrl-C: the main process ends them."""
-    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
-    if can_block:
-        resource_tracker.ensure_running()  # it unblocks SIGINT when it starts, so it starts first
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    _ = pool.active  # to ask starts them
-    if can_block:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def row_of(future: Future[dict], seconds_per_video: float | None) -> dict:

@@ -23,12 +23,10 @@ import shutil
 import signal
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import filelock
 import numpy as np
 import pandas as pd
 import splitfolders
@@ -36,6 +34,8 @@ import tyro
 from scipy.sparse import block_array, coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
+
+from parts import folders
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -107,8 +107,8 @@ def main(
 
     # The new folders take the place of the old ones at the end of this block, if all went well.
     with (
-        replacing(prepared_dir, "--prepared-dir") as new_prepared,
-        replacing(split_dir, "--split-dir") as new_split,
+        folders.replacing(prepared_dir, "--prepared-dir") as new_prepared,
+        folders.replacing(split_dir, "--split-dir") as new_split,
     ):
         write_chosen(chosen, faces_dir, new_prepared, new_split, files)
         on_disk = read_split_folders(new_split, videos)
@@ -436,14 +436,6 @@ def write_chosen(
     shutil.rmtree(split_dir / "waiting")
 
 
-def write_file(source: Path, target: Path, files: str) -> None:
-    """Put a file at a second place: as a hard link where that is wanted and can be, or a copy."""
-    if files == "link":
-        with suppress(OSError):  # a disk without hard links
-            return os.link(source, target)
-    shutil.copyfile(source, target)
-
-
 def read_split_folders(split_dir: Path, videos: pd.DataFrame) -> pd.DataFrame:
     """Read what really lies in the split folders: a row a crop, with its video's columns.
 
@@ -483,62 +475,12 @@ def print_split(seen: pd.DataFrame, videos: pd.DataFrame, taken: pd.Series, spli
 # --- Machinery ------------------------------------------------------------------------------------
 
 
-@contextmanager
-def replacing(folder: Path, option: str) -> Iterator[Path]:
-    """Lend the name of a new folder, which takes the place of the old one at the end of the block.
-
-    Whenever a run is stopped, the folder is old and whole, new and whole, or not there. A link to a
-    folder stays a link.
-
-    Raises:
-        ValueError: it cannot be written, is in use, or holds what this script did not make
-    """
-    folder = folder.resolve()
-    new, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "replaced.partial"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
-            for each in (folder, new, old):
-                check_own_folder(each, option)
-            delete_own_folder(new)
-            delete_own_folder(old)
-            yield new
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-            delete_own_folder(old)
-    except filelock.Timeout as error:
-        raise ValueError(f"{folder}: another run is writing to it; wait for its end.") from error
-    except OSError as error:
-        raise ValueError(f"{folder}: stopped by an error ({error}); run it again.") from error
-
-
-def check_own_folder(folder: Path, option: str) -> None:
-    """Refuse to replace a folder with anything in it that this script did not make.
-
-    Raises:
-        ValueError: it is a file, or holds a file that its own table does not name
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: this is no folder; name another with {option}.")
-    own = set()
-    if (folder / ".made-by").is_file():
-        own |= {".made-by", "crop-rule.json", "crops.csv"}
-        with suppress(ValueError, LookupError, OSError):  # there is none, or it was edited by hand
-            own |= set(pd.read_csv(folder / "crops.csv", dtype=str)["crop"])
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix().removeprefix("waiting/")
-        if name not in own and (path.is_symlink() or not path.is_dir()):
-            why = f"it holds {name}, which this script did not make"
-            raise ValueError(f"{folder}: {why}; move it away, or name another with {option}.")
-
-
-def delete_own_folder(folder: Path) -> None:
-    """Delete a folder of ours, the mark last: a deletion that is interrupted can go on."""
-    if folder.exists():
-        for path in sorted(folder.iterdir(), reverse=True):  # waiting, train, ..., .made-by
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        folder.rmdir()
+def write_file(source: Path, target: Path, files: str) -> None:
+    """Put a file at a second place: as a hard link where that is wanted and can be, or a copy."""
+    if files == "link":
+        with suppress(OSError):  # a disk without hard links
+            return os.link(source, target)
+    shutil.copyfile(source, target)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ import tensorflow as tf
 import tyro
 from tqdm import tqdm
 
-from parts import crop_files, detection_report, marked_video, media, network
+from parts import crop_files, detection_report, face_detector, marked_video, media, network
 from parts.media import spell, word_error
 
 convert = importlib.import_module("01-convert-video-to-image")
@@ -301,18 +301,18 @@ def find_faces(
     whole = [frame for _, _, frame in frames]
     full = decision.frames == "full"
     shown = whole if full else [convert.resize_by_width(frame) for frame in whole]
-    detector = crop_faces.load_detector()
-    found = crop_faces.crop_faces(shown, detector, crop_faces.CONFIDENCE, decision)
+    detector = face_detector.load_detector(*crop_faces.SEARCH)
+    found = face_detector.crop_faces(shown, detector, crop_faces.CONFIDENCE, decision)
     for (index, seconds, frame), small, faces in zip(frames, shown, found, strict=True):
         down, across = np.divide(frame.shape[:2], small.shape[:2])
         for face, crop in faces:
-            box = crop_faces.scale_face(face, across, down).box
+            box = face_detector.scale_face(face, across, down).box
             row = {"frame": index, "seconds": round(seconds, 3)}
             row |= dict(zip(("x", "y", "width", "height"), box, strict=True))
             row |= {"confidence": round(face.confidence, 6), "crop_side": min(crop.shape[:2])}
             sharpness = crop_files.measure_sharpness(crop_files.prepare_crop(crop))
             row |= {"sharpness": round(sharpness, 2)}
-            yield row | {"look": measure_look(crop_faces.crop_face(small, face.box, 0))}, crop
+            yield row | {"look": measure_look(face_detector.crop_face(small, face.box, 0))}, crop
 
 
 def measure_look(face: np.ndarray) -> np.ndarray:
@@ -416,19 +416,6 @@ def judge_track(
     }
 
 
-def decide(p_fake: float, low: float, high: float, decision: network.Decision) -> tuple[str, str]:
-    """Give the verdict of a score and its range, and the reason where that is none."""
-    if low >= decision.threshold:
-        return FAKE, ""
-    if high < decision.real_below:
-        return REAL, ""
-    if p_fake >= decision.threshold:
-        return UNDECIDED, "its interval reaches below what is called fake"
-    if p_fake < decision.real_below:
-        return UNDECIDED, "its interval reaches above what is called real"
-    return UNDECIDED, "its score lies between what is called real and what is called fake"
-
-
 def doubt_faces(faces: pd.DataFrame, decision: network.Decision) -> str:
     """Say why the model does not know such faces, where most are smaller or softer than trained."""
     side, sharpness = faces["crop_side"], faces["sharpness"]
@@ -441,6 +428,19 @@ def doubt_faces(faces: pd.DataFrame, decision: network.Decision) -> str:
                 f"it is {what} than the faces of the training ({values.median():.0f} < {least:.0f})"
             )
     return ""
+
+
+def decide(p_fake: float, low: float, high: float, decision: network.Decision) -> tuple[str, str]:
+    """Give the verdict of a score and its range, and the reason where that is none."""
+    if low >= decision.threshold:
+        return FAKE, ""
+    if high < decision.real_below:
+        return REAL, ""
+    if p_fake >= decision.threshold:
+        return UNDECIDED, "its interval reaches below what is called fake"
+    if p_fake < decision.real_below:
+        return UNDECIDED, "its interval reaches above what is called real"
+    return UNDECIDED, "its score lies between what is called real and what is called fake"
 
 
 def judge_file(tracks: list[dict]) -> dict:

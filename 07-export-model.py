@@ -24,7 +24,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -114,7 +113,7 @@ def main(
                 f"{differences[name]:.4f} on {crops_dir}, more than {tolerance}; nothing was "
                 "written."
             )
-    speeds = measure_speed(scorers, images, rounds)
+    speeds = export_formats.measure_speed(scorers, images, rounds)
 
     about = {
         "input": {
@@ -178,17 +177,6 @@ def run_keras(model: keras.Model, decision: network.Decision) -> Scorer:
     """Score as 06 does: p_fake, float64 (n, 1)."""
     predict = partial(network.predict_both_ways, model.predict_on_batch)
     return lambda images: network.calibrate(predict(images), decision)[:, None]
-
-
-def measure_speed(scorers: dict[str, Scorer], images: np.ndarray, rounds: int) -> dict[str, float]:
-    """Measure the crops a second of each, the best of so many rounds, in turn."""
-    seconds = {name: [] for name in scorers}
-    for _ in range(rounds):
-        for name, run in scorers.items():
-            start = time.perf_counter()
-            run(images)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: len(images) / min(times) for name, times in seconds.items()}
 
 
 # --- Machinery ------------------------------------------------------------------------------------

@@ -51,10 +51,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tqdm import tqdm
 
-from parts import detection_report, marked_video, media
+from parts import catalogue, detection_report, marked_video, media
 
 samples = importlib.import_module("00-make-sample-videos")
-convert = importlib.import_module("01-convert-video-to-image")
 detect = importlib.import_module("06-detect-deepfake")
 
 # --------------------------------------------------------------------------------------------------
@@ -78,7 +77,7 @@ NOT_SCORED = '<article role="alert"><h1 tabindex="-1">Not scored</h1><p>{}</p></
 TO_ANSWER = "() => document.querySelector('#answer h1')?.focus()"  # where reading goes on
 STYLE = ".gradio-container > .main { max-width: 64rem !important; padding: 0 1rem !important }"
 PRACTICE_FRAMES = 40  # of each practice video, 1.6 s
-KNOWN = [*convert.VIDEO_SUFFIXES, *media.PICTURE_SUFFIXES]
+KNOWN = [*catalogue.VIDEO_SUFFIXES, *media.PICTURE_SUFFIXES]
 
 # What may be asked of the server: the page, the parts of gradio that it works with, and results.
 SERVED = re.compile(

@@ -23,6 +23,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+catalogue = importlib.import_module("parts.catalogue")
 convert = importlib.import_module("01-convert-video-to-image")
 
 # --------------------------------------------------------------------------------------------------
@@ -87,8 +88,9 @@ def main(videos_dir: tyro.conf.Positional[Path], rounds: int = ROUNDS) -> pd.Dat
     Returns:
         Seconds, images and source frames a second of each way.
     """
-    catalogue, _ = convert.make_catalogue(videos_dir, *convert.read_data_sets(convert.DATA_SETS))
-    videos = {videos_dir / source: (0, 0) for source in catalogue["source"]}
+    rows = catalogue.read_data_sets(convert.DATA_SETS)
+    found, _ = catalogue.make_catalogue(videos_dir, *rows)
+    videos = {videos_dir / source: (0, 0) for source in found["source"]}
     videos = {path: size_after_rule(path) for path in videos if path.is_file()}
     frames = sum(1 for path in videos for _ in convert.grab_frames(convert.open_video(path)))
     ways = {

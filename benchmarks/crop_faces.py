@@ -107,7 +107,7 @@ def split_into_tasks(paths: list[Path]) -> Iterator[tuple[str, dict[int, Path]]]
 def detect_faces(min_face_size: float, _: str, paths: dict[int, Path]) -> tuple[list[Faces], float]:
     """Returns: the faces of each frame, and the seconds of detection alone."""
     step = load_step()
-    detector = step.load_detector(min_face_size)
+    detector = step.face_detector.load_detector(min_face_size, *step.SEARCH[1:])
     frames = [step.read_frame(path) for path in paths.values()]
     start = time.perf_counter()
     found = detector.detect(frames)
@@ -116,23 +116,25 @@ def detect_faces(min_face_size: float, _: str, paths: dict[int, Path]) -> tuple[
 
 
 def run_detection(
-    run_in_order: Callable, workers: int, paths: list[Path], min_face_size: float
+    run_tasks: Callable, workers: int, paths: list[Path], min_face_size: float
 ) -> tuple[list[Faces], float]:
     """Returns: the faces of each frame, and frames a second of detection alone."""
     work = partial(detect_faces, min_face_size)
-    results = [future.result() for _, future in run_in_order(work, split_into_tasks(paths))]
+    results = [
+        future.result() for _, future in run_tasks(work, split_into_tasks(paths), in_order=True)
+    ]
     found = [faces for part, _ in results for faces in part]
     return found, workers * len(paths) / sum(seconds for _, seconds in results)
 
 
-def run_end_to_end(run_in_order: Callable, paths: list[Path]) -> float:
+def run_end_to_end(run_tasks: Callable, paths: list[Path]) -> float:
     """Returns: frames a second of reading, detecting and writing."""
     step = load_step()
-    rule = step.CropRule("reduced", step.MARGIN, step.SQUARE)
+    rule = step.face_detector.CropRule("reduced", step.MARGIN, step.SQUARE)
     with tempfile.TemporaryDirectory() as folder:
-        work = partial(step.write_crops, Path(folder), step.CONFIDENCE, rule, (step.MIN_FACE_SIZE,))
+        work = partial(step.write_crops, Path(folder), step.CONFIDENCE, rule, step.SEARCH)
         start = time.perf_counter()
-        for _, future in run_in_order(work, split_into_tasks(paths)):
+        for _, future in run_tasks(work, split_into_tasks(paths), in_order=True):
             future.result()
         return len(paths) / (time.perf_counter() - start)
 
@@ -239,8 +241,8 @@ def main(
     with ExitStack() as running:  # all pools end with this block
         plain_pool = running.enter_context(start_plain_process())
         pools = [
-            (running.enter_context(step.open_pool(count)), count)
-            for count in sorted({1, step.count_workers(None)})
+            (running.enter_context(step.open_workers(count)), count)
+            for count in sorted({1, step.face_detector.count_workers(None)})
         ]
         for pool, workers in pools:  # untimed: networks and processes take seconds to start
             some = paths[: 4 * step.FRAMES_A_TASK["reduced"] * workers]

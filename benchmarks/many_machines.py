@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 
 import pebble
@@ -30,7 +29,7 @@ from distributed import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-cluster = importlib.import_module("cluster")
+pools = importlib.import_module("parts.workers")
 
 # --------------------------------------------------------------------------------------------------
 VIDEOS = 136_074  # of the five data sets
@@ -43,7 +42,7 @@ MIB = 2**20
 
 
 def start_pool(workers: int) -> pebble.ThreadPool:
-    """The pool that this file has for `cluster`, to which it is a step like 01 and 02."""
+    """The pool that this file has for `parts.workers`, to which it is a step like 01 and 02."""
     return pebble.ThreadPool(workers)
 
 
@@ -84,21 +83,17 @@ def measure_scheduler(folder: Path, videos: int, workers: int) -> float:
             task = f"import many_machines as m; m.host_workers({address!r}, {share})"
             command = [sys.executable, "-c", task]
             processes.append(subprocess.Popen(command, cwd=Path(__file__).parent))
-        pool = cluster.Cluster(address, start_pool, run, Path(__file__))
+        pool = pools.Cluster(address, start_pool, run, Path(__file__))
         pool.client.wait_for_workers(workers)
 
         # As the scripts do: so many at once, and a new one for each that is done.
-        start, running = time.perf_counter(), set()
+        start = time.perf_counter()
         before = [sum(process.cpu_times()[:2]) for process in (scheduler, client)]
-        for number in range(videos):
-            name = f"dfdc-{number:010d}"
-            checkpoint = {"settings": {"frames_per_second": 1}, "files": 1, "bytes": 2_000_000}
-            task = folder / "videos" / f"{name}.mp4", folder / "frames" / name, checkpoint
-            running.add(pool.schedule(do_nothing, task))
-            if len(running) >= 4 * pool.workers:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                assert all(future.result()["status"] == "ok" for future in done)
-        assert all(future.result()["status"] == "ok" for future in running)
+        checkpoint = {"settings": {"frames_per_second": 1}, "files": 1, "bytes": 2_000_000}
+        names = (f"dfdc-{number:010d}" for number in range(videos))
+        tasks = ((folder / "videos" / f"{n}.mp4", folder / "frames" / n, checkpoint) for n in names)
+        for _, future in pools.run_tasks(pool, pool.workers, do_nothing, tasks):
+            assert future.result()["status"] == "ok"
         seconds = time.perf_counter() - start
 
         after = [sum(process.cpu_times()[:2]) for process in (scheduler, client)]

@@ -1,1 +1,1 @@
-"""What has outgrown the page of a script: each file says which script uses it."""
+"""What has outgrown the page of a numbered script: each file says which script uses it."""

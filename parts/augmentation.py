@@ -1,4 +1,4 @@
-"""Serve the training with batches of crops, changed at random; 04 is its only user.
+"""Serve the training with batches of crops, changed at random; script 04 uses this.
 
 What a video goes through, a pair of a real crop and its fake goes through alike. Fakes are those of
 the data sets, and blends of a real crop with itself.

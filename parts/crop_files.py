@@ -1,4 +1,4 @@
-"""Read crops of faces, and the tables and rules that lie beside them; for 04 and its users.
+"""Read crops of faces, and the tables and rules beside them, for script 04 and those after.
 
 A crop is an image file of any size. The model takes it squeezed to 128 x 128 pixels, and the row of
 an array that holds it so is the index of its row in the table of the crops.

@@ -1,4 +1,4 @@
-"""Draw what 05 measured: scores, the worst mistakes, and how scores hold under changes."""
+"""Draw what script 05 measured: scores, the worst mistakes, and how scores hold under changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure scores against the truth, with intervals; 05 is its only user.
+"""Measure scores against the truth, with intervals, for script 05.
 
 Fake is the positive class everywhere. What templates/about-measures.json explains is made here.
 """

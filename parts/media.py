@@ -21,6 +21,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
+from parts import catalogue
+
 convert = importlib.import_module("01-convert-video-to-image")
 
 Item = TypeVar("Item")
@@ -35,7 +37,7 @@ def list_inputs(paths: Iterable[Path]) -> list[Path]:
 
     In folders, what this script wrote, or began to write, is left out.
     """
-    known = (*convert.VIDEO_SUFFIXES, *PICTURE_SUFFIXES)
+    known = (*catalogue.VIDEO_SUFFIXES, *PICTURE_SUFFIXES)
     files = []
     for path in paths:
         if path.is_dir():

@@ -1,6 +1,6 @@
 """The detector: EfficientNet-B0, the decision that makes a verdict of its output, and its file.
 
-Used by 04, which trains it, and by the scripts after, which use it.
+Script 04 trains it, and the scripts after use it.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from faults import jpeg, write_avi
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parts import catalogue
+
 SCRIPT = "01-convert-video-to-image.py"
 convert = importlib.import_module("01-convert-video-to-image")
 
@@ -221,13 +223,13 @@ def test_names_of_outer_folders_and_upper_case_do_not_matter(tmp_path: Path) -> 
 )
 def test_video_ids_are_safe_and_unique(names: list[tuple[str, str]]) -> None:
     sources = [f"{prefix}/{name.replace('/', '_')}.mp4" for prefix, name in names]
-    catalogue = pd.DataFrame({"source": sources, "prefix": [prefix for prefix, _ in names]})
-    catalogue = catalogue.drop_duplicates()
-    ids = convert.name_videos(catalogue)
+    videos = pd.DataFrame({"source": sources, "prefix": [prefix for prefix, _ in names]})
+    videos = videos.drop_duplicates()
+    ids = catalogue.name_videos(videos)
     assert ids.str.lower().is_unique
     assert ids.str.fullmatch(r"[A-Za-z0-9_.-]{1,89}").all()
     assert not ids.str.endswith(".").any()
-    reversed_ids = convert.name_videos(catalogue[::-1])
+    reversed_ids = catalogue.name_videos(videos[::-1])
     assert reversed_ids.sort_index().equals(ids)
 
 

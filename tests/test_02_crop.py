@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from mtcnn import MTCNN
 from mtcnn.utils.images import build_scale_pyramid
 
+from parts import face_detector
+
 SCRIPT = "02-crop-faces-with-mtcnn.py"
 crop = importlib.import_module("02-crop-faces-with-mtcnn")
 HEAD = cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR)[0:230, 100:350]
@@ -53,7 +55,7 @@ def overlap(one: tuple[int, ...], two: tuple[int, ...]) -> float:
 
 @pytest.fixture(scope="module")
 def detector() -> object:
-    return crop.load_detector(20, None)
+    return face_detector.load_detector(20, *crop.SEARCH[1:])
 
 
 def test_the_faces_are_the_package_s(detector: object) -> None:
@@ -83,14 +85,14 @@ def test_a_frame_has_the_same_faces_in_any_batch(detector: object) -> None:
 @given(st.integers(12, 2000), st.integers(12, 2000), st.integers(12, 400))
 def test_the_scales_are_the_package_s(height: int, width: int, min_face_size: int) -> None:
     package = build_scale_pyramid(width, height, 20, 0.709)
-    assert crop.list_scales(height, width, 20, 0.709) == pytest.approx(package)
-    ours = crop.list_scales(height, width, min_face_size, 0.709)
+    assert face_detector.list_scales(height, width, 20, 0.709) == pytest.approx(package)
+    ours = face_detector.list_scales(height, width, min_face_size, 0.709)
     smallest = [int(min(height, width) * scale) for scale in ours[-1:]]
     assert all(12 <= size <= 17 for size in smallest)
 
 
 def test_a_larger_smallest_face_still_finds_the_large_ones() -> None:
-    larger = crop.load_detector(80, None)
+    larger = face_detector.load_detector(80, *crop.SEARCH[1:])
     found = dict(zip(FRAMES, larger.detect(FRAMES.values()), strict=True))
     assert len(found["one"]) == 1 and len(found["small"]) == 0
 
@@ -98,7 +100,7 @@ def test_a_larger_smallest_face_still_finds_the_large_ones() -> None:
 @given(*[st.integers(0, 80)] * 2, *[st.integers(1, 80)] * 2, st.floats(0, 1))
 def test_the_margin(x: int, y: int, width: int, height: int, margin: float) -> None:
     frame = np.arange(160 * 160 * 3, dtype=np.uint32).reshape(160, 160, 3)
-    cut = crop.crop_face(frame, (x, y, width, height), margin)
+    cut = face_detector.crop_face(frame, (x, y, width, height), margin)
     left, top = max(0, x - round(margin * width)), max(0, y - round(margin * height))
     assert cut[0, 0, 0] == frame[top, left, 0]
     right = min(160, x + width + round(margin * width))
@@ -109,13 +111,14 @@ def test_the_margin(x: int, y: int, width: int, height: int, margin: float) -> N
 @given(*[st.integers(0, 80)] * 2, *[st.integers(1, 80)] * 2, st.floats(0, 1))
 def test_the_square(x: int, y: int, width: int, height: int, margin: float) -> None:
     frame = np.arange(600 * 600 * 3, dtype=np.uint32).reshape(600, 600, 3)
-    cut = crop.crop_face(frame, (x + 200, y + 200, width, height), margin, square=True)
+    cut = face_detector.crop_face(frame, (x + 200, y + 200, width, height), margin, square=True)
     side = max(width, height) * (1 + 2 * margin)
     assert cut.shape[0] == cut.shape[1] and abs(len(cut) - side) <= 0.5
     top, left = divmod(int(cut[0, 0, 0]) // 3, 600)
     assert abs(left + side / 2 - (x + 200 + width / 2)) <= 1
     assert abs(top + side / 2 - (y + 200 + height / 2)) <= 1
-    at_an_edge = crop.crop_face(frame[: y + 201, : x + 201], (x + 200, y + 200, 1, 1), 1.0, True)
+    box = x + 200, y + 200, 1, 1
+    at_an_edge = face_detector.crop_face(frame[: y + 201, : x + 201], box, 1.0, True)
     assert at_an_edge.shape == (2, 2, 3)
 
 
@@ -136,7 +139,7 @@ def frame_and_face(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int, int, in
     width, height = draw(st.integers(40, 2400)), draw(st.integers(40, 120))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     frame = rng.integers(0, 256, (height, width, 3), np.uint8)
-    rows, columns = crop.resize_by_width(frame).shape[:2]
+    rows, columns = face_detector.resize_by_width(frame).shape[:2]
     x, y = draw(st.integers(0, columns - 12)), draw(st.integers(0, rows - 12))
     return frame, (
         x,
@@ -157,23 +160,23 @@ def test_training_and_detection_see_the_very_same_pixels(
 ) -> None:
     """Saved by 01 and cut by 02, or from the video's frame in memory: one crop, one box."""
     video_frame, box = drawn
-    rule = crop.CropRule(frames, margin, square)
-    frame = crop.resize_by_width(video_frame) if frames == "reduced" else video_frame
-    detector = KnownFaces([[crop.Face(box, 0.99), crop.Face(box, 0.5)]])
-    (((face, in_memory),),) = crop.crop_faces([frame], detector, 0.95, rule)
-    assert (detector.shown[0] == crop.resize_by_width(video_frame)).all()
+    rule = face_detector.CropRule(frames, margin, square)
+    frame = face_detector.resize_by_width(video_frame) if frames == "reduced" else video_frame
+    detector = KnownFaces([[face_detector.Face(box, 0.99), face_detector.Face(box, 0.5)]])
+    (((face, in_memory),),) = face_detector.crop_faces([frame], detector, 0.95, rule)
+    assert (detector.shown[0] == face_detector.resize_by_width(video_frame)).all()
 
     folder = tmp_path_factory.mktemp("v")
     path = folder / "v-000000.png"
     path.write_bytes(cv2.imencode(".png", frame)[1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crop, "load_detector", lambda: detector)
+        patch.setattr(face_detector, "load_detector", lambda: detector)
         (row,), skipped = crop.write_crops(folder, 0.95, rule, (), "v", {0: path})
     assert not skipped
     on_disk = cv2.imread(str(folder / row["crop"]))
     assert (row["x"], row["y"], row["width"], row["height"]) == face.box
     assert on_disk.shape == in_memory.shape and (on_disk == in_memory).all()
-    assert (crop.crop_face(frame, face.box, margin, square) == in_memory).all()
+    assert (face_detector.crop_face(frame, face.box, margin, square) == in_memory).all()
     left, top, width, height = face.box
     assert left >= 0 and top >= 0 and min(width, height) >= 1
     assert left + width <= frame.shape[1] and top + height <= frame.shape[0]
@@ -220,7 +223,7 @@ def test_crops_on_disk(frames: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         frame = FRAMES[shown[row.video_id, row.frame]]
         saved = cv2.imread(str(tmp_path / "faces" / row.crop))
         box = (row.x, row.y, row.width, row.height)
-        assert (saved == crop.crop_face(frame, box, 0.3)).all()
+        assert (saved == face_detector.crop_face(frame, box, 0.3)).all()
     skipped = pd.read_csv(tmp_path / "faces/skipped.csv")
     assert skipped[["video_id", "frame"]].values.tolist() == [["c", 20]]
     assert "frame 20 of c: does not decode" in capsys.readouterr().out
@@ -333,7 +336,8 @@ def test_full_frames_are_searched_reduced_and_cut_full(
         table = crop.main(frames, faces, square=square, workers=1)
         rule = json.loads((faces / "crop-rule.json").read_text())
         assert rule == {"frames": kind, "margin": 0.3, "square": square}
-        (((face, cut),),) = crop.crop_faces([full], detector, 0.95, crop.CropRule(**rule))
+        rule = face_detector.CropRule(**rule)
+        (((face, cut),),) = face_detector.crop_faces([full], detector, 0.95, rule)
         row = table.iloc[0]
         assert (row["x"], row["y"], row["width"], row["height"]) == face.box
         assert (cv2.imread(str(faces / row["crop"])) == cut).all()

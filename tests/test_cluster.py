@@ -18,6 +18,8 @@ from conftest import assert_stops, run_script
 from faults import jpeg, processes_of, read_tree, running, wait_for, write_avi
 from test_faults_02 import write_frames
 
+from parts import workers
+
 pytest.importorskip("distributed", reason="Dask is an extra: requirements-cluster.txt")
 pytest.importorskip("fcntl", reason="signals and shared locks are not for Windows")
 SCRIPT = "01-convert-video-to-image.py"
@@ -184,6 +186,24 @@ def test_a_worker_that_lacks_the_folder_is_named(machines: Machines, few_videos:
         alone.stop()
 
 
+def test_another_text_of_the_step_or_of_a_part_is_another_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, part = tmp_path / "step.py", tmp_path / "parts" / "part.py"
+    part.parent.mkdir()
+    monkeypatch.setattr(workers, "__file__", str(part))
+    versions = []
+    for texts in (("a", "b"), ("a", "b"), ("a", "c"), ("b", "c")):
+        for path, text in zip((step, part), texts, strict=True):
+            path.write_text(text)
+        workers.find_digest.cache_clear()
+        versions.append(workers.find_version(step))
+    part.write_text("loaded already: this comes too late")
+    assert versions[0] == versions[1] and len(set(versions)) == 3
+    assert workers.find_version(step) == versions[-1]
+    workers.find_digest.cache_clear()
+
+
 def test_the_scheduler_is_killed(machines: Machines, long_videos: Path) -> None:
     with running(SCRIPT, "--scheduler", machines.address, cwd=long_videos) as run:
         wait_for(lambda: two_are_begun(long_videos), run)
@@ -236,7 +256,5 @@ def test_parts_of_the_faces(few_frames: Path) -> None:
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "half", "1/0", "-1/2"])
 def test_a_part_that_is_none(few_videos: Path, part: str) -> None:
-    from cluster import read_part
-
     with pytest.raises(ValueError, match=r"--part is .*give one such as 3/10"):
-        read_part(part)
+        workers.read_part(part)

@@ -32,10 +32,12 @@ from faults import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parts import catalogue
+
 resource = pytest.importorskip("resource", reason="signals and limits are not for Windows")
 SCRIPT = "01-convert-video-to-image.py"
 convert = importlib.import_module("01-convert-video-to-image")
-ROWS, LIST_ROWS = convert.read_data_sets(convert.DATA_SETS)
+ROWS, LIST_ROWS = catalogue.read_data_sets(convert.DATA_SETS)
 
 
 @pytest.fixture(scope="module")
@@ -540,8 +542,8 @@ WINDOWS_DEVICES = re.compile(r"(CON|PRN|AUX|NUL|COM[0-9]|LPT[0-9])(\..*)?", re.I
 def test_names_are_valid_on_windows(names: list[str]) -> None:
     sources = [f"real/{name.replace('/', '_')}.mp4" for name in names] + ["real/AUX.mp4"]
     sources = sorted(set(sources))
-    prefixes = [convert.describe_by_plain_folder(PurePosixPath(s))["prefix"] for s in sources]
-    ids = convert.name_videos(pd.DataFrame({"source": sources, "prefix": prefixes}))
+    prefixes = [catalogue.describe_by_plain_folder(PurePosixPath(s))["prefix"] for s in sources]
+    ids = catalogue.name_videos(pd.DataFrame({"source": sources, "prefix": prefixes}))
     for name in ids:
         assert not set(name) & set('<>:"/\\|?*') and name.isprintable() and name.isascii()
         assert not name.endswith((".", " ", ".partial"))
@@ -600,10 +602,10 @@ def test_what_may_not_be_read(tmp_path: Path) -> None:
 
 
 def test_who_is_who_in_plain_folders() -> None:
-    lists = convert.Lists({}, {}, set(), {})
+    lists = catalogue.Lists({}, {}, set(), {})
 
     def identity(source: str) -> str:
-        return convert.describe(PurePosixPath(source), lists, ROWS)["identities"]
+        return catalogue.describe(PurePosixPath(source), lists, ROWS)["identities"]
 
     assert identity("real/anna/1.mp4") == identity("Fake/Anna/2/b.mp4") == "anna"
     assert identity("real/b.mp4") == identity("x/fake/b.avi") == "b"
@@ -702,7 +704,7 @@ others = "train"
     write_avi(tmp_path / "videos/clips/swap/eve-1.avi", [jpeg((64, 48))])
     write_avi(tmp_path / "videos/clips/swap/kim-2.avi", [jpeg((64, 48))])
     (tmp_path / "videos/held-out.txt").write_text("1 clips/swap/kim-2.avi\n")
-    rows = convert.make_catalogue(tmp_path / "videos", *convert.read_data_sets(table))[0]
+    rows = catalogue.make_catalogue(tmp_path / "videos", *catalogue.read_data_sets(table))[0]
     assert rows[
         ["video_id", "dataset", "method", "identities", "official_split"]
     ].values.tolist() == [
@@ -729,7 +731,7 @@ def test_a_table_of_data_sets_that_is_none(
     if content is not None:
         (tmp_path / "sets.toml").write_text(content)
     with pytest.raises(ValueError, match=rf"sets\.toml.*{reason}|{reason}.*sets\.toml"):
-        convert.read_data_sets(tmp_path / "sets.toml")
+        catalogue.read_data_sets(tmp_path / "sets.toml")
 
 
 # --- The parsers, under hypothesis ----------------------------------------------------------------
@@ -775,15 +777,15 @@ def test_any_names_and_lists_give_rows_or_reasons(
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(json.dumps(content))
     paths = [PurePosixPath("a.mp4"), *paths]
-    lists, unreadable = convert.read_lists(folder, [PurePosixPath(name)], paths, LIST_ROWS)
+    lists, unreadable = catalogue.read_lists(folder, [PurePosixPath(name)], paths, LIST_ROWS)
     assert all(unreadable.values())
     for path in paths:
         try:
-            video = convert.describe(path, lists, ROWS)
+            video = catalogue.describe(path, lists, ROWS)
         except ValueError as error:
             assert str(error) and "\n" not in str(error)
             continue
-        assert set(convert.DESCRIPTION) <= set(video)
+        assert set(catalogue.DESCRIPTION) <= set(video)
         assert video["label"] in ("real", "fake") and video["prefix"]
         assert video["official_split"] in ("", "train", "val", "test")
         assert all(isinstance(text, str) for text in video.values())
@@ -798,6 +800,6 @@ def test_any_bytes_are_a_list_or_have_a_reason(
     folder = tmp_path_factory.getbasetemp() / "bytes"
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
-    _, unreadable = convert.read_lists(folder, [PurePosixPath(name)], [], LIST_ROWS)
+    _, unreadable = catalogue.read_lists(folder, [PurePosixPath(name)], [], LIST_ROWS)
     assert set(unreadable) <= {PurePosixPath(name)}
     assert all("\n" not in reason for reason in unreadable.values())

@@ -1,4 +1,7 @@
-"""Share the videos of a step between machines; 01 and 02 load this for --scheduler and --part.
+"""Share the videos of a step between processes and machines; 01 and 02 use this.
+
+On one machine every worker is a process of its own: one that crashes or hangs costs its own video,
+Ctrl-C reaches the main process alone, and no worker outlives the main process.
 
 `--scheduler` gives the work to a running Dask cluster. Each of its workers opens the step's own
 pool for the run, with a process for each of its threads: a crash, a hang or a full memory costs
@@ -12,19 +15,22 @@ they are: they need no settings, only the same folders under the same paths, thi
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from hashlib import sha1
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +39,106 @@ import filelock
 import pebble
 
 Pool = pebble.ProcessPool | pebble.ThreadPool
+TASKS_AT_ONCE = 4  # that a worker has begun or waiting, so that none waits for work
+
+# --- The pool -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_pool(
+    start_pool: Callable[[int], Pool],
+    workers: int,
+    scheduler: str | None = None,
+    run: Path | None = None,
+    probe: Path | None = None,
+) -> Iterator[Callable[..., Iterator[tuple[tuple, Future]]]]:
+    """Start the workers of a step, on this machine or a cluster; they end with the block.
+
+    Args:
+        start_pool: the function of the step that starts a pool of so many workers
+        workers: on this machine
+        scheduler: address of a Dask cluster, whose workers do it instead; None is this machine
+        run: a folder that lives as long as the run; a cluster's workers must see it
+        probe: a file that they must see, too
+
+    Returns:
+        run_tasks, for this pool: a function of (function, tasks, timeout, in_order).
+    """
+    pool = Cluster(scheduler, start_pool, run, probe) if scheduler else start_pool(workers)
+    try:
+        if isinstance(pool, pebble.ProcessPool):
+            start_processes(pool)
+        yield partial(run_tasks, pool, Cluster.workers if scheduler else workers)
+    finally:
+        pool.stop()
+        pool.join()
+
+
+def start_processes(pool: pebble.ProcessPool) -> None:
+    """Start the processes of a pool so that they do not get Ctrl-C: the main process ends them."""
+    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if can_block:
+        resource_tracker.ensure_running()  # it unblocks SIGINT when it starts, so it starts first
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    _ = pool.active  # to ask starts them
+    if can_block:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def run_tasks(
+    pool: Pool | Cluster,
+    workers: int,
+    function: Callable[..., Any],
+    tasks: Iterable[tuple],
+    timeout: float | None = None,
+    in_order: bool = False,
+) -> Iterator[tuple[tuple, Future]]:
+    """Run a function of the step for each task: a tuple of arguments.
+
+    They are of Python's own types: the scheduler of a cluster reads them, and has no step loaded.
+
+    Yields:
+        Each task with its future: as they end, or `in_order`, where the future may not have ended.
+        It raises TimeoutError after `timeout` seconds, and pebble.ProcessExpired for a crash.
+
+    Raises:
+        OSError: the processes could not go on.
+    """
+    running, tasks = {}, iter(tasks)
+    limit = {} if timeout is None else {"timeout": timeout}
+    while True:
+        # A pool looks at all its tasks ten times a second, so it gets a few at a time.
+        for task in itertools.islice(tasks, TASKS_AT_ONCE * workers - len(running)):
+            try:
+                running[pool.schedule(function, task, **limit)] = task
+            except RuntimeError as error:
+                raise OSError(f"the processes that do the work ended: {error}") from error
+        if not running:
+            return
+        first = next(iter(running))
+        for future in [first] if in_order else wait(running, return_when=FIRST_COMPLETED).done:
+            yield running.pop(future), future
+
+
+def make_processes(workers: int, prepare: Callable[..., None], *arguments: object) -> Pool:
+    """Make a pool of processes, each prepared by the step's own function.
+
+    Unlike the standard library's, the pool survives a process that crashes.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    return pebble.ProcessPool(workers, 0, start_process, (prepare, *arguments), context=spawn)
+
+
+def start_process(prepare: Callable[..., None], *arguments: object) -> None:
+    """Prepare a process, which ends when the main one is killed; it would wait for ever."""
+
+    def wait_for_main() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_main, daemon=True).start()
+    prepare(*arguments)
+
 
 # --- Parts ----------------------------------------------------------------------------------------
 
@@ -78,7 +184,7 @@ def share_folder(folder: Path, part: str) -> Iterator[None]:
 class Cluster:
     """A running Dask cluster, for the tasks of one run of a step."""
 
-    workers = 500  # so many are kept busy at least: the scripts have four tasks waiting for each
+    workers = 500  # so many are kept busy at least: each has TASKS_AT_ONCE begun or waiting
 
     def __init__(
         self, scheduler: str, start_pool: Callable[[int], Pool], run: Path, probe: Path
@@ -130,7 +236,7 @@ class Cluster:
         # It goes to the worker as it stands here: nothing of this project is loaded there yet.
         def begin(script: Path, *call: object) -> dict:
             sys.path[:] = dict.fromkeys([str(script.parent), *sys.path])
-            return importlib.import_module("cluster").run_task(script, *call)
+            return importlib.import_module("parts.workers").run_task(script, *call)
 
         outcome: Future[dict] = Future()
         if isinstance(function, partial):
@@ -166,14 +272,20 @@ class Cluster:
         """Do nothing: stop has waited."""
 
 
-def find_version(script: str | Path) -> str:
-    """What tells one text of a step's file, and of this one, from another."""
-    return sha1(Path(script).read_bytes() + Path(__file__).read_bytes()).hexdigest()
+def find_version(script: Path) -> str:
+    """What tells one text of a step's file, and of all parts, from another."""
+    paths = script, *sorted(Path(__file__).parent.glob("*.py"))
+    return sha1("".join(map(find_digest, paths)).encode()).hexdigest()
+
+
+@cache
+def find_digest(path: Path) -> str:
+    """The digest of a file as it was when first asked for, as a worker loads it only once."""
+    return sha1(path.read_bytes()).hexdigest()
 
 
 # --- Dask, on a worker of the cluster -------------------------------------------------------------
 
-LOADED: dict[Path, str] = {}  # by step: the version that this worker has loaded
 POOLS: dict[Path, tuple[ModuleType, Pool]] = {}  # by run: the step, and its pool on this worker
 OPENING = threading.Lock()
 
@@ -198,14 +310,14 @@ def run_task(
     """
     with OPENING:
         if run not in POOLS:
-            POOLS[run] = open_pool(script, version, start_pool, run, probe)
+            POOLS[run] = load_pool(script, version, start_pool, run, probe)
             threading.Thread(target=close_after, args=(run,), daemon=True).start()
         step, pool = POOLS[run]
     limit = {} if timeout is None else {"timeout": timeout}
     return pool.schedule(getattr(step, function), args, kwargs, **limit).result()
 
 
-def open_pool(
+def load_pool(
     script: Path, version: str, start_pool: str, run: Path, probe: Path
 ) -> tuple[ModuleType, Pool]:
     """Load the step and open its pool, with a process for each thread of this worker."""
@@ -217,7 +329,7 @@ def open_pool(
         if not path.exists():
             raise FileNotFoundError(f"{name} does not see {path}; let it see the same folders")
     step = importlib.import_module(script.stem)
-    if LOADED.setdefault(script, find_version(script)) != version:
+    if find_version(script) != version:
         raise OSError(f"{name} has another version of {script.name} loaded; restart it")
     multiprocessing.current_process().daemon = False  # Dask's are, and may have no processes.
     return step, getattr(step, start_pool)(worker.state.nthreads)
