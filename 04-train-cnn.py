@@ -328,14 +328,13 @@ def train_model(
                 f"smaller --learning-rate, and delete {unfinished} before."
             )
         val["p_fake"] = calibrate(val["p_real"], Decision())
-        videos = average_by_video(val)
         row = {
             "epoch": epoch,
             "loss": trained.history["loss"][0],
             "accuracy": trained.history["accuracy"][0],
             "val_loss": sklearn.metrics.log_loss(val["label"] == "fake", val["p_fake"]),
             "val_accuracy": float(((val["p_fake"] >= 0.5) == (val["label"] == "fake")).mean()),
-            "val_auc": sklearn.metrics.roc_auc_score(videos["label"] == "fake", videos["p_fake"]),
+            "val_auc": measure_auc(val),
         }
         history = pd.concat([history, pd.DataFrame([row])], ignore_index=True)
         if find_best(history) == epoch:
@@ -390,12 +389,23 @@ def compile_model(model: keras.Model, settings: dict, steps: int) -> None:
 
 
 def find_best(history: pd.DataFrame) -> int:
-    """Tell the best epoch: of the highest AUC of the validation videos, then of the lowest loss.
+    """Tell the best epoch: of the highest AUC by validation video, then of the lowest loss.
 
     The AUC asks for the right order alone; how sure the scores are, the calibration puts right.
     """
     order = history.sort_values(["val_auc", "val_loss", "epoch"], ascending=[False, True, True])
     return int(order["epoch"].iloc[0])
+
+
+def measure_auc(val: pd.DataFrame) -> float:
+    """Measure the AUC by video of each data set that has both labels, and average them.
+
+    Taken together, data sets of different levels of score would hide how well each is told apart.
+    """
+    parts = [part for _, part in val.groupby("dataset") if part["label"].nunique() == 2] or [val]
+    videos = [average_by_video(part) for part in parts]
+    score = sklearn.metrics.roc_auc_score
+    return float(np.mean([score(part["label"] == "fake", part["p_fake"]) for part in videos]))
 
 
 # --- From the model's output to a verdict ---------------------------------------------------------

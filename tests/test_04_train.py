@@ -110,6 +110,15 @@ def test_validation_follows_training(trained: Trained) -> None:
     assert last.val_accuracy > 0.9
 
 
+def test_the_auc_of_an_epoch_is_the_mean_of_its_data_sets() -> None:
+    """Two sets that are told apart without a fault, at levels that overlap between them."""
+    rows = [("A", "real", 0.1), ("A", "fake", 0.4), ("B", "real", 0.5), ("B", "fake", 0.9)]
+    val = pd.DataFrame(rows, columns=["dataset", "label", "p_fake"]).assign(video_id=list("abcd"))
+    assert train.measure_auc(val) == 1
+    assert train.measure_auc(val.assign(dataset="")) == 0.75
+    assert train.measure_auc(val.assign(dataset=list("ABCD"))) == 0.75  # none has both labels
+
+
 # The decision
 
 
