@@ -248,10 +248,12 @@ def sweep_changes(
         images: room for them, RGB uint8 (n, 128, 128, 3), which `score` scores
         predictions: of the crops unchanged, their index being rows of images
     """
-    steps = [(kind, value) for kind in changes for value in changes[kind]]
-    unchanged = measures.measure_videos(predictions, decision)
-    rows = [{"change": kind, "value": UNCHANGED[kind], **unchanged} for kind in changes]
+    steps = [(kind, value) for kind in changes for value in (UNCHANGED[kind], *changes[kind])]
+    unchanged, rows = measures.measure_videos(predictions, decision), []
     for kind, value in tqdm(steps, "changes", leave=False):
+        if value == UNCHANGED[kind]:
+            rows.append({"change": kind, "value": value, **unchanged})
+            continue
 
         def change(row: int, kind: str = kind, value: float = value) -> float:
             crop = crop_files.read_image(folder / predictions.at[row, "crop"])[..., ::-1]

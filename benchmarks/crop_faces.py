@@ -241,7 +241,14 @@ def main(
     with ExitStack() as running:  # all pools end with this block
         plain_pool = running.enter_context(start_plain_process())
         pools = [
-            (running.enter_context(step.open_workers(count)), count)
+            (
+                running.enter_context(
+                    step.open_pool(
+                        step.pebble.ThreadPool if count == 1 else step.start_searchers, count
+                    )
+                ),
+                count,
+            )
             for count in sorted({1, step.face_detector.count_workers(None)})
         ]
         for pool, workers in pools:  # untimed: networks and processes take seconds to start

@@ -132,8 +132,9 @@ def test_the_scores_are_the_model_s_calibrated(inputs: Path, model: Path) -> Non
     loaded = detect.load_scorer(model)
     (_, crop), *_ = detect.find_faces([(0, 0.0, make_frame((200, 60, 1.0)))], loaded.decision)
     image = crop_files.prepare_crop(crop)[None].astype(np.float32)
-    p_real = float(loaded.model(image, training=False)[0, 0])
-    logit = np.log(p_real / (1 - p_real))
+    both = np.concatenate((image, image[:, :, ::-1]))
+    p_real = np.asarray(loaded.model(both, training=False), np.float64)[:, 0]
+    logit = np.log(p_real / (1 - p_real)).mean()
     assert detect.score_crops([crop_files.prepare_crop(crop)], loaded)[0] == pytest.approx(
         1 / (1 + np.exp(logit / 1.5)), rel=1e-4
     )

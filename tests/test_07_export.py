@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     train_cnn.keras.utils.set_random_seed(1)
     built = network.build_model(network.LITE0_WEIGHTS)
-    network.write_model(built, network.Decision(1.5, -0.4, 0.3), folder / "model.keras")
+    network.write_model(built, network.Decision(1.5, -0.4, 0.3, 0.3), folder / "model.keras")
     rng = np.random.default_rng(1)
     for number in range(12):
         coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)

@@ -152,7 +152,9 @@ def test_an_older_decision_gets_the_defaults(
 ) -> None:
     changes = {"decision.json": b'{"temperature": 2.0, "threshold": 0.7}'}
     path = rewrite(trained.model_dir / "best_model.keras", tmp_path / "m.keras", changes)
-    assert network.read_decision(path) == network.Decision(temperature=2.0, threshold=0.7)
+    assert network.read_decision(path) == network.Decision(
+        temperature=2.0, threshold=0.7, real_below=0.7
+    )
     assert f"NOTE: {path}: an older model, without a crop rule" in capsys.readouterr().err
 
 
