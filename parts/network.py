@@ -178,7 +178,8 @@ def predict_both_ways(predict: Callable[[np.ndarray], object], images: np.ndarra
         images: RGB (n, 128, 128, 3) in 0..255
     """
     both = np.concatenate((images, images[:, :, ::-1])).astype(np.float32)
-    p_real = np.asarray(predict(both), np.float64)[:, 0].clip(SMALLEST_P, 1 - SMALLEST_P)
+    p_real = np.asarray(predict(both), np.float64)[:, 0]
+    p_real = np.where(np.isfinite(p_real), p_real.clip(SMALLEST_P, 1 - SMALLEST_P), np.nan)
     return scipy.special.expit(scipy.special.logit(p_real).reshape(2, -1).mean(axis=0))
 
 
