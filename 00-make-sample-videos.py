@@ -28,7 +28,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +38,8 @@ import pandas as pd
 import skimage.data
 import tyro
 from tqdm.contrib.concurrent import thread_map
+
+from parts.folders import write_whole
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -437,14 +439,6 @@ def print_set(table: pd.DataFrame, frames: int, kept: int, folder: Path) -> None
 
 
 # --- Machinery ------------------------------------------------------------------------------------
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    partial.unlink(missing_ok=True)  # a link planted there would be followed
-    write(partial)
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from hashlib import sha1
@@ -50,6 +50,8 @@ import tyro
 from tqdm import tqdm
 
 from parts import catalogue, folders
+from parts.folders import claim_folder, write_whole
+from parts.width_rule import WidthRule, resize_by_width
 from parts.workers import make_processes, open_pool, read_part, share_folder
 
 # --------------------------------------------------------------------------------------------------
@@ -80,7 +82,6 @@ MISSING_FRAMES = 0.02  # share of the frames claimed that may lack before we loo
 SAMPLE = 4096  # bytes at the start, middle and end of a file that tell it from another
 SHOWN = 10  # videos of each kind of trouble that are printed; the tables have all
 CONVERSION = ["width", "height", "fps", "frames", "status", "reason"]
-WidthRule = tuple[tuple[float, float], ...]
 
 
 def main(
@@ -139,7 +140,7 @@ def main(
     if part:
         lock, videos = share_folder(frames_dir, part), videos.iloc[read_part(part)]
     with suppress(FileNotFoundError):  # another part, begun at this moment, was faster
-        claim_folder(frames_dir, "--frames-dir")
+        claim_folder(frames_dir, "--frames-dir", Path(__file__).name)
     with lock:
         try:
             conversions = convert_videos(videos, frames_dir, settings)
@@ -413,20 +414,6 @@ def read_frames(
         yield index, seconds, wanted, video.retrieve()[1] if wanted else None
 
 
-def resize_by_width(frame: np.ndarray, width_rule: WidthRule = WIDTH_RULE) -> np.ndarray:
-    """Resize an image, uint8 (height, width) or (height, width, 3), by the factor for its width.
-
-    The rule brings faces to a similar size: below 300 pixels 2x, to 1000 1x, to 1900 0.5x, above
-    0.33x, cut to whole pixels. INTER_AREA shrinks by averages, so that nothing aliases.
-    """
-    height, width = frame.shape[:2]
-    factor = next(factor for limit, factor in width_rule if width < limit)
-    if factor == 1:
-        return frame
-    size = max(1, int(width * factor)), max(1, int(height * factor))
-    return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
-
-
 def write_png(image: np.ndarray, path: Path, compression: int) -> int:
     """Write a frame, BGR uint8 (height, width, 3), without loss; returns the bytes of the file.
 
@@ -471,32 +458,6 @@ def print_summary(table: pd.DataFrame, left_out: pd.DataFrame, frames_dir: Path)
 
 
 # --- Machinery ------------------------------------------------------------------------------------
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    partial.unlink(missing_ok=True)  # a link planted there would be followed
-    write(partial)
-    partial.replace(path)
-
-
-def claim_folder(folder: Path, option: str) -> None:
-    """Make an output folder and mark it as this script's; refuse one that holds anything else.
-
-    Raises:
-        ValueError: the folder holds what this script did not make.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    mark, script = folder / ".made-by", Path(__file__).name
-    if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace").strip() == script:
-        return
-    if foreign := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
-        raise ValueError(
-            f"{folder}: it holds {foreign[0]}, which this script did not make; name another folder "
-            f"with {option}, or move it away."
-        )
-    write_whole(mark, lambda partial: partial.write_text(f"{script}\n"))
 
 
 def note_inputs(files: list[Path], settings: dict) -> dict:

@@ -45,6 +45,7 @@ import tyro
 from tqdm import tqdm
 
 from parts import face_detector, folders
+from parts.folders import claim_folder, write_whole
 from parts.workers import make_processes, open_pool, read_part, share_folder
 
 # --------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def main(
     if part:
         lock, video_ids = share_folder(faces_dir, part), video_ids[read_part(part)]
     with suppress(FileNotFoundError):  # another part, begun at this moment, was faster
-        claim_folder(faces_dir, "--faces-dir")
+        claim_folder(faces_dir, "--faces-dir", Path(__file__).name)
     with lock:
         try:
             # A video is waiting unless its folder holds what its frames and these settings give.
@@ -399,32 +400,6 @@ def check_limits(settings: dict) -> None:
             if value is not None and not (low <= value <= high and math.isfinite(value)):
                 span = f"{low} or more" if high == math.inf else f"{low} to {high}"
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; give {span}.")
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    partial.unlink(missing_ok=True)  # a link planted there would be followed
-    write(partial)
-    partial.replace(path)
-
-
-def claim_folder(folder: Path, option: str) -> None:
-    """Make an output folder and mark it as this script's; refuse one that holds anything else.
-
-    Raises:
-        ValueError: the folder holds what this script did not make.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    mark, script = folder / ".made-by", Path(__file__).name
-    if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace").strip() == script:
-        return
-    if foreign := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
-        raise ValueError(
-            f"{folder}: it holds {foreign[0]}, which this script did not make; name another folder "
-            f"with {option}, or move it away."
-        )
-    write_whole(mark, lambda partial: partial.write_text(f"{script}\n"))
 
 
 def write_record(content: dict, path: Path) -> None:

@@ -16,7 +16,7 @@ Next    05-evaluate-model.py
 The model takes RGB images, 128 x 128, as they are, 0 to 255: its first layer normalises them by
 ImageNet's mean and standard deviation. Its output is p_real, the probability that the face is real.
 p_fake, the score that the later scripts use, is 1 - p_real after a calibration on the validation
-crops; the calibration, the threshold and the way the crops were cut are saved in the model's file.
+crops; the calibration, the two thresholds and the way the crops were cut are saved in its file.
 
 A training that was stopped, even by a kill, goes on after its last whole epoch and ends with the
 same model and history, byte for byte.
@@ -67,6 +67,7 @@ from parts.crop_files import (
     open_cache,
     read_crop_rule,
 )
+from parts.folders import claim_folder, write_whole
 from parts.network import (
     SMALLEST_P,
     Decision,
@@ -230,7 +231,7 @@ def main(
 
     if model_dir.is_file():
         raise ValueError(f"{model_dir}: it is a file; name a folder with --model-dir.")
-    claim_folder(model_dir, "--model-dir")
+    claim_folder(model_dir, "--model-dir", Path(__file__).name)
     with filelock.FileLock(model_dir / ".lock", timeout=0):
         images = open_cache(len(crops), model_dir)
         crops, left_out = decode_crops(crops, split_dir, images)
@@ -512,24 +513,6 @@ def check_numbers(settings: dict, limits: dict[tuple[float, float], tuple[str, .
                 raise ValueError(f"--{name.replace('_', '-')} is {settings[name]}; give {wanted}.")
 
 
-def claim_folder(folder: Path, option: str) -> None:
-    """Make an output folder and mark it as this script's; refuse one that holds anything else.
-
-    Raises:
-        ValueError: the folder holds what this script did not make.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    mark, script = folder / ".made-by", Path(__file__).name
-    if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace").strip() == script:
-        return
-    if foreign := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
-        raise ValueError(
-            f"{folder}: it holds {foreign[0]}, which this script did not make; name another folder "
-            f"with {option}, or move it away."
-        )
-    write_whole(mark, lambda partial: partial.write_text(f"{script}\n"))
-
-
 def fingerprint_crops(crops: pd.DataFrame, split_dir: Path) -> str:
     """Give the crops a fingerprint: another one if any is added, removed or written anew."""
     stats = [(split_dir / crop).stat() for crop in crops["crop"]]
@@ -593,14 +576,6 @@ def seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
     for number, layer in enumerate(dropouts):
         state = np.random.default_rng((seed, epoch, number)).integers(2**31, size=2)
         layer.seed_generator.state.assign(state)
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    partial.unlink(missing_ok=True)  # a link planted there would be followed
-    write(partial)
-    partial.replace(path)
 
 
 def write_picture(path: Path, draw: Callable[[], Figure]) -> None:

@@ -44,6 +44,7 @@ from tqdm import tqdm
 
 from parts import augmentation, crop_files, drawings, measures
 from parts.crop_files import CLASSES
+from parts.folders import claim_folder, write_whole
 from parts.network import Decision, calibrate, load_model, predict_crops, read_decision, read_saved
 
 train_cnn = importlib.import_module("04-train-cnn")
@@ -147,7 +148,7 @@ def main(
         compare_crop_rules(crop_files.read_crop_rule(folder), decision, folder)
 
     report_dir = report_dir or model.parent
-    train_cnn.claim_folder(report_dir, "--report-dir")
+    claim_folder(report_dir, "--report-dir", Path(train_cnn.__file__).name)
     with filelock.FileLock(report_dir / ".lock", timeout=0):
         own_files = find_own_files(report_dir)
         folders, scored, robustness = {}, [], []
@@ -325,7 +326,7 @@ def write_report(
     for name in metrics["files"]:
         if name in texts:
             content = texts[name].encode(errors="backslashreplace")
-            train_cnn.write_whole(report_dir / name, partial(Path.write_bytes, data=content))
+            write_whole(report_dir / name, partial(Path.write_bytes, data=content))
         else:
             train_cnn.write_picture(report_dir / name, pictures[name])
 

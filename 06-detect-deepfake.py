@@ -53,7 +53,9 @@ import tyro
 from tqdm import tqdm
 
 from parts import crop_files, detection_report, face_detector, marked_video, media, network
+from parts.folders import write_whole
 from parts.media import spell, word_error
+from parts.width_rule import resize_by_width
 
 convert = importlib.import_module("01-convert-video-to-image")
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
@@ -300,7 +302,7 @@ def find_faces(
     """
     whole = [frame for _, _, frame in frames]
     full = decision.frames == "full"
-    shown = whole if full else [convert.resize_by_width(frame) for frame in whole]
+    shown = whole if full else [resize_by_width(frame, convert.WIDTH_RULE) for frame in whole]
     detector = face_detector.load_detector(*crop_faces.SEARCH)
     found = face_detector.crop_faces(shown, detector, crop_faces.CONFIDENCE, decision)
     for (index, seconds, frame), small, faces in zip(frames, shown, found, strict=True):
@@ -540,14 +542,6 @@ def check_settings(settings: SimpleNamespace) -> None:
         if not least <= value <= most:  # so that NaN is refused
             advice = f"{least} or more" if most == math.inf else f"{least} to {most}"
             raise ValueError(f"--{name.replace('_', '-')} is {value}; give {advice}.")
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    partial.unlink(missing_ok=True)  # a link planted there would be followed
-    write(partial)
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -40,6 +39,7 @@ import tyro
 
 from parts import crop_files, export_formats, network
 from parts.export_formats import INPUT, OUTPUT, Scorer
+from parts.folders import claim_folder, write_whole
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -136,7 +136,7 @@ def main(
     files["json"] = (json.dumps(about, indent=2) + "\n").encode()
     export_dir.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(export_dir / ".lock", timeout=0):
-        claim_folder(export_dir, "--export-dir")
+        claim_folder(export_dir, "--export-dir", Path(__file__).name)
         for name, content in files.items():
             write_whole(export_dir / f"detector.{name}", partial(Path.write_bytes, data=content))
     sizes = {"keras": model.stat().st_size} | {name: len(files[name]) for name in files}
@@ -180,32 +180,6 @@ def run_keras(model: keras.Model, decision: network.Decision) -> Scorer:
 
 
 # --- Machinery ------------------------------------------------------------------------------------
-
-
-def claim_folder(folder: Path, option: str) -> None:
-    """Make an output folder and mark it as this script's; refuse one that holds anything else.
-
-    Raises:
-        ValueError: the folder holds what this script did not make.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    mark, script = folder / ".made-by", Path(__file__).name
-    if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace").strip() == script:
-        return
-    if foreign := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
-        raise ValueError(
-            f"{folder}: it holds {foreign[0]}, which this script did not make; name another folder "
-            f"with {option}, or move it away."
-        )
-    write_whole(mark, lambda partial: partial.write_text(f"{script}\n"))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    partial.unlink(missing_ok=True)  # a link planted there would be followed
-    write(partial)
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -62,16 +62,18 @@ def draw_calibration(part: pd.DataFrame, decision: Decision, axes: Axes) -> None
 
 
 def draw_worst_mistakes(predictions: pd.DataFrame, decision: Decision, mistakes: int) -> Figure:
-    """Draw the crops that are farthest on the wrong side of the threshold, one a video."""
-    sign = np.where(predictions["label"] == "fake", -1, 1)
-    wrong_by = sign * (predictions["p_fake"] - decision.threshold)
-    table = predictions.assign(wrong_by=wrong_by).sort_values("wrong_by", ascending=False)
-    table = table[table["wrong_by"] > 0].drop_duplicates(["folder", "label", "video_id"])
+    """Draw the crops that are farthest beyond the threshold of the other class, one a video."""
+    p_fake, is_fake = predictions["p_fake"], predictions["label"] == "fake"
+    wrong_by = np.where(is_fake, decision.real_below - p_fake, p_fake - decision.threshold)
+    called = call(predictions, decision)
+    wrong = np.where(is_fake, called == "real", called == "fake")
+    table = predictions.assign(wrong_by=wrong_by)[wrong].sort_values("wrong_by", ascending=False)
+    table = table.drop_duplicates(["folder", "label", "video_id"])
     table = table.head(mistakes)
     rows = max(1, math.ceil(len(table) / 8))
     figure = Figure(figsize=(13, 1 + 2 * rows), layout="constrained")
     figure.suptitle(
-        "Worst mistakes: truth, p_fake and video" if len(table) else "No crop is on the wrong side"
+        "Worst mistakes: truth, p_fake and video" if len(table) else "No crop is called wrong"
     )
     panels = figure.subplots(rows, 8, squeeze=False).ravel()
     for axes in panels:

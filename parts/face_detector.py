@@ -10,7 +10,6 @@ time, and find the same faces several times as fast: benchmarks/crop_faces.py co
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -28,14 +27,14 @@ from mtcnn.stages import StageONet, StagePNet, StageRNet
 from mtcnn.utils.bboxes import generate_bounding_box, resize_to_square, smart_nms_from_bboxes
 from mtcnn.utils.images import build_scale_pyramid
 
+from parts.width_rule import resize_by_width
+
 Box = tuple[int, int, int, int]  # x, y, width and height in whole pixels
 OVERLAPS = 0.5, 0.7  # of two boxes that share more, the better stays: at one scale, of all scales
 CPU_BATCH_SIZE, GPU_BATCH_SIZE, GPU_THREADS = 8, 32, 4  # where nothing else is asked for
 MOST_PIXELS = 16_000_000  # searched at once: of larger frames a batch has fewer
 PATCHES_A_FRAME = 32  # times the batch size: boxes that a network examines at once
 LOADING = threading.Lock()
-WidthRule = tuple[tuple[float, float], ...]
-WIDTH_RULE = ((300, 2.0), (1001, 1.0), (1901, 0.5), (math.inf, 0.33))  # 01's: below so many pixels
 
 
 class Face(NamedTuple):
@@ -77,20 +76,6 @@ def crop_faces(
         crops = [crop_face(frame, face.box, rule.margin, rule.square) for face in faces]
         cut.append(list(zip(faces, crops, strict=True)))
     return cut
-
-
-def resize_by_width(frame: np.ndarray, width_rule: WidthRule = WIDTH_RULE) -> np.ndarray:
-    """Resize an image, uint8 (height, width) or (height, width, 3), by the factor for its width.
-
-    The rule brings faces to a similar size: below 300 pixels 2x, to 1000 1x, to 1900 0.5x, above
-    0.33x, cut to whole pixels. INTER_AREA shrinks by averages, so that nothing aliases.
-    """
-    height, width = frame.shape[:2]
-    factor = next(factor for limit, factor in width_rule if width < limit)
-    if factor == 1:
-        return frame
-    size = max(1, int(width * factor)), max(1, int(height * factor))
-    return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
 
 
 def scale_face(face: Face, across: float, down: float) -> Face:

@@ -1,4 +1,4 @@
-"""Output folders that are whole or not there, however a run ends; 01, 02 and 03 use this.
+"""Files and folders that are whole or not there, however a run ends; every script uses this.
 
 A video's folder of 01 and 02 is begun in the folder of the run, and renamed when all is in it. The
 folders of 03 are made anew, and each takes the place of the old one. Only what a script made itself
@@ -8,7 +8,7 @@ is ever deleted: what a user has put there, or has moved elsewhere and linked, s
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -17,6 +17,40 @@ import filelock
 import pandas as pd
 
 UNFINISHED = ".unfinished"  # in the output folder: what a run has begun, until it is complete
+
+# --- Any file and folder --------------------------------------------------------------------------
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    partial.unlink(missing_ok=True)  # a link planted there would be followed
+    write(partial)
+    partial.replace(path)
+
+
+def claim_folder(folder: Path, option: str, script: str) -> None:
+    """Make an output folder and mark it as a script's; refuse one that holds anything else.
+
+    Args:
+        folder: made where it is not there
+        option: that names another folder, for the sentence of a refusal
+        script: the file name of the script that writes to it
+
+    Raises:
+        ValueError: the folder holds what the script did not make.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / ".made-by"
+    if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace").strip() == script:
+        return
+    if foreign := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
+        raise ValueError(
+            f"{folder}: it holds {foreign[0]}, which this script did not make; name another folder "
+            f"with {option}, or move it away."
+        )
+    write_whole(mark, lambda partial: partial.write_text(f"{script}\n"))
+
 
 # --- Folders of videos ----------------------------------------------------------------------------
 

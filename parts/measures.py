@@ -32,7 +32,7 @@ def measure_folder(predictions: pd.DataFrame, decision: Decision) -> dict:
     names = [f"{truth}_as_{verdict}" for truth in CLASSES for verdict in called]
     return {
         "by_crop": measure(predictions, decision),
-        "by_video": measure_videos(predictions, decision),
+        "by_video": measure(videos, decision),
         "confusion": dict(zip(names, counts.ravel().tolist(), strict=True)),
         "calibration_error": {
             "before": measure_calibration(is_fake, before),
@@ -71,7 +71,7 @@ def measure(table: pd.DataFrame, decision: Decision) -> dict[str, float]:
     values = {
         "auc": sklearn.metrics.roc_auc_score(is_fake, p_fake),
         "average_precision": sklearn.metrics.average_precision_score(is_fake, p_fake),
-        "eer": find_equal_errors(is_fake, p_fake)[0],
+        "eer": measure_equal_errors(is_fake, p_fake),
         "log_loss": sklearn.metrics.log_loss(is_fake, p_fake),
         "brier": sklearn.metrics.brier_score_loss(is_fake, p_fake),
         "accuracy": np.mean((p_fake >= decision.threshold) == is_fake),
@@ -84,11 +84,11 @@ def measure(table: pd.DataFrame, decision: Decision) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def find_equal_errors(is_fake: np.ndarray, p_fake: np.ndarray) -> tuple[float, float]:
-    """Find where the two error rates come closest: the equal error rate and the score there."""
-    false_alarms, found, cuts = sklearn.metrics.roc_curve(is_fake, p_fake, drop_intermediate=False)
+def measure_equal_errors(is_fake: np.ndarray, p_fake: np.ndarray) -> float:
+    """Measure the equal error rate, 0..1: the mean of both rates where they come closest."""
+    false_alarms, found, _ = sklearn.metrics.roc_curve(is_fake, p_fake, drop_intermediate=False)
     nearest = np.argmin(np.abs(false_alarms - (1 - found)))
-    return float(false_alarms[nearest] + 1 - found[nearest]) / 2, float(cuts[nearest])
+    return float(false_alarms[nearest] + 1 - found[nearest]) / 2
 
 
 def measure_calibration(is_fake: np.ndarray, p_fake: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ import numpy as np
 import PIL.Image
 
 from parts import catalogue
+from parts.folders import write_whole
 
 convert = importlib.import_module("01-convert-video-to-image")
 
@@ -182,14 +183,6 @@ def claim_outputs(folder: Path, names: list[str]) -> None:
         (folder / name).unlink()
     claims = "".join(f"{name}\n" for name in sorted({*claims, *names}))
     write_whole(folder / CLAIMS, lambda partial: partial.write_text(claims, encoding="utf-8"))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    partial.unlink(missing_ok=True)  # a link planted there would be followed
-    write(partial)
-    partial.replace(path)
 
 
 def spell(text: object) -> str:

@@ -23,6 +23,8 @@ import numpy as np
 import pandas as pd
 import scipy.special
 
+from parts.folders import write_whole
+
 IMAGE_SIZE = 128  # pixels
 IMAGENET_MEAN = np.array((0.485, 0.456, 0.406)) * 255  # RGB, 0..255
 IMAGENET_STD = np.array((0.229, 0.224, 0.225)) * 255
@@ -309,11 +311,3 @@ def read_saved(path: Path, name: str) -> dict:
         if sum(sizes) > LARGEST_MODEL:
             raise ValueError(f"it unpacks to more than {LARGEST_MODEL / 2**20:.0f} MiB")
         return json.loads(archive.read(name))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    partial.unlink(missing_ok=True)  # a link planted there would be followed
-    write(partial)
-    partial.replace(path)

@@ -17,7 +17,7 @@ from faults import jpeg, write_avi
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parts import catalogue
+from parts import catalogue, width_rule
 
 SCRIPT = "01-convert-video-to-image.py"
 convert = importlib.import_module("01-convert-video-to-image")
@@ -241,6 +241,7 @@ def test_video_ids_are_safe_and_unique(names: list[tuple[str, str]]) -> None:
     [(1, 2), (299, 598), (300, 300), (1000, 1000), (1001, 500), (1900, 950), (1901, 627)],
 )
 def test_width_rule(width: int, expected: int) -> None:
+    assert convert.WIDTH_RULE == width_rule.WIDTH_RULE
     factor = expected / width
     resized = convert.resize_by_width(np.zeros((180, width, 3), np.uint8))
     assert resized.shape[1] == expected

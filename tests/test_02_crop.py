@@ -285,7 +285,7 @@ def test_frames_and_folders_that_are_not_as_expected(frames: Path, tmp_path: Pat
     cut = (frames / "c/c-000010.png").read_bytes()[:-1000]
     (frames / "c/c-000010.png").write_bytes(cut)
     (frames / "c/other-000010.png").write_bytes((frames / "a-b/a-b-000000.png").read_bytes())
-    crop.claim_folder(faces, "--faces-dir")  # by an earlier run
+    crop.claim_folder(faces, "--faces-dir", SCRIPT)  # by an earlier run
     (faces / "mine").mkdir()
     (faces / "mine/mine-000000-00.png").write_bytes(b"kept")
     table = crop.main(frames, faces, workers=1)

@@ -17,7 +17,7 @@ from crops import Trained, small_split, trained, write_split
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parts import crop_files, measures, network
+from parts import crop_files, drawings, measures, network
 
 train = importlib.import_module("04-train-cnn")
 evaluate = importlib.import_module("05-evaluate-model")
@@ -104,6 +104,7 @@ def test_the_model_card_has_the_numbers(report: Report, trained: Trained) -> Non
     card = (report.folder / "README.md").read_text(encoding="utf-8")
     assert "from ImageNet weights of EfficientNet-Lite0, 6 epochs" in card
     assert f"from {trained.training['decision']['threshold']:.4f} on it is called fake" in card
+    assert "of its reals, and of its\nfakes, at most 10 % are called wrong." in card
     row = "| 1 | 1 | 1.000 | 1.000 | 0.000 | 0.000 | 1.000 | "  # of one video each: no intervals
     assert f"| {report.others[0]} | all | all {row}" in card
     assert f"| {report.others[0]} | dfdc | all {row}" in card
@@ -319,6 +320,26 @@ def test_groups_are_data_sets_and_methods_with_the_reals_of_their_data_set() -> 
         ("X", "swap"): "cab",
         ("X", "morph"): "dab",
     }
+
+
+def test_a_mistake_is_a_crop_called_wrong_and_none_that_is_undecided(small_split: Path) -> None:
+    crops = crop_files.find_crops(small_split, ("test",))
+    crops = crops.assign(folder=str(small_split), video_id=list("abcd"), undecided=False)
+    assert list(crops["label"]) == ["fake", "fake", "real", "real"]
+    decision = network.Decision(threshold=0.7, real_below=0.3)
+
+    def name_mistakes(*p_fake: float, undecided: bool = False) -> list[str]:
+        table = crops.assign(p_fake=p_fake, undecided=undecided)
+        axes = drawings.draw_worst_mistakes(table, decision, 8).axes
+        return [panel.get_title() for panel in axes if panel.get_title()]
+
+    assert name_mistakes(0.5, 0.9, 0.1, 0.65) == []
+    assert name_mistakes(0.25, 0.05, 0.1, 0.9) == [
+        "fake, 0.05\nb",
+        "real, 0.90\nd",
+        "fake, 0.25\na",
+    ]
+    assert name_mistakes(0.25, 0.1, 0.1, 0.9, undecided=True) == []
 
 
 # Robustness

@@ -267,7 +267,7 @@ def test_only_own_folders_are_deleted(frames: Path, tmp_path: Path) -> None:
 
 def test_a_folder_of_a_video_s_name_that_is_not_ours_stops_it(frames: Path, tmp_path: Path) -> None:
     faces = tmp_path / "faces"
-    crop.claim_folder(faces, "--faces-dir")
+    crop.claim_folder(faces, "--faces-dir", SCRIPT)
     (faces / "v1").mkdir()
     for content in ("{}", "[1, 2]", '{"made_by": "another"}'):
         (faces / "v1" / "faces.json").write_text(content)
@@ -311,7 +311,7 @@ def test_a_planted_link_is_not_followed(frames: Path, tmp_path: Path) -> None:
     victim.write_text("precious")
     room.mkdir()
     (room / "v0").mkdir()
-    crop.claim_folder(faces, "--faces-dir")
+    crop.claim_folder(faces, "--faces-dir", SCRIPT)
     tables = ("faces", "skipped", "crop-rule")
     for name in (f"{table}.partial{end}" for table in tables for end in (".csv", ".json")):
         (faces / name).symlink_to(victim)

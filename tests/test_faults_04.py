@@ -56,7 +56,7 @@ def test_a_linked_model_folder_is_used_where_it_is(tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
     (tmp_path / "model").symlink_to("big")
     for _ in range(2):
-        train.claim_folder(tmp_path / "model", "--model-dir")
+        train.claim_folder(tmp_path / "model", "--model-dir", "04-train-cnn.py")
         train.write_whole(tmp_path / "model" / "a.txt", lambda partial: partial.write_text("a"))
     assert (tmp_path / "model").is_symlink()
     assert sorted(path.name for path in (tmp_path / "big").iterdir()) == [".made-by", "a.txt"]

@@ -28,7 +28,6 @@ BUDGETS = {
 }
 LONGEST_PART = 450  # lines of a file in parts/
 LONGEST_COPY = 6  # lines of a body that stands in two scripts
-LONGER_COPIES = {"claim_folder": 10}  # it says what stands in the way, and how to go on
 RULER = "# " + 98 * "-"
 MACHINERY = "# --- Machinery ".ljust(100, "-")
 
@@ -232,8 +231,9 @@ def test_what_stands_in_two_scripts_is_the_same_and_short() -> None:
             if len(nodes) > 1:
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 lines = node.end_lineno - body[0].lineno + 1
-                most = LONGER_COPIES.get(name, LONGEST_COPY)
-                assert lines <= most, f"{name} is in {', '.join(nodes)}: {lines} lines are copied"
+                assert lines <= LONGEST_COPY, (
+                    f"{name} is in {', '.join(nodes)}: {lines} lines are copied"
+                )
 
 
 def test_all_scripts_end_alike() -> None:

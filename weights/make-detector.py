@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as 04 has them
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-from parts import crop_files, network
+from parts import crop_files, folders, network
 
 TARGET = Path(__file__).with_name("deepfake-detector.keras")
 LARGEST_DIFFERENCE = 0.01  # of p_fake, 0 to 1
@@ -63,7 +63,7 @@ def main(
             raise ValueError(f"{model}: in 16 bits its scores differ by up to {difference:.4f}.")
         print(f"{target}\n  {'difference':15} {difference:.5f} of p_fake at most")
 
-    network.write_whole(target, write)
+    folders.write_whole(target, write)
     print(f"  {'size':15} {target.stat().st_size / 1e6:.1f} MB")
 
 
