@@ -32,11 +32,12 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 # As 02 and 04 have them, before TensorFlow is imported: it is quieter, and faster.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -44,11 +45,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import cv2
 import filelock
-import keras
 import numpy as np
 import pandas as pd
 import scipy.optimize
-import tensorflow as tf
 import tyro
 from tqdm import tqdm
 
@@ -90,6 +89,7 @@ RESULTS += ["frames", "tracks", "reason", "doubt", "notes"]
 OUTPUTS = ("-marked.mp4", "-marked.png", ".html", ".json")  # after a name
 OUTPUTS += ("-timeline.png", "-explain.png")  # of earlier versions: they never stay beside these
 NAMED = 10  # files that the last sentence names
+FEW_PICTURES = 4  # are scored before a graph of the model would be made
 
 
 def main(
@@ -141,11 +141,12 @@ def main(
     settings = SimpleNamespace(**locals())
     check_settings(settings)
     say = partial(print, file=sys.stderr if json else sys.stdout, flush=True)
-    scorer = load_scorer(model)
-    say(f"model        {scorer.path}")
     sources = media.list_inputs(files)
     if not sources:
         raise ValueError(f"There is no video or picture in {', '.join(map(spell, files))}.")
+    few = len(sources) <= FEW_PICTURES and all(map(media.is_picture, sources))
+    scorer = load_scorer(model, as_graph=not few)
+    say(f"model        {scorer.path}")
     results = []
     detections_dir.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(detections_dir / ".lock", timeout=0):
@@ -172,33 +173,14 @@ def main(
     return results
 
 
-def load_scorer(path: Path | None) -> Scorer:
-    """Load a model and what was saved with it, running none of it as code.
-
-    Args:
-        path: None for the first that is there of MODELS
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, or it is none of 04's.
-    """
-    path = path or next(filter(Path.is_file, MODELS), MODELS[0])
-    model, decision = network.load_model(path), network.read_decision(path)
-    # One graph for any number of faces: Keras' own predict makes a second one, two seconds long.
-    crops = tf.TensorSpec(model.input_shape, tf.float32)
-    predict = tf.function(partial(model, training=False), input_signature=[crops])
-    return Scorer(path, model, predict, decision)
+def load_scorer(path: Path | None, as_graph: bool = True) -> network.Scorer:
+    """Load a model, or None for the first that is there of MODELS; see network.load_scorer."""
+    return network.load_scorer(path or next(filter(Path.is_file, MODELS), MODELS[0]), as_graph)
 
 
-class Scorer(NamedTuple):
-    """What scores a face: the model, and the decision that was saved with it."""
-
-    path: Path
-    model: keras.Model
-    predict: Callable[[np.ndarray], tf.Tensor]  # RGB float32 (n, 128, 128, 3) to p_real (n, 1)
-    decision: network.Decision
-
-
-def process_file(source: Path, target: Path, scorer: Scorer, settings: SimpleNamespace) -> dict:
+def process_file(
+    source: Path, target: Path, scorer: network.Scorer, settings: SimpleNamespace
+) -> dict:
     """Detect and write what is asked for, into files whose names begin with `target`.
 
     Whatever fails costs this file alone; then the result is just the file and the reason.
@@ -208,11 +190,11 @@ def process_file(source: Path, target: Path, scorer: Scorer, settings: SimpleNam
             raise ValueError("was written by this script itself")
         media.claim_outputs(target.parent, [target.name + ending for ending in OUTPUTS])
         result, worst = detect(source, scorer, settings)
-        write_outputs(result, target, settings)
+        heat = write_outputs(result, worst, target, scorer, settings)
     except Exception as error:
         return {"file": str(source), "reason": word_error(error)}
     try:
-        content = detection_report.collect_report(result, worst, scorer, target, settings)
+        content = detection_report.collect_report(result, worst, heat, scorer, target, settings)
         write_html(content, target)
     except Exception as error:
         result["notes"].append(f"{target.name}.html is not written: {word_error(error)}")
@@ -222,7 +204,9 @@ def process_file(source: Path, target: Path, scorer: Scorer, settings: SimpleNam
 # --- The faces and their scores -------------------------------------------------------------------
 
 
-def detect(path: Path, scorer: Scorer, settings: SimpleNamespace) -> tuple[dict, pd.DataFrame]:
+def detect(
+    path: Path, scorer: network.Scorer, settings: SimpleNamespace
+) -> tuple[dict, pd.DataFrame]:
     """Score the faces of a file, join them to tracks, and judge every track and the file.
 
     Returns:
@@ -261,7 +245,9 @@ def detect(path: Path, scorer: Scorer, settings: SimpleNamespace) -> tuple[dict,
 
 
 def score_frames(
-    frames: Iterable[tuple[int, float, np.ndarray]], scorer: Scorer, settings: SimpleNamespace
+    frames: Iterable[tuple[int, float, np.ndarray]],
+    scorer: network.Scorer,
+    settings: SimpleNamespace,
 ) -> tuple[int, tuple[int, int], pd.DataFrame, pd.DataFrame]:
     """Score every face of some frames, a few at a time: memory does not grow with their number.
 
@@ -330,7 +316,7 @@ def measure_look(face: np.ndarray) -> np.ndarray:
     return np.sqrt(counts.ravel() / counts.sum()).astype(np.float16)
 
 
-def score_crops(crops: list[np.ndarray], scorer: Scorer) -> list[float]:
+def score_crops(crops: list[np.ndarray], scorer: network.Scorer) -> list[float]:
     """Score crops, RGB uint8 (128, 128, 3): p_fake, calibrated, of each.
 
     Raises:
@@ -457,8 +443,17 @@ def judge_file(tracks: list[dict]) -> dict:
 # --- What is shown --------------------------------------------------------------------------------
 
 
-def write_outputs(result: dict, target: Path, settings: SimpleNamespace) -> None:
+def write_outputs(
+    result: dict,
+    worst: pd.DataFrame,
+    target: Path,
+    scorer: network.Scorer,
+    settings: SimpleNamespace,
+) -> Future:
     """Write everything about a file, the .json last; what else cannot be written becomes a note.
+
+    Returns:
+        What moved the scores of the worst (see explain_crops): it is found beside the encoder.
 
     Raises:
         OSError: the .json cannot be written.
@@ -473,16 +468,19 @@ def write_outputs(result: dict, target: Path, settings: SimpleNamespace) -> None
     writers[".json"] = lambda path: path.write_text(
         to_json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
-    for ending, write in writers.items():
-        path = Path(f"{target}{ending}")
-        try:
-            write_whole(path, write)
-        except Exception as error:
-            if ending == ".json":
-                raise
-            result["notes"].append(f"{path.name} is not written: {word_error(error)}")
-        finally:
-            path.with_name(f"{path.stem}.partial{path.suffix}").unlink(missing_ok=True)
+    with ThreadPoolExecutor(1) as thread:
+        heat = thread.submit(detection_report.explain_crops, list(worst["crop"]), scorer.model)
+        for ending, write in writers.items():
+            path = Path(f"{target}{ending}")
+            try:
+                write_whole(path, write)
+            except Exception as error:
+                if ending == ".json":
+                    raise
+                result["notes"].append(f"{path.name} is not written: {word_error(error)}")
+            finally:
+                path.with_name(f"{path.stem}.partial{path.suffix}").unlink(missing_ok=True)
+    return heat
 
 
 def write_html(content: dict, target: Path) -> None:

@@ -51,7 +51,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tqdm import tqdm
 
-from parts import catalogue, detection_report, marked_video, media
+from parts import catalogue, detection_report, marked_video, media, network
 
 samples = importlib.import_module("00-make-sample-videos")
 detect = importlib.import_module("06-detect-deepfake")
@@ -150,7 +150,7 @@ def make_practice_videos(folder: Path) -> dict[str, Path]:
 
 
 def answer_file(
-    path: str, tab: str, scorer: detect.Scorer, settings: SimpleNamespace, folder: Path
+    path: str, tab: str, scorer: network.Scorer, settings: SimpleNamespace, folder: Path
 ) -> str:
     """Score a file as 06 does, write what 06 writes, and give its report as HTML for the page.
 
@@ -164,8 +164,9 @@ def answer_file(
             results.mkdir(parents=True)
             target = results / media.name_outputs([source])[0]
             result, worst = detect.detect(source, scorer, settings)
-            detect.write_outputs(result, target, settings)
-            content = detection_report.collect_report(result, worst, scorer, target, settings)
+            heat = detect.write_outputs(result, worst, target, scorer, settings)
+            found = result, worst, heat
+            content = detection_report.collect_report(*found, scorer, target, settings)
             detect.write_html(content, target)
         except TabClosedError:
             shutil.rmtree(results)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -25,22 +26,26 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
 def collect_report(
-    result: dict, worst: pd.DataFrame, scorer: NamedTuple, target: Path, settings: SimpleNamespace
+    result: dict,
+    worst: pd.DataFrame,
+    heat: Future,
+    scorer: NamedTuple,
+    target: Path,
+    settings: SimpleNamespace,
 ) -> dict:
     """Collect what the report shows, and what a check of it needs; pictures as data: addresses.
 
     Args:
         result: the content of <name>.json
         worst: the most suspicious faces, with their crops (RGB uint8 (128, 128, 3))
+        heat: of what moved their scores, as explain_crops gives it
         scorer: what scored them, of 06: its path, model and decision
         target: what the names of the outputs begin with
         settings: what the run was made with
     """
-    crops = np.stack(list(worst["crop"])) if len(worst) else []
-    maps = explain_crops(crops, scorer.model) if len(worst) else []
     faces = worst.drop(columns="crop").to_dict("records")
-    for face, crop, heat in zip(faces, crops, maps, strict=True):
-        tint = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    for face, crop, strength in zip(faces, worst["crop"], heat.result(), strict=True):
+        tint = cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_INFERNO)
         face["crop"] = embed_picture(crop[..., ::-1])
         face["heat"] = embed_picture(cv2.addWeighted(crop[..., ::-1], 0.45, tint, 0.55, 0))
 
@@ -72,16 +77,17 @@ def collect_report(
     }
 
 
-def explain_crops(crops: np.ndarray, model: keras.Model) -> np.ndarray:
-    """Map what moved the scores of crops, RGB uint8 (n, 128, 128, 3), towards fake: (n, 128, 128).
+def explain_crops(crops: list[np.ndarray], model: keras.Model) -> list[np.ndarray]:
+    """Map what moved the score of each crop, RGB uint8 (128, 128, 3), towards fake: (128, 128).
 
     From 0 to 1, the strongest place of each crop.
     """
-    maps = attribute_score(crops, model)[0].clip(0)
+    if not crops:
+        return []
+    maps = attribute_score(np.stack(crops), model)[0].clip(0)
     maps /= np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
-    size = crops.shape[2], crops.shape[1]
-    maps = [cv2.resize(one, size, interpolation=cv2.INTER_CUBIC) for one in maps]
-    return np.stack(maps).clip(0, 1)
+    size = crops[0].shape[1::-1]
+    return [cv2.resize(one, size, interpolation=cv2.INTER_CUBIC).clip(0, 1) for one in maps]
 
 
 def attribute_score(crops: np.ndarray, model: keras.Model) -> tuple[np.ndarray, np.ndarray]:

@@ -404,8 +404,9 @@ def test_the_explanation_adds_up_to_the_score(model: Path) -> None:
     p_real = loaded.predict_on_batch(crops.astype(np.float32))[:, 0]
     np.testing.assert_allclose(1 / (1 + np.exp(logit)), p_real, rtol=1e-3)
     np.testing.assert_allclose(added.sum(axis=(1, 2)), logit, rtol=1e-3)  # its biases are 0 yet
-    maps = detection_report.explain_crops(crops, loaded)
+    maps = np.stack(detection_report.explain_crops(list(crops), loaded))
     assert maps.shape == (3, 128, 128) and maps.min() >= 0 and maps.max() <= 1
+    assert detection_report.explain_crops([], loaded) == []
 
 
 def test_outputs_of_the_same_name_have_numbers() -> None:

@@ -17,6 +17,10 @@ RUNS = {
         ["frames", "--frames", 4, "--rounds", 1],
         "both, without a partner          0",
     ),
+    "detect_deepfake.py": (
+        ["face.avi", "--seconds", 1, "--rounds", 1],
+        "where the time goes",
+    ),
     "many_machines.py": (["--videos", 20, "--workers", 2, "--crops", 200], "20 tasks on 2 workers"),
     "plan.py": (["videos", "--frames-per-second", 1], "| all five | 32 a video | 4,354,368 |"),
     "split_sizes.py": (["--crops-per-video", 1], "136,074 videos, 136,074 crops"),
@@ -38,11 +42,16 @@ def write_videos(folder: Path) -> None:
 
 
 def write_frames(folder: Path) -> None:
-    """frames/ as 01 leaves it: a head in each frame."""
+    """frames/ as 01 leaves it, a head in each frame; and face.avi of the same frames."""
+    writer = cv2.VideoWriter(
+        str(folder / "face.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 4, (320, 240)
+    )
     (folder / "frames" / "v").mkdir(parents=True)
     for number in range(4):
         frame = make_frame((40 + 20 * number, 20, 0.9), size=(320, 240))
         cv2.imwrite(str(folder / "frames" / "v" / f"v-{number:06d}.png"), frame)
+        writer.write(frame)
+    writer.release()
     table = pd.DataFrame([{"video_id": "v", "frames": 4, "status": "ok"}])
     table.to_csv(folder / "frames" / "videos.csv", index=False)
 

@@ -47,8 +47,8 @@ def p_real(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             row |= {"crop_side": 99, "sharpness": 99.0}
             yield row | {"look": np.ones(1)}, frame
 
-    scorer = detect.Scorer(Path("stand-in.keras"), None, predict, DECISION)
-    monkeypatch.setattr(detect, "load_scorer", lambda path: scorer)
+    scorer = network.Scorer(Path("stand-in.keras"), None, predict, DECISION)
+    monkeypatch.setattr(detect, "load_scorer", lambda path, as_graph: scorer)
     monkeypatch.setattr(detect, "find_faces", find_faces)
     monkeypatch.setattr(detection_report, "collect_report", lambda *_: {})
     monkeypatch.setattr(detect, "write_html", lambda content, target: None)
