@@ -135,9 +135,10 @@ def test_the_scores_are_the_model_s_calibrated(inputs: Path, model: Path) -> Non
     both = np.concatenate((image, image[:, :, ::-1]))
     p_real = np.asarray(loaded.model(both, training=False), np.float64)[:, 0]
     logit = np.log(p_real / (1 - p_real)).mean()
-    assert detect.score_crops([crop_files.prepare_crop(crop)], loaded)[0] == pytest.approx(
-        1 / (1 + np.exp(logit / 1.5)), rel=1e-4
-    )
+    for as_graph in (True, False):  # as videos and as a few pictures are scored
+        scorer = detect.load_scorer(model, as_graph)
+        score = detect.score_crops([crop_files.prepare_crop(crop)], scorer)[0]
+        assert score == pytest.approx(1 / (1 + np.exp(logit / 1.5)), rel=1e-4)
 
 
 def test_frames_are_taken_evenly_and_more_of_a_short_video(tmp_path: Path) -> None:
@@ -458,7 +459,8 @@ def test_nothing_to_score_is_one_sentence(model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="There is no video or picture in"):
         detect.main([tmp_path / "empty"], model=model, detections_dir=tmp_path / "out")
-    result = run_script(SCRIPT, "empty", "--model", "none.keras", cwd=tmp_path)
+    (tmp_path / "photo.png").touch()
+    result = run_script(SCRIPT, "photo.png", "--model", "none.keras", cwd=tmp_path)
     assert_stops(result, f"{SCRIPT}: none.keras: there is no such model")
     assert not (tmp_path / "detections").exists()
 
