@@ -15,7 +15,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import assert_stops, run_script
-from faults import jpeg, processes_of, read_tree, running, wait_for, write_avi
+from faults import (
+    jpeg,
+    kill_again_and_again,
+    processes_of,
+    read_tree,
+    running,
+    wait_for,
+    write_avi,
+)
+from test_faults_01 import finished_folders
 from test_faults_02 import write_frames
 
 from parts import workers
@@ -23,6 +32,7 @@ from parts import workers
 pytest.importorskip("distributed", reason="Dask is an extra: requirements-cluster.txt")
 pytest.importorskip("fcntl", reason="signals and shared locks are not for Windows")
 SCRIPT = "01-convert-video-to-image.py"
+KILLS = int(os.environ.get("KILLS", "2"))  # 20 by hand: each takes as long as a run
 
 # Loaded by a worker that is to see nothing of the folders: every path is missing there.
 BLIND = "import pathlib\npathlib.Path.exists = lambda self, **options: False\n"
@@ -171,6 +181,26 @@ def test_a_worker_killed_in_the_middle(machines: Machines, long_videos: Path) ->
     assert table[["status", "frames"]].values.tolist() == [["ok", 3]] * 2 + [["ok", 300]] * 2
     assert len(list((long_videos / "frames").glob("*/*.png"))) == 606
     assert not list((long_videos / "frames").glob(".unfinished*"))
+
+
+def test_a_run_that_is_killed_again_and_again_goes_on(machines: Machines, few_videos: Path) -> None:
+    frames, whole, finished = few_videos / "killed", read_tree(few_videos / "whole"), {}
+
+    def check() -> None:
+        """A folder with a final name is whole, and is never written again."""
+        now = finished_folders(frames) if frames.exists() else {}
+        assert {name: now[name] for name in finished} == finished
+        finished.update(now)
+        for name in finished:
+            for path in (frames / name).iterdir():
+                assert path.read_bytes() == whole[f"{name}/{path.name}"]
+
+    arguments = "--frames-dir", "killed", "--scheduler", machines.address
+    kill_again_and_again(SCRIPT, *arguments, cwd=few_videos, times=KILLS, longest=6, check=check)
+    result = run_script(SCRIPT, *arguments, cwd=few_videos)
+    assert result.returncode == 0, result.stderr
+    check()
+    assert read_tree(frames) == whole
 
 
 def test_a_worker_that_lacks_the_folder_is_named(machines: Machines, few_videos: Path) -> None:

@@ -63,7 +63,7 @@ def long_video(tmp_path: Path) -> Path:
 
 def finished_folders(frames_dir: Path) -> dict[str, tuple[int, int]]:
     """The folders with a final name; each with what tells it from one that was made again."""
-    folders = [path for path in frames_dir.glob("*/") if path.name != ".unfinished"]
+    folders = [path for path in frames_dir.glob("*/") if not path.name.startswith(".unfinished")]
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folders}
 
 
