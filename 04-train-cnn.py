@@ -57,13 +57,14 @@ from matplotlib.figure import Figure
 from sklearn.utils.class_weight import compute_sample_weight
 from tqdm.keras import TqdmCallback
 
-from parts.augmentation import serve_crops
+from parts.augmentation import change_alike, serve_crops
 from parts.crop_files import (
     CLASSES,
     average_by_video,
     count_crops,
     decode_crops,
     find_crops,
+    measure_sharpness,
     open_cache,
     read_crop_rule,
 )
@@ -115,7 +116,7 @@ FRAMES = "reduced"  # that they were cut from, by the width rule of 01, or "full
 # limits
 SMALLEST_FACE = 32  # pixels of a crop's shorter side, as in REDUCED; a smaller one is undecided
 MOST_WRONG = 0.1  # share of the real, and of the fake, validation videos that may be called wrong
-SOFTEST_SHARE = 0.01  # of the training crops; one softer than all but these is undecided
+SOFTEST_SHARE = 0.01  # of the changed training crops; one softer than all others is undecided
 # machine
 DEVICES = None  # such as ("GPU:0",); None: all GPUs, each a share of every batch, or the CPU
 # --------------------------------------------------------------------------------------------------
@@ -125,6 +126,7 @@ LEARNING_RATES = {"pretrained": 4e-4, "random": 1e-3, "file": 1e-4}  # a file ma
 TEMPERATURES = 0.5, 5.0  # a few separable videos would ask for 0: the bounds keep it sensible
 SHIFTS = -5.0, 5.0  # the same for the shift
 NAMED = 5  # crops left out that the summary names
+SAMPLED = 2000  # training crops, at most, that are changed to tell how soft they become
 LIMITS = {  # of the settings: least and most
     (1, math.inf): ("epochs", "patience", "batch_size", "repeats"),
     (0, math.inf): ("warm_up_steps", "smallest_face"),
@@ -209,7 +211,7 @@ def main(
         frames: that the crops were cut from, likewise
         most_wrong: share of either class's validation videos that may be called wrong
         smallest_face: pixels of a crop's shorter side; a smaller one is undecided
-        softest_share: share of the training crops that are too soft to be decided
+        softest_share: share of the changed training crops that are too soft to be decided
         devices: such as GPU:0 GPU:1; None: all GPUs, or the CPU
 
     Returns:
@@ -251,7 +253,7 @@ def main(
 
         # The model is written first: nothing that fails after it can cost the training.
         val = predict_crops(model, images, parts["val"], batch_size)
-        decision = make_decision(val, parts["train"], rule, settings)
+        decision = make_decision(val, parts["train"], images, rule, settings)
         training = {
             "counts": {split: count_crops(part) for split, part in parts.items()},
             "left_out": left_out,
@@ -412,10 +414,12 @@ def measure_auc(val: pd.DataFrame) -> float:
 # --- From the model's output to a verdict ---------------------------------------------------------
 
 
-def make_decision(val: pd.DataFrame, train: pd.DataFrame, rule: dict, settings: dict) -> Decision:
+def make_decision(
+    val: pd.DataFrame, train: pd.DataFrame, images: np.ndarray, rule: dict, settings: dict
+) -> Decision:
     """Fit calibration and thresholds to the validation crops, and say how crops must be.
 
-    None is to be smaller or softer than those that the model was trained on.
+    None is to be smaller or softer than those that the model was trained on, changed as they were.
     """
     calibrated = fit_calibration(val)
     val = val.assign(p_fake=calibrate(val["p_real"], calibrated))
@@ -424,9 +428,21 @@ def make_decision(val: pd.DataFrame, train: pd.DataFrame, rule: dict, settings: 
         threshold=threshold,
         real_below=real_below,
         smallest_face=min(settings["smallest_face"], int(train["side"].min())),
-        least_sharpness=float(train["sharpness"].quantile(settings["softest_share"])),
+        least_sharpness=find_least_sharpness(images, train, settings),
         **rule,
     )
+
+
+def find_least_sharpness(images: np.ndarray, train: pd.DataFrame, settings: dict) -> float:
+    """Find the sharpness that all but the softest share of the training's crops have, as changed.
+
+    Args:
+        images: the decoded crops, the index of train being rows of them
+    """
+    rng = np.random.default_rng(settings["seed"])
+    rows = rng.permutation(train.index)[:SAMPLED]
+    changed = [change_alike([images[row]], settings, rng)[0] for row in rows]
+    return float(np.quantile(list(map(measure_sharpness, changed)), settings["softest_share"]))
 
 
 def fit_calibration(val: pd.DataFrame) -> Decision:

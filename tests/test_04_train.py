@@ -527,6 +527,17 @@ def test_a_reduced_crop_has_no_finer_detail_than_its_size_holds() -> None:
         )
 
 
+def test_the_softest_share_is_that_of_the_crops_as_they_were_changed() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 128, 128, 3)).astype(np.uint8)
+    crops = pd.DataFrame(index=range(20))
+    plain = [crop_files.measure_sharpness(image) for image in images]
+    still = STILL | {"seed": 1, "softest_share": 0.0}
+    assert train.find_least_sharpness(images, crops, still) == min(plain)
+    assert train.find_least_sharpness(images, crops, still | {"softest_share": 1.0}) == max(plain)
+    blurred = still | {"blurred": (1, 2.0)}
+    assert train.find_least_sharpness(images, crops, blurred) < min(plain) / 10
+
+
 @given(st.integers(0, 2**31))
 @settings(max_examples=25)
 def test_a_self_blend_differs_inside_a_soft_mask_only(seed: int) -> None:
