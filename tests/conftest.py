@@ -28,6 +28,12 @@ if hasattr(signal, "SIGHUP"):  # not on Windows
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores, as a test often waits for a script it started."""
+    return (os.cpu_count() or 1) + 1
+
+
 def write_video(
     path: Path, frames: int = 3, size: tuple[int, int] = (64, 48), fps: float = 25, seed: int = 0
 ) -> Path:
