@@ -31,6 +31,21 @@ def test_half_the_size_gives_the_same_scores(trained: Trained, tmp_path: Path) -
     assert 0 < np.abs(whole - halved).max() < 0.2
 
 
+def test_the_average_of_a_model_with_itself_is_that_model(
+    trained: Trained,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    model = trained.model_dir / "best_model.keras"
+    result = run_script("weights/average-models.py", trained.split_dir, model, model, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    average = network.load_model(tmp_path / "averaged.keras")
+    for one, other in zip(average.get_weights(), trained.model.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+    assert network.read_saved(tmp_path / "averaged.keras", "training.json")["averaged"] == 2
+    decision = network.read_decision(tmp_path / "averaged.keras")
+    assert decision.threshold == pytest.approx(network.read_decision(model).threshold, abs=1e-3)
+
+
 def test_what_is_no_model_stops_with_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.keras").write_text("no model")
     assert_stops(

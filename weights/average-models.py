@@ -1,0 +1,82 @@
+"""Average the weights of models of script 04, and fit calibration and thresholds to the average.
+
+    python weights/average-models.py split_dataset one/best_model.keras other/best_model.keras
+
+Reads   split_dataset/{train,val}/   the crops that they were trained on
+        the models                   the later ones trained on from the first, or it will not work
+Writes  averaged.keras               a model as 04-train-cnn.py writes it
+
+Trainings that began with the same weights end in places between which the loss is low, and the
+middle tells more than either end: Wortsman et al., "Model soups", ICML 2022. What is averaged is
+chosen on the validation part.
+"""
+
+import importlib
+import inspect
+import json
+import sys
+import zipfile
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+train_cnn = importlib.import_module("04-train-cnn")
+
+from parts import crop_files, network  # noqa: E402 - after 04, which quiets TensorFlow first
+
+TARGET = Path("averaged.keras")
+
+
+def main(
+    split_dir: Annotated[Path, tyro.conf.Positional],
+    models: Annotated[list[Path], tyro.conf.Positional],
+    target: Path = TARGET,
+) -> network.Decision:
+    """Average the weights of models of script 04, and fit calibration and thresholds.
+
+    Args:
+        split_dir: folder with train/ and val/, each with real/ and fake/
+        models: their crop rule and how they were trained are taken from the first
+        target: file for the average
+
+    Returns:
+        The decision that is saved with the average.
+
+    Raises:
+        ValueError, OSError: a model or the crops cannot be used.
+    """
+    first = network.read_decision(models[0])
+    rule = {name: getattr(first, name) for name in ("margin", "square", "frames")}
+    weights = [network.load_model(path).get_weights() for path in models]
+    averaged = network.build_model(None)
+    averaged.set_weights([np.mean(arrays, axis=0) for arrays in zip(*weights, strict=True)])
+
+    crops = crop_files.find_crops(split_dir, ("train", "val"))
+    images = crop_files.open_cache(len(crops), target.parent)
+    crops, _ = crop_files.decode_crops(crops, split_dir, images)
+    parts = {split: part for split, part in crops.groupby("split", sort=False)}
+    with zipfile.ZipFile(models[0]) as archive:
+        training = json.loads(archive.read("training.json"))
+    defaults = inspect.signature(train_cnn.main).parameters
+    settings = {name: one.default for name, one in defaults.items()} | training["settings"]
+    val = network.predict_crops(averaged, images, parts["val"], settings["batch_size"])
+    decision = train_cnn.make_decision(val, parts["train"], images, rule, settings)
+    training["averaged"] = len(models)
+    training["val_auc"] = train_cnn.measure_auc(
+        val.assign(p_fake=network.calibrate(val["p_real"], decision))
+    )
+    network.write_model(averaged, decision, target, training)
+    print(f"{target}\n  {'validation':15} AUC by video {training['val_auc']:.4f}")
+    print(f"  {'verdict':15} fake from {decision.threshold:.3f}, real below ", end="")
+    print(f"{decision.real_below:.3f}")
+    return decision
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
