@@ -433,18 +433,6 @@ def make_decision(
     )
 
 
-def find_least_sharpness(images: np.ndarray, train: pd.DataFrame, settings: dict) -> float:
-    """Find the sharpness that all but the softest share of the training's crops have, as changed.
-
-    Args:
-        images: the decoded crops, the index of train being rows of them
-    """
-    rng = np.random.default_rng(settings["seed"])
-    rows = rng.permutation(train.index)[:SAMPLED]
-    changed = [change_alike([images[row]], settings, rng)[0] for row in rows]
-    return float(np.quantile(list(map(measure_sharpness, changed)), settings["softest_share"]))
-
-
 def fit_calibration(val: pd.DataFrame) -> Decision:
     """Find the temperature and the shift of the lowest log loss on the validation crops.
 
@@ -476,6 +464,18 @@ def choose_thresholds(val: pd.DataFrame, most_wrong: float) -> tuple[float, floa
     if real_below > threshold:
         threshold = real_below = (threshold + real_below) / 2
     return float(min(threshold, 1.0)), float(real_below)
+
+
+def find_least_sharpness(images: np.ndarray, train: pd.DataFrame, settings: dict) -> float:
+    """Find the sharpness that all but the softest share of the training's crops have, as changed.
+
+    Args:
+        images: the decoded crops, the index of train being rows of them
+    """
+    rng = np.random.default_rng(settings["seed"])
+    rows = rng.permutation(train.index)[:SAMPLED]
+    changed = [change_alike([images[row]], settings, rng)[0] for row in rows]
+    return float(np.quantile(list(map(measure_sharpness, changed)), settings["softest_share"]))
 
 
 # --- What is written and printed ------------------------------------------------------------------

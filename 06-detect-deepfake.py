@@ -174,8 +174,8 @@ def main(
 
 
 def load_scorer(path: Path | None, as_graph: bool = True) -> network.Scorer:
-    """Load a model, or None for the first that is there of MODELS; see network.load_scorer."""
-    return network.load_scorer(path or next(filter(Path.is_file, MODELS), MODELS[0]), as_graph)
+    """Load a model, or None for the first that is there of MODELS; see network.read_scorer."""
+    return network.read_scorer(path or next(filter(Path.is_file, MODELS), MODELS[0]), as_graph)
 
 
 def process_file(

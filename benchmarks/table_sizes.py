@@ -36,7 +36,7 @@ def write_input(folder: Path, crops: int) -> None:
     names = ("confidence", "margin", "square", "min_face_size", "scale_factor", "thresholds")
     settings = {name: getattr(crop_faces, name.upper()) for name in names} | {"frames": "reduced"}
     settings = json.loads(json.dumps(settings))
-    crop_faces.claim_folder(folder / "faces", "--faces-dir")
+    crop_faces.claim_folder(folder / "faces", "--faces-dir", Path(crop_faces.__file__).name)
     rows = []
     for number in tqdm(range(crops // CROPS_A_VIDEO), "videos made up", leave=False):
         label, person = ("real", "fake")[number % 2], f"{number // 2:06d}"

@@ -250,7 +250,7 @@ class Scorer(NamedTuple):
     decision: Decision
 
 
-def load_scorer(path: Path, as_graph: bool = True) -> Scorer:
+def read_scorer(path: Path, as_graph: bool = True) -> Scorer:
     """Load a model and what was saved with it, running none of it as code.
 
     Args:
