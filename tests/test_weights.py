@@ -31,19 +31,28 @@ def test_half_the_size_gives_the_same_scores(trained: Trained, tmp_path: Path) -
     assert 0 < np.abs(whole - halved).max() < 0.2
 
 
-def test_the_average_of_a_model_with_itself_is_that_model(
+def test_the_average_of_two_models_lies_between_them(
     trained: Trained,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    model = trained.model_dir / "best_model.keras"
-    result = run_script("weights/average-models.py", trained.split_dir, model, model, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    average = network.load_model(tmp_path / "averaged.keras")
-    for one, other in zip(average.get_weights(), trained.model.get_weights(), strict=True):
-        assert np.array_equal(one, other)
-    assert network.read_saved(tmp_path / "averaged.keras", "training.json")["averaged"] == 2
-    decision = network.read_decision(tmp_path / "averaged.keras")
-    assert decision.threshold == pytest.approx(network.read_decision(model).threshold, abs=1e-3)
+    model, other = trained.model_dir / "best_model.keras", tmp_path / "other.keras"
+    weights = trained.model.get_weights()
+    moved = network.build_model(None)
+    moved.set_weights([array + 0.5 for array in weights])
+    network.write_model(moved, network.read_decision(model), other)
+    for second, shift in ((model, 0.0), (other, 0.25)):
+        models = model, second
+        result = run_script("weights/average-models.py", trained.split_dir, *models, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        average = network.load_model(tmp_path / "averaged.keras")
+        for one, array in zip(average.get_weights(), weights, strict=True):
+            assert np.allclose(one, array + shift, atol=1e-6)
+        assert network.read_saved(tmp_path / "averaged.keras", "training.json")["averaged"] == 2
+        if second == model:
+            decision = network.read_decision(tmp_path / "averaged.keras")
+            assert decision.threshold == pytest.approx(
+                network.read_decision(model).threshold, abs=1e-3
+            )
 
 
 def test_what_is_no_model_stops_with_a_sentence(tmp_path: Path) -> None:

@@ -13,9 +13,7 @@ chosen on the validation part.
 
 import importlib
 import inspect
-import json
 import sys
-import zipfile
 from pathlib import Path
 from typing import Annotated
 
@@ -58,8 +56,7 @@ def main(
     images = crop_files.open_cache(len(crops), target.parent)
     crops, _ = crop_files.decode_crops(crops, split_dir, images)
     parts = {split: part for split, part in crops.groupby("split", sort=False)}
-    with zipfile.ZipFile(models[0]) as archive:
-        training = json.loads(archive.read("training.json"))
+    training = network.read_saved(models[0], "training.json")
     defaults = inspect.signature(train_cnn.main).parameters
     settings = {name: one.default for name, one in defaults.items()} | training["settings"]
     val = network.predict_crops(averaged, images, parts["val"], settings["batch_size"])
