@@ -37,6 +37,8 @@ def draw_scores(predictions: pd.DataFrame, decision: Decision) -> Figure:
         draw_confusion = sklearn.metrics.ConfusionMatrixDisplay.from_predictions
         draw_confusion(videos["label"], call(videos, decision), ax=confusion, **look)
         confusion.set(title="videos", xlabel="called", ylabel="truth", ylim=(1.5, -0.5))
+        for count in confusion.texts:  # the row of no truth is cut off, its zeros with it
+            count.set_clip_on(True)
         for label, color in (("fake", "C3"), ("real", "C0")):
             its = videos.loc[videos["label"] == label, "p_fake"]
             look = {"alpha": 0.6, "color": color, "label": f"{label}, {len(its):,}"}
