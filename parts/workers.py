@@ -71,6 +71,9 @@ def open_pool(
         yield partial(run_tasks, pool, Cluster.workers if scheduler else workers)
     finally:
         pool.stop()
+        # A process that has only begun would miss, and say so, what the pool deletes when it ends.
+        for process in multiprocessing.active_children():
+            process.terminate()
         pool.join()
 
 

@@ -124,7 +124,7 @@ def test_ctrl_c(long_video: Path, moment: str) -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_other_ends_of_a_run_are_as_ctrl_c(long_video: Path, name: str) -> None:
-    with running(SCRIPT, cwd=long_video) as run:
+    with running(SCRIPT, "--workers", "4", cwd=long_video) as run:  # some have only begun
         wait_for(lambda: is_converting(long_video / "frames"), run)
         run.send_signal(getattr(signal, name))
         assert run.wait() == 130
