@@ -138,7 +138,7 @@ def test_the_rate_of_false_alarms_stands_beside_the_number(detections: Path) -> 
     assert "1,234 fake and 987 real crops" in text
     rows = [row["class"] for row in page.find("tr", **{"class": "measured"})]
     assert len(rows) == 2  # one a data set, and one of all; none a method
-    assert "all of my-split" in text and "/home/me" not in text
+    assert "all together" in text and "my-split" not in text and "/home/me" not in text
     assert "DFD" in text and "80 in 100" in text
 
 
