@@ -95,7 +95,8 @@ SEED = 1  # of the random weights, the order of the crops and the augmentation
 # augmentation
 PAIRED = True  # each real crop comes with a fake, both changed alike; False: every crop by itself
 REPEATS = 2  # times that a real comes in an epoch at most, where its data set has more fakes
-SELF_BLENDED = 0.25  # share of the pairs whose fake is a blend of the real, of no one's method
+BLENDED = 0.5  # share of the pairs whose fake is a face blended into the real, of no one's method
+SWAPPED = 0.5  # share of those whose face is another real's; the others' is the real's own
 FLIP = 0.5  # share that is mirrored
 SHIFT = 0.05  # largest, of the width and height, in whole pixels
 ROTATION = 0.0  # degrees at most; every turn resamples the pixels, which blurs the traces
@@ -132,8 +133,8 @@ LIMITS = {  # of the settings: least and most
     (0, math.inf): ("warm_up_steps", "smallest_face"),
     (0, 10): ("margin",),
     (0, 1): (
-        *("self_blended", "flip", "shift", "zoomed", "brightness", "contrast", "tint", "grey"),
-        *("cut_out", "most_wrong", "softest_share"),
+        *("blended", "swapped", "flip", "shift", "zoomed", "brightness", "contrast", "tint"),
+        *("grey", "cut_out", "most_wrong", "softest_share"),
     ),
     (0, 100): ("reduced", "blurred", "noisy", "jpeg"),
     (0, 180): ("rotation",),
@@ -155,7 +156,8 @@ def main(
     seed: int = SEED,
     paired: bool = PAIRED,
     repeats: int = REPEATS,
-    self_blended: float = SELF_BLENDED,
+    blended: float = BLENDED,
+    swapped: float = SWAPPED,
     flip: float = FLIP,
     shift: float = SHIFT,
     rotation: float = ROTATION,
@@ -192,7 +194,8 @@ def main(
         seed: the same seed, crops and machine give the same model
         paired: each real crop comes with a fake, both changed alike; or every crop by itself
         repeats: times that a real comes in an epoch at most, where its data set has more fakes
-        self_blended: share of the pairs whose fake is a blend of the real
+        blended: share of the pairs whose fake is a face blended into the real
+        swapped: share of those whose face is another real's, not the real's own
         flip: share that is mirrored
         shift: largest shift, of the width and of the height
         rotation: degrees at most

@@ -1,7 +1,7 @@
 """Serve the training with batches of crops, changed at random; script 04 uses this.
 
 What a video goes through, a pair of a real crop and its fake goes through alike. Fakes are those of
-the data sets, and blends of a real crop with itself.
+the data sets, and blends of a real crop with itself or with another.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import pandas as pd
 import tensorflow as tf
 
 from parts.network import IMAGE_SIZE
+
+CANDIDATES = 100  # reals, of which the one most alike gives its face to a blend
 
 
 def serve_crops(
@@ -37,15 +39,20 @@ def serve_crops(
     steps = math.ceil(sum(map(len, groups)) / settings["batch_size"])
     shares = np.array_split(np.arange(len(groups)), steps)
     is_real = (crops["label"] == "real").to_dict()
+    reals = crops[crops["label"] == "real"].groupby("dataset").groups
+    reals = {row: of.to_numpy() for of in reals.values() for row in of}
+
+    def make_fake(row: int, rng: np.random.Generator) -> np.ndarray:
+        face = row
+        if rng.random() < settings["swapped"]:
+            face = find_similar(images, row, rng.choice(reals[row], CANDIDATES))
+        return blend(images[face], images[row], rng)
 
     def make(step: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((*seed, step))
         batch, labels = [], []
         for group in (groups[place] for place in shares[step]):
-            faces = [
-                images[row] if row >= 0 else blend_with_itself(images[group[0]], rng)
-                for row in group
-            ]
+            faces = [images[row] if row >= 0 else make_fake(group[0], rng) for row in group]
             batch += change_alike(faces, settings, rng)
             labels += [row >= 0 and is_real[row] for row in group]
         return np.stack(batch), np.array(labels, np.float32)[:, None]
@@ -68,7 +75,7 @@ def serve_crops(
 def draw_groups(crops: pd.DataFrame, settings: dict, seed: tuple[int, int]) -> list[tuple]:
     """Draw what an epoch shows, in its order: groups of rows that stay together, changed alike.
 
-    Paired, a real crop comes with a fake: a blend of itself (-1), or a deepfake that shares an
+    Paired, a real crop comes with a fake: a blend into itself (-1), or a deepfake that shares an
     identity with it, or where none does another of its data set, each of those once before any
     comes again. A data set gives as many pairs as it has fakes, but each real at least once and at
     most `repeats` times. Not paired, each crop comes once, by itself.
@@ -85,7 +92,7 @@ def draw_groups(crops: pd.DataFrame, settings: dict, seed: tuple[int, int]) -> l
         rows = [rng.permutation(reals.index) for _ in range(settings["repeats"])]
         deck: list[int] = []
         for row in np.concatenate(rows)[:count]:
-            if rng.random() < settings["self_blended"] or fakes.empty:
+            if rng.random() < settings["blended"] or fakes.empty:
                 pairs.append((row, -1))
                 continue
             identities = reals.at[row, "identities"].split(";")
@@ -97,41 +104,66 @@ def draw_groups(crops: pd.DataFrame, settings: dict, seed: tuple[int, int]) -> l
     return [pairs[place] for place in rng.permutation(len(pairs))]
 
 
-def blend_with_itself(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Make a fake of a real crop: a changed copy of the face, blended back through a soft mask.
+def find_similar(images: np.ndarray, row: int, others: np.ndarray) -> int:
+    """Find, among the rows of others, the image whose face stands and looks most as in this one.
+
+    That is judged by their light in 16 x 16 places, each image's mean and deviation taken out.
+    """
+    small = images[np.append(others, row), 4::8, 4::8].mean(axis=3).reshape(-1, 256)
+    small = (small - small.mean(axis=1, keepdims=True)) / (small.std(axis=1, keepdims=True) + 1)
+    return others[np.argmax(small[:-1] @ small[-1])]
+
+
+def blend(face: np.ndarray, around: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Make a fake: blend a face into what is around another, or itself; one of the two is changed.
 
     What every face swap leaves behind, a border and two kinds of pixels, without what only one
     method leaves: Shiohara and Yamasaki, "Detecting Deepfakes with Self-Blended Images", CVPR 2022,
-    written from its description, with a bent ellipse for the hull of landmarks.
+    and for two people Li et al., "Face X-ray for More General Face Forgery Detection", CVPR 2020,
+    written from their descriptions, with a bent ellipse for the hull of landmarks.
 
     Args:
-        image: RGB uint8 (size, size, 3), and so is the result
+        face, around: RGB uint8 (size, size, 3), and so is the result
     """
-    size = len(image)
-    # The copy gets another colour and contrast, ...
-    face = image + rng.uniform(-15, 15, 3)
-    mean = face.mean(axis=(0, 1))
-    face = (face - mean) * rng.uniform(0.85, 1.15) + mean + rng.uniform(-10, 10)
-    if rng.random() < 0.3:
-        grey = face.mean(axis=2, keepdims=True)
-        face = grey + (face - grey) * rng.uniform(0.6, 1.4)
+    size = len(face)
+    # The face gets the colours of the other (Reinhard et al., "Color Transfer between Images").
+    middle = np.s_[size // 4 : -size // 4, size // 4 : -size // 4]
+    own, wanted = face[middle].astype(np.float32), around[middle].astype(np.float32)
+    gain = (wanted.std(axis=(0, 1)) + 1) / (own.std(axis=(0, 1)) + 1)
+    face = (face - own.mean(axis=(0, 1))) * gain + wanted.mean(axis=(0, 1)) + 0.5
     face = face.clip(0, 255).astype(np.uint8)
-    # ... is resampled from fewer pixels, or sharpened, ...
+    if rng.random() < 0.5:
+        face = change_copy(face, rng)
+    else:
+        around = change_copy(around, rng)
+    # It is moved by a few pixels, and shows through a soft mask.
+    scale, turn = rng.uniform(0.95, 1.05, 2), rng.uniform(-3, 3)
+    moved = move_image(face, scale, turn, rng.uniform(-0.03, 0.03, 2) * size)
+    mask = draw_mask(size, rng)[..., None] * rng.choice((0.25, 0.5, 0.75, 1, 1, 1))
+    return (around * (1 - mask) + moved * mask + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def change_copy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Give a copy of an image, RGB uint8, other colours and pixels, often hardly to be seen."""
+    size, strength, mean = len(image), rng.uniform(0, 1), image.mean(axis=(0, 1))
+    copy = (image - mean) * (1 + rng.uniform(-0.15, 0.15) * strength) + mean
+    copy = copy + (rng.uniform(-15, 15, 3) + rng.uniform(-10, 10)) * strength
+    if rng.random() < 0.3:
+        grey = copy.mean(axis=2, keepdims=True)
+        copy = grey + (copy - grey) * rng.uniform(0.6, 1.4)
+    copy = copy.clip(0, 255).astype(np.uint8)
+    # Then it is resampled from fewer pixels, or sharpened.
     if rng.random() < 0.5:
         side = round(size / rng.choice((1.5, 2, 3, 4)))
         shrink = (cv2.INTER_AREA, cv2.INTER_LINEAR)[rng.integers(2)]
         grow = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)[rng.integers(2)]
-        small = cv2.resize(face, (side, side), interpolation=shrink)
-        face = cv2.resize(small, (size, size), interpolation=grow)
-    elif rng.random() < 0.6:
-        soft = cv2.GaussianBlur(face, (0, 0), rng.uniform(0.7, 1.5))
+        small = cv2.resize(copy, (side, side), interpolation=shrink)
+        return cv2.resize(small, (size, size), interpolation=grow)
+    if rng.random() < 0.6:
+        soft = cv2.GaussianBlur(copy, (0, 0), rng.uniform(0.7, 1.5))
         amount = rng.uniform(0.2, 1.0)
-        face = cv2.addWeighted(face, 1 + amount, soft, -amount, 0)
-    # ... and is moved by a few pixels.
-    scale, turn = rng.uniform(0.95, 1.05, 2), rng.uniform(-3, 3)
-    moved = move_image(face, scale, turn, rng.uniform(-0.03, 0.03, 2) * size)
-    mask = draw_mask(size, rng)[..., None] * rng.choice((0.25, 0.5, 0.75, 1, 1, 1))
-    return (image * (1 - mask) + moved * mask + 0.5).clip(0, 255).astype(np.uint8)
+        return cv2.addWeighted(copy, 1 + amount, soft, -amount, 0)
+    return copy
 
 
 def move_image(image: np.ndarray, scale: np.ndarray, turn: float, shift: np.ndarray) -> np.ndarray:

@@ -359,7 +359,7 @@ def test_videos_are_those_of_the_table_or_of_the_file_names(
 
 # Nothing is left of the augmentation, and every crop comes by itself.
 STILL = dict.fromkeys(
-    ("self_blended", "flip", "shift", "rotation", "brightness", "contrast", "tint", "grey"), 0.0
+    ("blended", "swapped", "flip", "shift", "rotation", "brightness", "contrast", "tint", "grey"), 0
 )
 STILL |= {"paired": False, "repeats": 2, "cut_out": 0.0, "zoomed": (0, 0), "reduced": (0, 32)}
 STILL |= {"blurred": (0, 2), "noisy": (0, 10), "jpeg": (0, 30), "batch_size": 12, "seed": 1}
@@ -368,7 +368,8 @@ STILL |= {"blurred": (0, 2), "noisy": (0, 10), "jpeg": (0, 30), "batch_size": 12
 def test_every_epoch_serves_every_crop_once_in_another_order() -> None:
     images = np.arange(30 * 128 * 128 * 3).reshape(30, 128, 128, 3) % 251
     images = (images + 5 * np.arange(30)[:, None, None, None]).astype(np.uint8)
-    crops = pd.DataFrame({"label": ["fake", "real"] * 15}).iloc[2:27]  # their index says the row
+    crops = pd.DataFrame({"label": ["fake", "real"] * 15, "dataset": "made up"})
+    crops = crops.iloc[2:27]  # their index says the row
 
     def serve(seed: int, number: int) -> list[int]:
         epoch = []
@@ -397,13 +398,13 @@ def test_every_epoch_serves_every_crop_once_in_another_order() -> None:
 )
 @settings(max_examples=40)
 def test_every_real_comes_as_often_as_there_are_fakes_with_a_fake_of_its_own(
-    drawn: list[tuple[bool, int, int]], self_blended: float, repeats: int, seed: int
+    drawn: list[tuple[bool, int, int]], blended: float, repeats: int, seed: int
 ) -> None:
     rows = [("real" if real else "fake", f"set {of}", f"id{one};") for real, of, one in drawn]
     crops = pd.DataFrame(rows, columns=["label", "dataset", "identities"])
     crops["identities"] = crops["identities"].str.strip(";").where(crops.index % 3 > 0, "")
     crops.index += 7
-    wanted = {"paired": True, "self_blended": self_blended, "repeats": repeats}
+    wanted = {"paired": True, "blended": blended, "repeats": repeats}
     pairs = augmentation.draw_groups(crops, wanted, (seed, 1))
     assert pairs == augmentation.draw_groups(crops, wanted, (seed, 1))
     for _, part in crops.groupby("dataset"):
@@ -418,9 +419,9 @@ def test_every_real_comes_as_often_as_there_are_fakes_with_a_fake_of_its_own(
         fakes = crops[(crops["label"] == "fake") & (crops["dataset"] == dataset)]
         related = fakes.index[(fakes["identities"] == identity) & (identity != "")]
         if fake == -1:
-            assert self_blended > 0 or fakes.empty
+            assert blended > 0 or fakes.empty
         else:
-            assert self_blended < 1 and fake in (related if len(related) else fakes.index)
+            assert blended < 1 and fake in (related if len(related) else fakes.index)
             unrelated += [] if len(related) else [(dataset, fake)]
     # Of a data set's fakes that share no one's identity none comes twice before all came once.
     for dataset in {dataset for dataset, _ in unrelated}:
@@ -437,11 +438,11 @@ def test_a_pair_is_a_real_and_its_fake_and_both_are_changed_alike() -> None:
     crops = pd.DataFrame({"label": ["real"] * 6 + ["fake"] * 6, "dataset": "made up"})
     crops["identities"] = [str(number % 6) for number in range(12)]
     strong = {name: getattr(train, name.upper()) for name in STILL}
-    strong |= {"self_blended": 0.0, "batch_size": 4}
+    strong |= {"blended": 0.0, "batch_size": 4}
     for pictures, labels in augmentation.serve_crops(images, crops, strong, 1):
         assert labels.numpy().ravel().tolist() == [1, 0, 1, 0]
         assert np.array_equal(pictures[0::2], pictures[1::2])
-    blended = strong | {"self_blended": 1.0}
+    blended = strong | {"blended": 1.0, "swapped": 0.5}
     for pictures, labels in augmentation.serve_crops(images, crops, blended, 1):
         assert labels.numpy().ravel().tolist() == [1, 0, 1, 0]
         differ = (pictures[0::2] != pictures[1::2]).numpy()
@@ -538,28 +539,62 @@ def test_the_softest_share_is_that_of_the_crops_as_they_were_changed() -> None:
     assert train.find_least_sharpness(images, crops, blurred) < min(plain) / 10
 
 
-@given(st.integers(0, 2**31))
+@given(st.integers(0, 2**31), st.booleans())
 @settings(max_examples=25)
-def test_a_self_blend_differs_inside_a_soft_mask_only(seed: int) -> None:
-    rng, masks, draw_mask = np.random.default_rng(seed), [], augmentation.draw_mask
-    image = cv2.GaussianBlur(rng.integers(0, 256, (128, 128, 3)).astype(np.uint8), (0, 0), 3)
+def test_a_blend_is_of_two_kinds_of_pixels_with_a_soft_mask(seed: int, own: bool) -> None:
+    rng, masks, copies = np.random.default_rng(seed), [], []
+    draw_mask, change_copy = augmentation.draw_mask, augmentation.change_copy
+    noise = rng.integers(0, 256, (2, 128, 128, 3)).astype(np.uint8)
+    image, other = (cv2.GaussianBlur(one, (0, 0), 3) for one in noise)
+    face = image if own else other
 
     def draw(*arguments: object) -> np.ndarray:
         masks.append(draw_mask(*arguments))
         return masks[-1]
 
+    def change(*arguments: object) -> np.ndarray:
+        copies.append(change_copy(*arguments))
+        return copies[-1]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(augmentation, "draw_mask", draw)
-        blend = augmentation.blend_with_itself(image, np.random.default_rng(seed))
+        patch.setattr(augmentation, "change_copy", change)
+        blend = augmentation.blend(face, image, np.random.default_rng(seed))
     assert blend.shape == image.shape and blend.dtype == np.uint8
-    assert np.array_equal(blend, augmentation.blend_with_itself(image, np.random.default_rng(seed)))
-    (mask,) = masks
+    assert np.array_equal(blend, augmentation.blend(face, image, np.random.default_rng(seed)))
+    (mask,), (copy,) = masks, copies
     assert mask.shape == (128, 128) and mask.dtype == np.float32
     assert mask.min() >= 0 and mask.max() <= 1
     assert np.abs(np.diff(mask, axis=0)).max() < 0.7  # no hard border
     assert mask[[0, 0, -1, -1], [0, -1, 0, -1]].max() < 0.01  # the corners are no face
-    differs = (blend != image).any(axis=2)
-    assert differs.any() and not differs[mask == 0].any()
+    around = blend[mask == 0]
+    assert any(np.array_equal(around, whole[mask == 0]) for whole in (image, copy))
+    assert not any(np.array_equal(blend, whole) for whole in (image, copy))
+
+
+def test_the_face_that_is_blended_in_is_of_the_same_data_set_and_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(1)
+    faces = rng.integers(0, 256, (3, 16, 16, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+    images = np.concatenate((faces, faces // 2 + 40, 255 - faces))  # the second has less light
+    assert augmentation.find_similar(images, 1, np.array([0, 2, 4, 7])) == 4
+    assert augmentation.find_similar(images, 5, np.array([0, 2, 3, 8])) == 2
+
+    crops = pd.DataFrame({"label": "real", "dataset": ["a"] * 4 + ["b"] * 5, "identities": ""})
+    blended = []
+    monkeypatch.setattr(
+        augmentation, "blend", lambda face, around, _: blended.append((face, around)) or around
+    )
+    rows = {image.tobytes(): row for row, image in enumerate(images)}
+    for swapped, epoch in ((0.0, 1), (1.0, 2)):
+        blended.clear()
+        drawn = STILL | {"paired": True, "blended": 1.0, "swapped": swapped}
+        assert len(list(augmentation.serve_crops(images, crops, drawn, epoch))) == 2
+        pairs = [tuple(rows[image.tobytes()] for image in pair) for pair in blended]
+        assert sorted(around for _, around in pairs) == list(range(9))
+        assert all((face < 4) == (around < 4) for face, around in pairs)
+        assert all(face == around for face, around in pairs) == (swapped == 0)
 
 
 # The start weights
