@@ -40,12 +40,12 @@ def serve_crops(
     shares = np.array_split(np.arange(len(groups)), steps)
     is_real = (crops["label"] == "real").to_dict()
     reals = crops[crops["label"] == "real"].groupby("dataset").groups
-    reals = {row: of.to_numpy() for of in reals.values() for row in of}
 
     def make_fake(row: int, rng: np.random.Generator) -> np.ndarray:
         face = row
         if rng.random() < settings["swapped"]:
-            face = find_similar(images, row, rng.choice(reals[row], CANDIDATES))
+            others = rng.choice(reals[crops.at[row, "dataset"]], CANDIDATES)
+            face = find_similar(images, row, others)
         return blend(images[face], images[row], rng)
 
     def make(step: int) -> tuple[np.ndarray, np.ndarray]:
