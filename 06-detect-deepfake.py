@@ -192,6 +192,7 @@ def process_file(
         result, worst = detect(source, scorer, settings)
         heat = write_outputs(result, worst, target, scorer, settings)
     except Exception as error:
+        scorer.loading.result()  # what kept the model from being loaded ends the run
         return {"file": str(source), "reason": word_error(error)}
     try:
         content = detection_report.collect_report(result, worst, heat, scorer, target, settings)

@@ -71,7 +71,6 @@ KEEP_MINUTES = 60.0  # for which a file and its results stay, while the page is 
 TITLE = "Is this video a deepfake?"
 WELCOME = f"""<h1>{TITLE}</h1><p>Drop a video or a picture. Every face in it is scored on this
 machine, which nothing leaves: a verdict in words, its limits, and a report to hand on.</p>"""
-EXAMPLES = "<p>Nothing at hand? Try a video that was made for practice:</p>"
 WAITING = "<p>The answer will stand here.</p>"
 NOT_SCORED = '<article role="alert"><h1 tabindex="-1">Not scored</h1><p>{}</p></article>'
 TO_ANSWER = "() => document.querySelector('#answer h1')?.focus()"  # where reading goes on
@@ -119,6 +118,7 @@ def main(
         if not value > 0:
             raise ValueError(f"{option} is {value}; give more than 0.")
     scorer = detect.load_scorer(model)
+    scorer.loading.result()  # what is wrong with the model is told now, not to a visitor
     detect.tqdm = marked_video.tqdm = Bar
     gr.processing_utils.async_ssrf_protected_download = refuse_address
 
@@ -213,7 +213,7 @@ def build_page(
             limit = f"A video or a picture, up to {upload_limit} MB"
             dropped = gr.File(label=limit, file_types=KNOWN, scale=3)
             with gr.Column(scale=1, min_width=200):
-                gr.HTML(EXAMPLES)
+                gr.HTML("<p>Nothing at hand? Try a video that was made for practice:</p>")
                 buttons = [gr.Button(words) for words in practice]
         shown = gr.HTML(WAITING, elem_id="answer", min_height=160, apply_default_css=False)
         for listen, given in ((dropped.upload, dropped), *((one.click, one) for one in buttons)):

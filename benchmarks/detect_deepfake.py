@@ -220,7 +220,7 @@ def time_steps(path: Path, model: Path) -> list[dict[str, float]]:
     sys.path.insert(0, str(SCRIPT.parent))
     detect = importlib.import_module(SCRIPT.stem)
     spent = defaultdict(float, imports=time.perf_counter() - before)
-    time_calls(detect, "load_scorer", "model", spent)
+    time_calls(detect.network, "load_predictor", "model", spent)
     time_items(detect.convert, "read_frames", "decoding", spent)
     time_calls(detect.face_detector, "crop_faces", "detection", spent)
     time_calls(detect, "score_crops", "scoring", spent)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -242,16 +243,26 @@ def write_model(
 
 
 class Scorer(NamedTuple):
-    """What scores a face: the model, and the decision that was saved with it."""
+    """What scores a face: the decision that was saved with a model, and the model once loaded."""
 
     path: Path
-    model: keras.Model
-    predict: Callable[[np.ndarray], tf.Tensor]  # RGB float32 (n, 128, 128, 3) to p_real (n, 1)
     decision: Decision
+    loading: Future  # of the model, and of what predicts with it
+
+    @property
+    def model(self) -> keras.Model:
+        """Wait for the model; raises what load_model raises."""
+        return self.loading.result()[0]
+
+    def predict(self, images: np.ndarray) -> tf.Tensor:
+        """Wait for the model, and predict RGB float32 (n, 128, 128, 3) in 0..255: p_real (n, 1)."""
+        return self.loading.result()[1](images)
 
 
 def read_scorer(path: Path, as_graph: bool = True) -> Scorer:
-    """Load a model and what was saved with it, running none of it as code.
+    """Read a model's decision, and have a thread load the model meanwhile.
+
+    Loading takes three seconds, in which the first frames are decoded and searched for faces.
 
     Args:
         as_graph: make a graph of it, which takes a second and then scores in a fifth of the time
@@ -259,12 +270,22 @@ def read_scorer(path: Path, as_graph: bool = True) -> Scorer:
     Raises:
         FileNotFoundError, ValueError: there is none, or it is none of 04's.
     """
-    model, decision = load_model(path), read_decision(path)
+    check_model_file(path)
+    thread = ThreadPoolExecutor(1)
+    scorer = Scorer(path, read_decision(path), thread.submit(load_predictor, path, as_graph))
+    thread.shutdown(wait=False)
+    return scorer
+
+
+def load_predictor(path: Path, as_graph: bool) -> tuple[keras.Model, Callable]:
+    """Load a model, and make what predicts with it; see read_scorer."""
+    model = load_model(path)
     predict = partial(model, training=False)
     if as_graph:  # one for any number of faces: Keras' own predict makes a second one
         crops = tf.TensorSpec(model.input_shape, tf.float32)
         predict = tf.function(predict, input_signature=[crops])
-    return Scorer(path, model, predict, decision)
+        predict.get_concrete_function()  # made now, not when the first face waits for it
+    return model, predict
 
 
 def load_model(path: Path) -> keras.Model:
@@ -275,10 +296,7 @@ def load_model(path: Path) -> keras.Model:
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is no such model.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: there is no such model; train one with 04-train-cnn.py, or name another."
-        )
+    check_model_file(path)
     model = build_model(None)
     try:
         if list_layers(read_saved(path, "config.json")) != list_layers(json.loads(model.to_json())):
@@ -294,6 +312,13 @@ def load_model(path: Path) -> keras.Model:
             f"{path}: it is not a model of 04-train-cnn.py ({reason}); name a best_model.keras."
         ) from error
     return model
+
+
+def check_model_file(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: there is no such model; train one with 04-train-cnn.py, or name another."
+        )
 
 
 def list_layers(config: dict) -> list[tuple]:

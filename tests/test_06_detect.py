@@ -5,6 +5,7 @@ import inspect
 import json
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -436,7 +437,7 @@ def test_json_is_all_of_standard_output(model: Path, inputs: Path, tmp_path: Pat
     ("name", "sentence"),
     [
         ("missing.keras", "there is no such model"),
-        ("words.keras", "it is not a model of 04-train-cnn.py"),
+        ("words.keras", "it is not a model that 04-train-cnn.py wrote"),
     ],
 )
 def test_a_model_of_another_kind_is_named(
@@ -453,6 +454,19 @@ def test_a_model_without_its_threshold_is_named(model: Path, inputs: Path, tmp_p
     network.load_model(model).save(plain)
     with pytest.raises(ValueError, match="it has no threshold saved with it"):
         detect.main([inputs], model=plain, detections_dir=tmp_path / "out")
+
+
+def test_a_model_without_its_weights_ends_the_run(
+    model: Path, inputs: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.keras"
+    with zipfile.ZipFile(model) as whole, zipfile.ZipFile(broken, "w") as part:
+        for name in whole.namelist():
+            content = whole.read(name)
+            part.writestr(name, content.replace(b"relu", b"tanh") if "config" in name else content)
+    result = run_script(SCRIPT, inputs, "--model", broken, cwd=tmp_path)
+    assert_stops(result, "broken.keras: it is not a model of 04-train-cnn.py", "other layers")
+    assert not list((tmp_path / "detections").glob("*.json"))
 
 
 def test_nothing_to_score_is_one_sentence(model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,7 +48,9 @@ def p_real(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             row |= {"crop_side": 99, "sharpness": 99.0}
             yield row | {"look": np.ones(1)}, frame
 
-    scorer = network.Scorer(Path("stand-in.keras"), None, predict, DECISION)
+    loading = Future()
+    loading.set_result((None, predict))
+    scorer = network.Scorer(Path("stand-in.keras"), DECISION, loading)
     monkeypatch.setattr(detect, "load_scorer", lambda path, as_graph: scorer)
     monkeypatch.setattr(detect, "find_faces", find_faces)
     monkeypatch.setattr(detection_report, "collect_report", lambda *_: {})
@@ -442,26 +445,14 @@ def test_the_model_of_the_project_is_taken_where_there_is_no_other(
 ) -> None:
     own, shipped = tmp_path / "own.keras", tmp_path / "shipped.keras"
     monkeypatch.setattr(detect, "MODELS", (own, shipped))
-    loaded = []
-
-    def load_model(path: Path) -> Callable:
-        loaded.append(path)
-        return model
-
-    def model(crops: np.ndarray, training: bool) -> np.ndarray:
-        return crops
-
-    model.input_shape = None, 128, 128, 3
-
-    monkeypatch.setattr(detect.network, "load_model", load_model)
-    monkeypatch.setattr(detect.network, "read_decision", lambda path: DECISION)
-    detect.load_scorer(None)  # neither is there: the user's own is what is missing
+    monkeypatch.setattr(detect.network, "read_scorer", lambda path, as_graph: path.stem)
+    # Where neither is there, the user's own is what is missing.
+    assert detect.load_scorer(None) == "own"
     shipped.touch()
-    detect.load_scorer(None)
+    assert detect.load_scorer(None) == "shipped"
     own.touch()
-    detect.load_scorer(None)
-    detect.load_scorer(tmp_path / "named.keras")
-    assert [path.stem for path in loaded] == ["own", "shipped", "own", "named"]
+    assert detect.load_scorer(None) == "own"
+    assert detect.load_scorer(tmp_path / "named.keras") == "named"
 
 
 @pytest.mark.parametrize(

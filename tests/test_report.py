@@ -201,7 +201,7 @@ def test_what_lies_between_the_thresholds_is_said_to_be_neither() -> None:
 
 def test_measures_of_another_model_are_not_taken_for_its_own(tmp_path: Path) -> None:
     decision = network.Decision(temperature=1.0, threshold=0.5)
-    scorer = network.Scorer(tmp_path / "best_model.keras", None, None, decision)
+    scorer = network.Scorer(tmp_path / "best_model.keras", decision, None)
     for content in ("", "[]", "{}", '{"decision": 1}', json.dumps(MEASURED | {"decision": {}})):
         (tmp_path / "metrics.json").write_text(content)
         assert detection_report.read_measures(scorer) == {}
@@ -216,7 +216,7 @@ def test_measures_of_another_model_are_not_taken_for_its_own(tmp_path: Path) -> 
 
 def test_the_detector_that_comes_along_says_how_often_it_is_wrong() -> None:
     detector = ROOT / "weights" / "deepfake-detector.keras"
-    scorer = network.Scorer(detector, None, None, network.read_decision(detector))
+    scorer = network.Scorer(detector, network.read_decision(detector), None)
     page = detection_report.render_report(
         make_content() | {"measured": detection_report.read_measures(scorer)}
     )
