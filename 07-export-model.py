@@ -96,6 +96,8 @@ def main(
     model = model or next(filter(Path.is_file, MODELS), MODELS[0])
     loaded, decision = network.load_model(model), network.read_decision(model)
     images = read_crops(crops_dir, crops)
+    if export_dir.is_dir():  # a refusal comes before the minute that converting takes
+        claim_folder(export_dir, "--export-dir", Path(__file__).name)
     score = export_formats.make_scorer(loaded, decision)
 
     # Convert to each format, score the crops with it, and stop at the first that disagrees.

@@ -29,18 +29,16 @@ def make_scorer(model: keras.Model, decision: Decision) -> tf.types.experimental
     layers = model.layers[model.layers.index(model.get_layer("imagenet_mean_and_std")) + 1 :]
     limit = float(np.log1p(-SMALLEST_P) - np.log(SMALLEST_P))
 
-    def predict_logits(images: tf.Tensor) -> tf.Tensor:
-        features = images
-        for layer in layers[:-1]:
-            features = layer(features, training=False)
-        logits = tf.linalg.matmul(features, layers[-1].kernel) + layers[-1].bias
-        return tf.clip_by_value(logits, -limit, limit)  # as calibrate() does
-
     @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), name=INPUT)])
     def score(images: tf.Tensor) -> dict[str, tf.Tensor]:
         mean = tf.constant(IMAGENET_MEAN, tf.float32)
         images = (images - mean) / tf.constant(IMAGENET_STD, tf.float32)
-        logit = (predict_logits(images) + predict_logits(tf.reverse(images, [2]))) / 2
+        features = tf.concat((images, tf.reverse(images, [2])), 0)
+        for layer in layers[:-1]:
+            features = layer(features, training=False)
+        logits = tf.linalg.matmul(features, layers[-1].kernel) + layers[-1].bias
+        logits = tf.clip_by_value(logits, -limit, limit)  # as calibrate() does
+        logit = tf.reduce_mean(tf.stack(tf.split(logits, 2)), 0)
         return {OUTPUT: tf.sigmoid(-logit / decision.temperature + decision.shift)}
 
     return score
