@@ -184,6 +184,9 @@ def process_file(
     """Detect and write what is asked for, into files whose names begin with `target`.
 
     Whatever fails costs this file alone; then the result is just the file and the reason.
+
+    Raises:
+        ValueError: the model, which is loaded meanwhile, is none of 04's.
     """
     try:
         if source.name in media.read_claims(source.parent):

@@ -38,7 +38,7 @@ def make_scorer(model: keras.Model, decision: Decision) -> tf.types.experimental
             features = layer(features, training=False)
         logits = tf.linalg.matmul(features, layers[-1].kernel) + layers[-1].bias
         logits = tf.clip_by_value(logits, -limit, limit)  # as calibrate() does
-        logit = tf.reduce_mean(tf.stack(tf.split(logits, 2)), 0)
+        logit = tf.reduce_mean(tf.reshape(logits, (2, -1, 1)), 0)
         return {OUTPUT: tf.sigmoid(-logit / decision.temperature + decision.shift)}
 
     return score

@@ -270,11 +270,14 @@ def read_scorer(path: Path, as_graph: bool = True) -> Scorer:
     Raises:
         FileNotFoundError, ValueError: there is none, or it is none of 04's.
     """
-    check_model_file(path)
     thread = ThreadPoolExecutor(1)
-    scorer = Scorer(path, read_decision(path), thread.submit(load_predictor, path, as_graph))
+    loading = thread.submit(load_predictor, path, as_graph)
     thread.shutdown(wait=False)
-    return scorer
+    try:
+        return Scorer(path, read_decision(path), loading)
+    except ValueError:
+        loading.result()  # a file that is no model at all is told as such
+        raise
 
 
 def load_predictor(path: Path, as_graph: bool) -> tuple[keras.Model, Callable]:
@@ -296,7 +299,10 @@ def load_model(path: Path) -> keras.Model:
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is no such model.
     """
-    check_model_file(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: there is no such model; train one with 04-train-cnn.py, or name another."
+        )
     model = build_model(None)
     try:
         if list_layers(read_saved(path, "config.json")) != list_layers(json.loads(model.to_json())):
@@ -312,13 +318,6 @@ def load_model(path: Path) -> keras.Model:
             f"{path}: it is not a model of 04-train-cnn.py ({reason}); name a best_model.keras."
         ) from error
     return model
-
-
-def check_model_file(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: there is no such model; train one with 04-train-cnn.py, or name another."
-        )
 
 
 def list_layers(config: dict) -> list[tuple]:
