@@ -40,6 +40,7 @@ from hashlib import sha1
 from pathlib import Path
 from uuid import uuid4
 
+import av
 import cv2
 import filelock
 import imageio_ffmpeg
@@ -76,6 +77,10 @@ PART = None  # "3/10": every tenth video from the third; a plain run, at last, w
 # Containers that FFmpeg may open. Playlists are excluded: they can point at other files.
 CONTAINERS = "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpegts,mpeg,flv,asf,ogg"
 COVERS = {b"MJPG": "mjpeg", b"MPNG": "png"}  # codecs of pictures: OpenCV's name, FFmpeg's name
+DEINTERLACE = (
+    "-vf",
+    "bwdif=send_frame:deint=interlaced",
+)  # a frame of each frame, its lines of one moment
 FRAME_SECONDS = 1 / 25  # of a frame without a usable time stamp, and of a still
 LONGEST_VIDEO = 864_000  # seconds, 10 days; a time stamp beyond that is not believed
 MISSING_FRAMES = 0.02  # share of the frames claimed that may lack before we look for the reason
@@ -279,8 +284,8 @@ def convert_video(
 def open_video(path: Path) -> cv2.VideoCapture | Pictures:
     """Open a video for reading one frame after another, turned as its rotation flag says.
 
-    OpenCV cannot decode AV1, and takes a cover picture that comes first for the video: such a video
-    is decoded by FFmpeg in a process of its own.
+    OpenCV cannot decode AV1, takes a cover picture that comes first for the video, and gives noise
+    for interlaced frames: such a video is decoded by FFmpeg in a process of its own.
 
     Raises:
         ValueError: there is no video stream in it that can be decoded.
@@ -297,12 +302,15 @@ def open_video(path: Path) -> cv2.VideoCapture | Pictures:
     if not video.isOpened():
         raise ValueError("does not open as a video")
     codec = (int(video.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF).to_bytes(4, "little")
-    if codec in (b"AV01", *COVERS):
+    interlaced = is_interlaced(path)
+    if interlaced or codec in (b"AV01", *COVERS):
         said = run_ffmpeg(path, "-v", "info").stderr.decode(errors="replace")
         streams = re.findall(r"Stream #0:(\d+).*?: Video: (\w+)", said)
-        if codec == b"AV01" or len(streams) > 1:
+        if interlaced or codec == b"AV01" or len(streams) > 1:
             stream, _ = min(streams, key=lambda stream: stream[1] in COVERS.values())
-            return Pictures(decode_by_ffmpeg(path, stream), read_time_stamps(path, stream))
+            filters = DEINTERLACE if interlaced else ()
+            pictures = decode_by_ffmpeg(path, stream, *filters)
+            return Pictures(pictures, read_time_stamps(path, stream))
     video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
     return video
 
@@ -324,9 +332,12 @@ class Pictures:
         return frame is not None, frame
 
     def get(self, what: int) -> float:
+        times = self.milliseconds
         if what == cv2.CAP_PROP_POS_MSEC:
-            return self.milliseconds[self.position] if self.position < len(self.milliseconds) else 0
-        return len(self.milliseconds)
+            return times[self.position] if self.position < len(times) else 0
+        if what == cv2.CAP_PROP_FPS:
+            return 1000 * (len(times) - 1) / (times[-1] - times[0]) if len({*times}) > 1 else 0
+        return len(times)
 
 
 def read_stills(paths: list[Path]) -> Iterator[bytes]:
@@ -336,6 +347,19 @@ def read_stills(paths: list[Path]) -> Iterator[bytes]:
             yield path.read_bytes()
         except OSError:
             yield b""
+
+
+def is_interlaced(path: Path) -> bool:
+    """Tell whether a video's first frame has two fields, lines of two moments: headers do not know.
+
+    OpenCV's VideoCapture would give what happened to be in memory for it, and say that it is well.
+    """
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    try:
+        with av.open(f"file:{path.absolute()}", options=options) as video:
+            return next(video.decode(video=0)).interlaced_frame
+    except (LookupError, ValueError, StopIteration, av.FFmpegError):  # OpenCV will say
+        return False
 
 
 def run_ffmpeg(path: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -350,10 +374,10 @@ def ffmpeg_command(path: Path, *arguments: str) -> list[str]:
     return [imageio_ffmpeg.get_ffmpeg_exe(), *safe, "-i", f"file:{path.absolute()}", *arguments]
 
 
-def decode_by_ffmpeg(path: Path, stream: str) -> Iterator[bytes]:
+def decode_by_ffmpeg(path: Path, stream: str, *filters: str) -> Iterator[bytes]:
     """Decode a stream of a video: yields each frame as a BMP file, which begins with its size."""
     form = ["-fps_mode", "passthrough", "-pix_fmt", "bgr24", "-c:v", "bmp", "-f", "image2pipe", "-"]
-    command = ffmpeg_command(path, "-map", f"0:{stream}", *form)
+    command = ffmpeg_command(path, "-map", f"0:{stream}", *filters, *form)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             while len(start := process.stdout.read(6)) == 6:

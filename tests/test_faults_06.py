@@ -204,6 +204,20 @@ def test_sound_that_cannot_be_copied_is_left_out_and_said_to_be(here: Path) -> N
     assert "no sound" in table["notes"][0]
 
 
+def test_an_interlaced_video_is_marked_as_long_as_it_is(here: Path) -> None:
+    """It is decoded by FFmpeg, as OpenCV gives noise for it: so its rate is known from there."""
+    drawn = ["-f", "lavfi", "-i", "color=gray:size=320x240:rate=25:duration=2"]
+    fields = ["-c:v", "libx264", "-x264-params", "tff=1", "-pix_fmt", "yuv420p"]
+    command = [FFMPEG, "-v", "error", *drawn, *fields, here / "in" / "fields.mkv"]
+    subprocess.run(list(map(str, command)), check=True)
+    assert run("in/fields.mkv")["fields.mkv"]["frames_scored"] == 12
+    marked = here / "detections" / "fields-marked.mp4"
+    assert count_frames(marked) == 50
+    video = cv2.VideoCapture(str(marked))
+    assert video.get(cv2.CAP_PROP_FPS) == 25
+    assert np.abs(video.read()[1][-50:].astype(int) - 128).max() < 20
+
+
 def stand_in_for_ffmpeg(monkeypatch: pytest.MonkeyPatch, folder: Path, *lines: str) -> None:
     program = folder / "ffmpeg"
     program.write_text("\n".join([f"#!{sys.executable}", "import os, sys", *lines]))
