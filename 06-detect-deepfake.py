@@ -83,6 +83,7 @@ FRAMES_AT_ONCE = 8  # searched for faces and scored together
 # --------------------------------------------------------------------------------------------------
 
 MODELS = Path("model/best_model.keras"), Path(__file__).parent / "weights/deepfake-detector.keras"
+Sample = tuple[int, float, np.ndarray]  # a frame's index, its second, and the frame, BGR uint8
 FAKE, REAL, UNDECIDED, NO_FACE = "likely fake", "likely real", "undecided", "no face"
 RESULTS = ["file", "verdict", "p_fake", "low", "high", "threshold", "real_below", "track"]
 RESULTS += ["frames", "tracks", "reason", "doubt", "notes"]
@@ -249,9 +250,7 @@ def detect(
 
 
 def score_frames(
-    frames: Iterable[tuple[int, float, np.ndarray]],
-    scorer: network.Scorer,
-    settings: SimpleNamespace,
+    frames: Iterable[Sample], scorer: network.Scorer, settings: SimpleNamespace
 ) -> tuple[int, tuple[int, int], pd.DataFrame, pd.DataFrame]:
     """Score every face of some frames, a few at a time: memory does not grow with their number.
 
@@ -263,11 +262,10 @@ def score_frames(
         ValueError: the model gives no number for a face.
     """
     rows, worst, count, size = [], [], 0, (0, 0)
-    frames = iter(frames)
-    while some := list(itertools.islice(frames, settings.frames_at_once)):
-        count += len(some)
-        size = size if any(size) else some[0][2].shape[1::-1]
-        found = list(find_faces(some, scorer.decision))
+    # Faces are found while those before are scored, and the first while the model is loaded.
+    batches = find_in_batches(iter(frames), scorer.decision, settings.frames_at_once)
+    for number, first_size, found in media.read_ahead(batches, 2):
+        count, size = count + number, size if any(size) else first_size
         crops = [crop_files.prepare_crop(crop) for _, crop in found]
         scores = score_crops(crops, scorer) if found else []
         rows += [row | {"p_fake": round(p, 6)} for (row, _), p in zip(found, scores, strict=True)]
@@ -281,8 +279,16 @@ def score_frames(
     return count, size, faces, worst
 
 
+def find_in_batches(
+    frames: Iterator[Sample], decision: network.Decision, at_once: int
+) -> Iterator[tuple[int, tuple[int, int], list[tuple[dict, np.ndarray]]]]:
+    """Yield how many the next frames are, the size of the first, and the faces in all of them."""
+    while some := list(itertools.islice(frames, at_once)):
+        yield len(some), some[0][2].shape[1::-1], list(find_faces(some, decision))
+
+
 def find_faces(
-    frames: list[tuple[int, float, np.ndarray]], decision: network.Decision
+    frames: list[Sample], decision: network.Decision
 ) -> Iterator[tuple[dict, np.ndarray]]:
     """Yield each face of some frames: a row, and the crop that 01 and 02 would have saved, BGR.
 

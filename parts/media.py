@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from parts import catalogue
+from parts import catalogue, sparse_video
 from parts.folders import write_whole
 
 convert = importlib.import_module("01-convert-video-to-image")
@@ -98,7 +98,7 @@ def sample_frames(
     taken, rate, wanted = set(), settings.frames_per_second, 2 * settings.fewest_frames
     for _ in range(2):
         stamps = []
-        for index, seconds, _, frame in convert.read_frames(convert.open_video(path), rate, None):
+        for index, seconds, _, frame in sparse_video.read_sampled(path, rate):
             stamps.append(seconds)
             if frame is not None and index not in taken:
                 taken.add(index)
