@@ -25,6 +25,7 @@ is no proof.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import json as to_json  # the option --json has its name
@@ -43,7 +44,8 @@ from typing import Annotated
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-import cv2
+gc.disable()  # what is imported is no garbage, and to look through all of it takes half a second
+
 import filelock
 import numpy as np
 import pandas as pd
@@ -58,6 +60,9 @@ from parts.width_rule import resize_by_width
 
 convert = importlib.import_module("01-convert-video-to-image")
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
+
+gc.freeze()
+gc.enable()
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -310,20 +315,8 @@ def find_faces(
             row |= {"confidence": round(face.confidence, 6), "crop_side": min(crop.shape[:2])}
             sharpness = crop_files.measure_sharpness(crop_files.prepare_crop(crop))
             row |= {"sharpness": round(sharpness, 2)}
-            yield row | {"look": measure_look(face_detector.crop_face(small, face.box, 0))}, crop
-
-
-def measure_look(face: np.ndarray) -> np.ndarray:
-    """Measure the colours of a face, BGR uint8: the roots of their shares, float16 (384,).
-
-    The sum of the products of two is their likeness, 0 to 1 (Bhattacharyya, 1943). On real videos
-    of Celeb-DF v2, 95 of 100 pairs of frames of one video have 0.89 or more, and 95 of 100 pairs of
-    two videos 0.75 or less.
-    """
-    lab = cv2.cvtColor(face, cv2.COLOR_BGR2LAB)
-    lab[..., 1:] = lab[..., 1:].clip(96, 159)  # few faces have stronger colours
-    counts = cv2.calcHist([lab], [0, 1, 2], None, (6, 8, 8), (0, 256, 96, 160, 96, 160))
-    return np.sqrt(counts.ravel() / counts.sum()).astype(np.float16)
+            within_box = face_detector.crop_face(small, face.box, 0)
+            yield row | {"look": crop_files.measure_look(within_box)}, crop
 
 
 def score_crops(crops: list[np.ndarray], scorer: network.Scorer) -> list[float]:

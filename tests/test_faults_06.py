@@ -23,7 +23,7 @@ import pytest
 from conftest import write_video
 from faults import jpeg, write_avi
 
-from parts import detection_report, marked_video, media, network
+from parts import crop_files, detection_report, marked_video, media, network
 
 detect = importlib.import_module("06-detect-deepfake")
 
@@ -403,7 +403,9 @@ def test_two_portraits_are_told_apart_by_their_colours() -> None:
     portrait = cv2.imdecode(np.frombuffer(jpeg((80, 80), seed=1), np.uint8), 1)
     darker = cv2.convertScaleAbs(portrait, alpha=0.95)
     other = cv2.imdecode(np.frombuffer(jpeg((80, 80), seed=2), np.uint8), 1)
-    one, same, two = (detect.measure_look(face).astype(float) for face in (portrait, darker, other))
+    one, same, two = (
+        crop_files.measure_look(face).astype(float) for face in (portrait, darker, other)
+    )
     assert one @ one == pytest.approx(1, abs=1e-2)
     assert one @ same > detect.LEAST_LIKENESS > one @ two
 

@@ -22,7 +22,7 @@ BUDGETS = {
     "03-prepare-fake-real-dataset.py": 520,
     "04-train-cnn.py": 640,
     "05-evaluate-model.py": 420,
-    "06-detect-deepfake.py": 570,
+    "06-detect-deepfake.py": 563,
     "07-export-model.py": 230,
     "08-web-page.py": 330,
 }
