@@ -247,7 +247,8 @@ def change_alike(
     grow = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)[rng.integers(2)]
     share, most = settings["noisy"]
     deviation = rng.uniform(1, most) if rng.random() < share else 0
-    noise = np.random.default_rng(rng.integers(2**31)).normal(0, deviation, images[0].shape)
+    apart = np.random.default_rng(rng.integers(2**31))  # what follows is drawn alike without noise
+    noise = apart.normal(0, deviation, images[0].shape) if deviation else 0
     share, worst = settings["jpeg"]
     times = 1 + int(rng.random() < 0.3) if rng.random() < share else 0
     qualities = [int(rng.integers(worst, 101)) for _ in range(times)]

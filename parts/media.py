@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
@@ -113,12 +114,14 @@ def sample_frames(
 def read_ahead(items: Iterator[Item], ahead: int) -> Iterator[Item]:
     """Have a thread take the next items, so many at most, while those before are worked on.
 
-    OpenCV decodes without Python's lock, so that decoding runs beside whatever is done here.
+    OpenCV decodes without Python's lock, so that decoding runs beside whatever is done here. The
+    thread is told what the page keeps in context variables: whose work it is, and whose bar.
     """
+    run = copy_context().run
     with ThreadPoolExecutor(1) as thread:
-        waiting = deque(thread.submit(next, items, END) for _ in range(ahead))
+        waiting = deque(thread.submit(run, next, items, END) for _ in range(ahead))
         while (item := waiting.popleft().result()) is not END:
-            waiting.append(thread.submit(next, items, END))
+            waiting.append(thread.submit(run, next, items, END))
             yield item
 
 

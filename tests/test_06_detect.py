@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import zipfile
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -369,6 +370,14 @@ def test_the_marked_video_plays_in_a_browser_and_shows_the_boxes(detections: Pat
                 assert edge.mean() > 0.5  # some skin has a colour near the box's
                 assert changed[y - 12 : y - 2, x : x + width // 4].mean() > 0.5  # the number
     assert not video.read()[0]
+
+
+def test_what_is_read_ahead_knows_whose_work_it_is() -> None:
+    """By that the page ends the work for a tab that was closed, in the midst of the scoring."""
+    whose = ContextVar("whose", default="nobody's")
+    whose.set("a tab's")
+    inner = media.read_ahead((whose.get() for _ in range(3)), 2)
+    assert list(media.read_ahead(inner, 2)) == ["a tab's"] * 3
 
 
 def test_the_sound_is_kept_and_odd_sizes_work(model: Path, tmp_path: Path) -> None:

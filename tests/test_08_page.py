@@ -254,8 +254,8 @@ def test_what_cannot_be_scored_gets_a_sentence(
 def test_the_second_visitor_waits_and_a_closed_tab_ends_its_work(
     browser: Browser, server: Server, tmp_path: Path
 ) -> None:
-    endless = tmp_path / "endless.mp4"  # half an hour of grey
-    grey = ["-f", "lavfi", "-i", "color=gray:size=640x480:rate=5:duration=1800"]
+    endless = tmp_path / "endless.mp4"  # an hour of grey
+    grey = ["-f", "lavfi", "-i", "color=gray:size=640x480:rate=1:duration=3600"]
     coding = ["-c:v", "libx264", "-preset", "ultrafast", "-g", "9999", "-pix_fmt", "yuv420p"]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *grey, *coding, str(endless)]
     subprocess.run(command, check=True)
