@@ -77,10 +77,7 @@ PART = None  # "3/10": every tenth video from the third; a plain run, at last, w
 # Containers that FFmpeg may open. Playlists are excluded: they can point at other files.
 CONTAINERS = "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpegts,mpeg,flv,asf,ogg"
 COVERS = {b"MJPG": "mjpeg", b"MPNG": "png"}  # codecs of pictures: OpenCV's name, FFmpeg's name
-DEINTERLACE = (
-    "-vf",
-    "bwdif=send_frame:deint=interlaced",
-)  # a frame of each frame, its lines of one moment
+DEINTERLACE = "bwdif=send_frame:deint=interlaced"  # of each frame one with lines of one moment
 FRAME_SECONDS = 1 / 25  # of a frame without a usable time stamp, and of a still
 LONGEST_VIDEO = 864_000  # seconds, 10 days; a time stamp beyond that is not believed
 MISSING_FRAMES = 0.02  # share of the frames claimed that may lack before we look for the reason
@@ -308,7 +305,7 @@ def open_video(path: Path) -> cv2.VideoCapture | Pictures:
         streams = re.findall(r"Stream #0:(\d+).*?: Video: (\w+)", said)
         if interlaced or codec == b"AV01" or len(streams) > 1:
             stream, _ = min(streams, key=lambda stream: stream[1] in COVERS.values())
-            filters = DEINTERLACE if interlaced else ()
+            filters = ("-vf", DEINTERLACE) if interlaced else ()
             pictures = decode_by_ffmpeg(path, stream, *filters)
             return Pictures(pictures, read_time_stamps(path, stream))
     video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
@@ -336,7 +333,8 @@ class Pictures:
         if what == cv2.CAP_PROP_POS_MSEC:
             return times[self.position] if self.position < len(times) else 0
         if what == cv2.CAP_PROP_FPS:
-            return 1000 * (len(times) - 1) / (times[-1] - times[0]) if len({*times}) > 1 else 0
+            seconds = (max(times, default=0) - min(times, default=0)) / 1000
+            return (len(times) - 1) / seconds if seconds else 0
         return len(times)
 
 
@@ -354,12 +352,17 @@ def is_interlaced(path: Path) -> bool:
 
     OpenCV's VideoCapture would give what happened to be in memory for it, and say that it is well.
     """
-    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
-        with av.open(f"file:{path.absolute()}", options=options) as video:
-            return next(video.decode(video=0)).interlaced_frame
+        with open_container(path) as container:
+            return next(container.decode(video=0)).interlaced_frame
     except (LookupError, ValueError, StopIteration, av.FFmpegError):  # OpenCV will say
         return False
+
+
+def open_container(path: Path) -> av.container.InputContainer:
+    """Open a video with PyAV, which may open what OpenCV may and nothing else."""
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    return av.open(f"file:{path.absolute()}", options=options)
 
 
 def run_ffmpeg(path: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:

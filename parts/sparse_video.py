@@ -46,8 +46,7 @@ def read_sparsely(
     Raises:
         ValueError, av.FFmpegError: it is none, or not such a simple one, or damaged.
     """
-    options = {"format_whitelist": convert.CONTAINERS, "protocol_whitelist": "file"}
-    with av.open(f"file:{path.absolute()}", options=options) as container:
+    with convert.open_container(path) as container:
         # Which frames are to be had follows from the time stamps alone.
         stamps = list_stamps(container)
         base = 1000 * container.streams.video[0].time_base
