@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from parts.network import IMAGE_SIZE
-
 CANDIDATES = 100  # reals, of which the one most alike gives its face to a blend
+CORNERS = 90  # of the polygon that a blend's mask begins as
+FRACTION_BITS = 4  # of the corners' coordinates in pixels
 
 
 def serve_crops(
@@ -109,9 +109,11 @@ def find_similar(images: np.ndarray, row: int, others: np.ndarray) -> int:
 
     That is judged by their light in 16 x 16 places, each image's mean and deviation taken out.
     """
-    small = images[np.append(others, row), 4::8, 4::8].mean(axis=3).reshape(-1, 256)
-    small = (small - small.mean(axis=1, keepdims=True)) / (small.std(axis=1, keepdims=True) + 1)
-    return others[np.argmax(small[:-1] @ small[-1])]
+    small = images[np.append(others, row), 4::8, 4::8].astype(np.float32)
+    small = (small @ np.full(3, 1 / 3, np.float32)).reshape(-1, 256)
+    small -= small.mean(axis=1, keepdims=True)
+    likeness = small[:-1] @ small[-1] / (small[:-1].std(axis=1) + 1)
+    return others[np.argmax(likeness)]
 
 
 def blend(face: np.ndarray, around: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -128,10 +130,11 @@ def blend(face: np.ndarray, around: np.ndarray, rng: np.random.Generator) -> np.
     size = len(face)
     # The face gets the colours of the other (Reinhard et al., "Color Transfer between Images").
     middle = np.s_[size // 4 : -size // 4, size // 4 : -size // 4]
-    own, wanted = face[middle].astype(np.float32), around[middle].astype(np.float32)
-    gain = (wanted.std(axis=(0, 1)) + 1) / (own.std(axis=(0, 1)) + 1)
-    face = (face - own.mean(axis=(0, 1))) * gain + wanted.mean(axis=(0, 1)) + 0.5
-    face = face.clip(0, 255).astype(np.uint8)
+    (own, deviation), (wanted, wanted_deviation) = map(
+        cv2.meanStdDev, (face[middle], around[middle])
+    )
+    gain = (wanted_deviation + 1) / (deviation + 1)
+    face = map_levels(face, gain.T, (wanted - gain * own).T)
     if rng.random() < 0.5:
         face = change_copy(face, rng)
     else:
@@ -139,19 +142,27 @@ def blend(face: np.ndarray, around: np.ndarray, rng: np.random.Generator) -> np.
     # It is moved by a few pixels, and shows through a soft mask.
     scale, turn = rng.uniform(0.95, 1.05, 2), rng.uniform(-3, 3)
     moved = move_image(face, scale, turn, rng.uniform(-0.03, 0.03, 2) * size)
-    mask = draw_mask(size, rng)[..., None] * rng.choice((0.25, 0.5, 0.75, 1, 1, 1))
-    return (around * (1 - mask) + moved * mask + 0.5).clip(0, 255).astype(np.uint8)
+    mask = draw_mask(size, rng) * np.float32(rng.choice((0.25, 0.5, 0.75, 1, 1, 1)))
+    return cv2.blendLinear(moved, around, mask, 1 - mask)
+
+
+def map_levels(
+    image: np.ndarray, gain: float | np.ndarray, offset: float | np.ndarray
+) -> np.ndarray:
+    """Give every value of an image, RGB uint8, a gain and an offset, or every colour its own."""
+    levels = np.arange(256)[:, None] * np.broadcast_to(gain, (1, 3)) + offset
+    return cv2.LUT(image, levels.round().clip(0, 255).astype(np.uint8)[None])
 
 
 def change_copy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Give a copy of an image, RGB uint8, other colours and pixels, often hardly to be seen."""
-    size, strength, mean = len(image), rng.uniform(0, 1), image.mean(axis=(0, 1))
-    copy = (image - mean) * (1 + rng.uniform(-0.15, 0.15) * strength) + mean
-    copy = copy + (rng.uniform(-15, 15, 3) + rng.uniform(-10, 10)) * strength
+    size, strength, mean = len(image), rng.uniform(0, 1), np.array(cv2.mean(image)[:3])
+    gain = 1 + rng.uniform(-0.15, 0.15) * strength
+    light = (rng.uniform(-15, 15, 3) + rng.uniform(-10, 10)) * strength
+    copy = map_levels(image, gain, mean - gain * mean + light)
     if rng.random() < 0.3:
-        grey = copy.mean(axis=2, keepdims=True)
-        copy = grey + (copy - grey) * rng.uniform(0.6, 1.4)
-    copy = copy.clip(0, 255).astype(np.uint8)
+        saturation = rng.uniform(0.6, 1.4)
+        copy = cv2.transform(copy, np.eye(3) * saturation + (1 - saturation) / 3)
     # Then it is resampled from fewer pixels, or sharpened.
     if rng.random() < 0.5:
         side = round(size / rng.choice((1.5, 2, 3, 4)))
@@ -187,15 +198,16 @@ def draw_mask(size: int, rng: np.random.Generator) -> np.ndarray:
     if not whole:
         middle = middle[0], rng.choice((0.42, 0.6, 0.75)) + rng.uniform(-0.04, 0.04)
         radii = rng.uniform(0.16, 0.34), rng.uniform(0.1, 0.2)
-    y, x = np.mgrid[:size, :size].astype(np.float32) / size
-    x, y = (x - middle[0]) / radii[0], (y - middle[1]) / radii[1]
-    angle, outline = np.arctan2(y, x), 1.0
+    # The outline is a polygon of so many corners that it is a curve.
+    angle, outline = np.linspace(0, 2 * math.pi, CORNERS, endpoint=False), 1.0
     for waves in range(2, 7):
         height = rng.uniform(-0.12, 0.12) / math.sqrt(waves - 1)
         outline += height * np.cos(waves * angle + rng.uniform(0, 2 * math.pi))
-    mask = cv2.GaussianBlur(
-        (np.hypot(x, y) < outline).astype(np.float32), (0, 0), rng.uniform(1, 7)
-    )
+    corners = np.column_stack((np.cos(angle), np.sin(angle))) * outline[:, None] * radii + middle
+    mask = np.zeros((size, size), np.float32)
+    fine = 1 << FRACTION_BITS
+    cv2.fillPoly(mask, [np.int32(np.round(corners * size * fine))], 1.0, shift=FRACTION_BITS)
+    mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(1, 7))
     if rng.random() < 0.5:  # soft on the inside only
         mask = cv2.GaussianBlur((mask * 2 - 1).clip(0, 1), (0, 0), rng.uniform(0.7, 3))
     return mask.clip(0, 1)
@@ -207,12 +219,13 @@ def change_alike(
     """Change the crops of a group at random, all alike: only what is fake is to tell them apart.
 
     Args:
-        images: RGB uint8 (128, 128, 3) each, and so are the results
+        images: RGB uint8 (size, size, 3) each, and so are the results
         settings: everything under augmentation
     """
+    size = len(images[0])
     # Where the face stands: mirrored, shifted by whole pixels, at times zoomed and turned.
     mirrored = rng.random() < settings["flip"]
-    shift = np.round(rng.uniform(-1, 1, 2) * settings["shift"] * IMAGE_SIZE)
+    shift = np.round(rng.uniform(-1, 1, 2) * settings["shift"] * size)
     scale, turn = np.ones(2), 0.0
     share, most = settings["zoomed"]
     if rng.random() < share:
@@ -235,20 +248,20 @@ def change_alike(
         y = rng.choice((0.42, 0.6, 0.77)) + rng.uniform(-0.05, 0.05)
         x = rng.uniform(0.3, 0.7)
         sides = np.array((y - height / 2, y + height / 2, x - width / 2, x + width / 2))
-        top, bottom, left, right = (sides.clip(0) * IMAGE_SIZE).astype(int)
+        top, bottom, left, right = (sides.clip(0) * size).astype(int)
         bar, fill = np.s_[top:bottom, left:right], rng.integers(0, 256, 3)
 
     # What a video goes through: blur, fewer pixels, noise, and compression, before or after.
     share, most = settings["blurred"]
     blur = rng.uniform(0.3, most) if rng.random() < share else 0
     share, least = settings["reduced"]
-    sizes = math.log(max(least, 1)), math.log(IMAGE_SIZE)
+    sizes = math.log(max(least, 1)), math.log(size)
     side = round(math.exp(rng.uniform(*sizes))) if rng.random() < share else 0
     grow = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)[rng.integers(2)]
     share, most = settings["noisy"]
     deviation = rng.uniform(1, most) if rng.random() < share else 0
     apart = np.random.default_rng(rng.integers(2**31))  # what follows is drawn alike without noise
-    noise = apart.normal(0, deviation, images[0].shape) if deviation else 0
+    noise = deviation * apart.standard_normal(images[0].shape, np.float32) if deviation else None
     share, worst = settings["jpeg"]
     times = 1 + int(rng.random() < 0.3) if rng.random() < share else 0
     qualities = [int(rng.integers(worst, 101)) for _ in range(times)]
@@ -257,13 +270,15 @@ def change_alike(
 
     changed = []
     for image in images:
-        face = move_image(image, scale, turn, shift).astype(np.float32)
-        face = (face - face.mean()) * contrast + face.mean() + light
+        face = move_image(image, scale, turn, shift)
+        mean = np.mean(cv2.mean(face)[:3])
+        face = map_levels(face, contrast, mean - contrast * mean + light)
         if grey:
-            face = cv2.cvtColor(face.astype(np.float32), cv2.COLOR_RGB2GRAY)[..., None].repeat(3, 2)
+            face = cv2.cvtColor(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         if bar:
             face[bar] = fill
-        face = (face + (0 if noise_last else noise)).clip(0, 255).astype(np.uint8)
+        if deviation and not noise_last:
+            face = cv2.add(face, noise, dtype=cv2.CV_8U)
         if blur:
             face = cv2.GaussianBlur(face, (0, 0), blur)
         if qualities and before:
@@ -273,11 +288,11 @@ def change_alike(
         if qualities and not before:
             face = compress(face, qualities[0])
         if side:
-            face = cv2.resize(face, (IMAGE_SIZE, IMAGE_SIZE), interpolation=grow)
+            face = cv2.resize(face, (size, size), interpolation=grow)
         if times == 2:
             face = compress(face, qualities[1])
         if deviation and noise_last:
-            face = (face + noise).clip(0, 255).astype(np.uint8)
+            face = cv2.add(face, noise, dtype=cv2.CV_8U)
         changed.append(face)
     return changed
 

