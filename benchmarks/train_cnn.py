@@ -33,8 +33,9 @@ BATCH_SIZE = 32
 
 def repeat_one_batch(served: tf.data.Dataset, steps: int) -> tf.data.Dataset:
     """The first batch of a data set, for so many steps: the same arithmetic, and no waiting."""
-    batch = tf.data.Dataset.from_tensors(next(iter(served)))
-    return without_tuning(batch.cache().repeat(steps))
+    batch = next(iter(served))
+    crops = tf.data.Dataset.from_tensor_slices(batch).batch(len(batch[1]))
+    return without_tuning(crops.cache().repeat(steps))
 
 
 def without_tuning(batches: tf.data.Dataset) -> tf.data.Dataset:

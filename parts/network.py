@@ -178,9 +178,12 @@ def predict_crops(
     model: keras.Model, images: np.ndarray, crops: pd.DataFrame, batch_size: int
 ) -> pd.DataFrame:
     """Predict crops, their index being rows of images: the table with a column p_real."""
-    batches = np.array_split(crops.index.to_numpy(), math.ceil(len(crops) / batch_size))
-    p_real = [predict_both_ways(model.predict_on_batch, images[rows]) for rows in batches]
-    return crops.assign(p_real=np.concatenate(p_real))
+    # Batches are filled up with the last crop: Keras makes a graph for each number, in seconds.
+    size = min(batch_size, len(crops))
+    rows = np.pad(crops.index.to_numpy(), (0, -len(crops) % size), mode="edge")
+    batches = (images[part] for part in rows.reshape(-1, size))
+    p_real = [predict_both_ways(model.predict_on_batch, batch) for batch in batches]
+    return crops.assign(p_real=np.concatenate(p_real)[: len(crops)])
 
 
 def predict_both_ways(predict: Callable[[np.ndarray], object], images: np.ndarray) -> np.ndarray:

@@ -92,7 +92,7 @@ def splits_of_identities(videos: pd.DataFrame) -> dict[tuple[str, str], set[str]
     return seen
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(CATALOGUES, st.integers(0, 100))
 def test_no_identity_in_two_splits_and_no_real_left_out(videos: pd.DataFrame, seed: int) -> None:
     videos["split"] = prepare.split_videos(videos, "identity", RATIO, seed, PARTS)
@@ -104,7 +104,7 @@ def test_no_identity_in_two_splits_and_no_real_left_out(videos: pd.DataFrame, se
         assert set(reals["split"]) == {"train", "val", "test"}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(CATALOGUES, st.integers(0, 100))
 def test_every_split_is_balanced_and_fakes_are_spread(videos: pd.DataFrame, seed: int) -> None:
     videos["split"] = prepare.split_videos(videos, "identity", RATIO, seed, PARTS)

@@ -10,8 +10,10 @@ from crops import Trained, train, trained  # noqa: F401  the fixture
 
 from parts import network
 
-DISTIL = "weights/distil-detector.py"
+DISTIL, AVERAGE = "weights/distil-detector.py", "weights/average-models.py"
 MAKE, DETECTOR = "weights/make-detector.py", ROOT / "weights" / "deepfake-detector.keras"
+average_models = importlib.import_module("weights.average-models")
+make_detector = importlib.import_module("weights.make-detector")
 
 
 def test_half_the_size_gives_the_same_scores(trained: Trained, tmp_path: Path) -> None:  # noqa: F811
@@ -22,13 +24,12 @@ def test_half_the_size_gives_the_same_scores(trained: Trained, tmp_path: Path) -
     )
     assert not half.exists()
     # A model of so few steps is far from sure of noise, and moves by more than a trained one.
-    result = run_script(MAKE, model, "--target", half, "--largest-difference", 0.2, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    make_detector.main(model, half, largest_difference=0.2)
     assert half.stat().st_size < 0.55 * model.stat().st_size
     assert network.read_decision(half) == network.read_decision(model)
     assert network.read_saved(half, "training.json") == network.read_saved(model, "training.json")
     crops = np.random.default_rng(1).integers(0, 256, (8, 128, 128, 3)).astype(np.float32)
-    whole, halved = (network.load_model(path).predict(crops, verbose=0) for path in (model, half))
+    whole, halved = (network.load_model(path)(crops, training=False) for path in (model, half))
     assert 0 < np.abs(whole - halved).max() < 0.2
 
 
@@ -41,10 +42,12 @@ def test_the_average_of_two_models_lies_between_them(
     moved = network.build_model(None)
     moved.set_weights([array + 0.5 for array in weights])
     network.write_model(moved, network.read_decision(model), other)
+    average_models.main(trained.split_dir, [model, model], tmp_path / "averaged.keras")
     for second, shift in ((model, 0.0), (other, 0.25)):
-        models = model, second
-        result = run_script("weights/average-models.py", trained.split_dir, *models, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
+        if second == other:
+            models = model, second
+            result = run_script(AVERAGE, trained.split_dir, *models, cwd=tmp_path)
+            assert result.returncode == 0, result.stderr
         average = network.load_model(tmp_path / "averaged.keras")
         for one, array in zip(average.get_weights(), weights, strict=True):
             assert np.allclose(one, array + shift, atol=1e-6)
@@ -80,7 +83,7 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
     assert told["settings"]["learning_rate"] == 8e-4
 
     # Its calibration and thresholds are fitted as those of an average of one.
-    average = run_script("weights/average-models.py", trained.split_dir, student, cwd=tmp_path)
+    average = run_script(AVERAGE, trained.split_dir, student, cwd=tmp_path)
     assert average.returncode == 0, average.stderr
     assert network.read_saved(tmp_path / "averaged.keras", "training.json") == told | {
         "val_auc": network.read_saved(tmp_path / "averaged.keras", "training.json")["val_auc"]

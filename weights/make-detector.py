@@ -94,7 +94,7 @@ def score_crops(path: Path) -> np.ndarray:
     rng = np.random.default_rng(1)
     crops = rng.integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
     crops = np.stack([crop_files.prepare_crop(crop) for crop in crops]).astype(np.float32)
-    p_real = network.load_model(path).predict(crops, verbose=0)[:, 0]
+    p_real = network.load_model(path)(crops, training=False).numpy()[:, 0]
     return network.calibrate(p_real, network.read_decision(path))
 
 
