@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from hashlib import sha1
@@ -78,14 +78,19 @@ def open_pool(
 
 
 def start_processes(pool: pebble.ProcessPool) -> None:
-    """Start the processes of a pool so that they do not get Ctrl-C: the main process ends them."""
-    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
-    if can_block:
-        resource_tracker.ensure_running()  # it unblocks SIGINT when it starts, so it starts first
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    _ = pool.active  # to ask starts them
-    if can_block:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    """Start the processes of a pool so that they do not get Ctrl-C: the main process ends them.
+
+    A thread starts them, as Ctrl-C would stop the main one midway and leave a process half begun.
+    """
+
+    def start() -> None:
+        if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            resource_tracker.ensure_running()  # it unblocks SIGINT when it starts, so it is first
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        _ = pool.active  # to ask starts them
+
+    with ThreadPoolExecutor(1) as starter:
+        starter.submit(start).result()
 
 
 def run_tasks(

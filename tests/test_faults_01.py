@@ -122,6 +122,28 @@ def test_ctrl_c(long_video: Path, moment: str) -> None:
         assert "2 of 3 videos were done" in again.stdout
 
 
+def test_ctrl_c_while_a_process_is_half_begun(long_video: Path) -> None:
+    """It is there, and does not know yet what it is to do: it must not be left so."""
+    half_begun = (
+        "import multiprocessing.util as util, os, runpy, signal, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "spawn = util.spawnv_passfds\n"
+        "def interrupt(path, arguments, fds):\n"
+        "    pid = spawn(path, arguments, fds)\n"
+        "    if 'spawn_main' in str(arguments):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return pid\n"
+        "util.spawnv_passfds = interrupt\n"
+        f"runpy.run_path({str(ROOT / SCRIPT)!r}, run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", half_begun]
+    result = subprocess.run(command, cwd=long_video, capture_output=True, text=True)
+    assert result.returncode == 130
+    assert result.stderr.endswith(f"{SCRIPT}: stopped; the same command goes on.\n")
+    assert "Traceback" not in result.stderr and "Error" not in result.stderr
+    assert not (long_video / "frames/.unfinished").exists()
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_other_ends_of_a_run_are_as_ctrl_c(long_video: Path, name: str) -> None:
     with running(SCRIPT, "--workers", "4", cwd=long_video) as run:  # some have only begun
