@@ -41,18 +41,12 @@ def serve_crops(
     is_real = (crops["label"] == "real").to_dict()
     reals = crops[crops["label"] == "real"].groupby("dataset").groups
 
-    def make_fake(row: int, rng: np.random.Generator) -> np.ndarray:
-        face = row
-        if rng.random() < settings["swapped"]:
-            others = rng.choice(reals[crops.at[row, "dataset"]], CANDIDATES)
-            face = find_similar(images, row, others)
-        return blend(images[face], images[row], rng)
-
     def make(step: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((*seed, step))
         batch, labels = [], []
         for group in (groups[place] for place in shares[step]):
-            faces = [images[row] if row >= 0 else make_fake(group[0], rng) for row in group]
+            of_its_set = reals.get(crops.at[group[0], "dataset"])
+            faces = show_group(images, group, of_its_set, settings, rng)
             batch += change_alike(faces, settings, rng)
             labels += [row >= 0 and is_real[row] for row in group]
         return np.stack(batch), np.array(labels, np.float32)[:, None]
@@ -102,6 +96,34 @@ def draw_groups(crops: pd.DataFrame, settings: dict, seed: tuple[int, int]) -> l
             deck = deck or list(rng.permutation(fakes.index))
             pairs.append((row, deck.pop()))
     return [pairs[place] for place in rng.permutation(len(pairs))]
+
+
+def show_group(
+    images: np.ndarray,
+    group: tuple,
+    reals: np.ndarray | None,
+    settings: dict,
+    rng: np.random.Generator,
+    small: np.ndarray | None = None,
+) -> list[np.ndarray]:
+    """Show the crops of a group, RGB uint8 (size, size, 3) each; -1 is a blend into its first.
+
+    Args:
+        reals: rows of the real crops of its data set, some of which give their faces to blends
+        settings: swapped, the share of the blends whose face is another's
+        small: the images in 128 x 128 pixels, by which faces are compared, where they have others
+    """
+    faces = []
+    for row in group:
+        if row < 0:
+            face = row = group[0]
+            if rng.random() < settings["swapped"]:
+                others = rng.choice(reals, CANDIDATES)
+                face = find_similar(images if small is None else small, row, others)
+            faces.append(blend(images[face], images[row], rng))
+        else:
+            faces.append(images[row])
+    return faces
 
 
 def find_similar(images: np.ndarray, row: int, others: np.ndarray) -> int:

@@ -239,21 +239,13 @@ class Batches(Dataset):
 
     def make_pair(self, pair: tuple, size: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Change a pair of one size; what is in pixels grows with the size."""
-        images, settings, factor = self.views[size], self.settings, size / SMALL
-        (reduced, least), (blurred, most) = settings["reduced"], settings["blurred"]
+        (reduced, least), (blurred, most) = self.settings["reduced"], self.settings["blurred"]
+        factor = size / SMALL
         scaled = {"reduced": (reduced, least * factor), "blurred": (blurred, most * factor)}
-        faces = []
-        for row in pair:
-            if row >= 0:
-                faces.append(images[row])
-                continue
-            face = real = pair[0]
-            if rng.random() < settings["swapped"]:
-                others = self.reals[self.crops.at[real, "dataset"]]
-                others = rng.choice(others, augmentation.CANDIDATES)
-                face = augmentation.find_similar(self.views[SMALL], real, others)
-            faces.append(augmentation.blend(images[face], images[real], rng))
-        return augmentation.change_alike(faces, settings | scaled, rng)
+        reals = self.reals[self.crops.at[pair[0], "dataset"]]
+        small = self.views[SMALL]
+        faces = augmentation.show_group(self.views[size], pair, reals, self.settings, rng, small)
+        return augmentation.change_alike(faces, self.settings | scaled, rng)
 
 
 # --- Networks -------------------------------------------------------------------------------------
