@@ -77,6 +77,14 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
         pairs = zip(weights, network.load_model(start).get_weights(), strict=True)
         assert all((one != other).any() for one, other in pairs if one.ndim > 1)
         assert network.read_decision(student) == network.read_decision(start)
+    assert_stops(
+        run_script(*command, 0, 0, "--teachers", student, cwd=tmp_path),
+        "student.keras: it is not a teacher of this script",
+    )
+    assert_stops(
+        run_script(*command[:3], "distilled/teacher.pt", cwd=tmp_path),
+        "teacher.pt: it has no threshold saved with it, so it is not a model",
+    )
     told = network.read_saved(student, "training.json")
     assert told["started_from"] == "best_model.keras, taught by EfficientNet-Lite2"
     assert told["counts"] == network.read_saved(start, "training.json")["counts"]

@@ -108,7 +108,7 @@ def main(
         start: the model to go on from
         teachers: of earlier runs, whose probabilities are averaged; none: one is trained
         target_dir: folder for the teacher and the student
-        minutes: of the teacher's training, and of the student's; 0 leaves one out
+        minutes: of the teacher's training, and of the student's, which 0 leaves out
         pairs: a step, each a real crop and a fake
         blended: share of the pairs whose fake is a face blended into the real
         jpeg: share that is compressed, and the worst quality; all else is as in script 04
@@ -119,6 +119,7 @@ def main(
     """
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.read_decision(start)  # what is no model of 04 is told now
     before = network.read_saved(start, "training.json")
     defaults = inspect.signature(train_cnn.main).parameters
     settings = {name: one.default for name, one in defaults.items()}
@@ -158,9 +159,9 @@ def main(
         batches = Batches(views, train, settings, (LARGE, SMALL))
         student, epochs = train_network(student, follow, batches, minutes[1], LEARNING_RATES[1])
         print_measures("student", student, views, val)
-        told = {name: settings[name] for name in before.get("settings", settings)}
-        told |= {name: before["settings"][name] for name in crop_files.RULE if before}
-        told["start"] = f"{start.name}, taught by EfficientNet-Lite2"
+        known = before.get("settings", {})
+        told = {name: settings[name] for name in known if name not in crop_files.RULE}
+        told = known | told | {"start": f"{start.name}, taught by EfficientNet-Lite2"}
         training = {"started_from": told["start"], "settings": told | {"epochs": epochs}}
         training |= {"epochs_run": epochs, "best_epoch": epochs}
         write_student(student, start, target_dir / "student.keras", before | training)
@@ -286,7 +287,13 @@ def build_teacher() -> Detector:
 def read_teacher(path: Path) -> Detector:
     """Read a teacher that this script wrote."""
     teacher = build_teacher()
-    teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    try:
+        teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # of many kinds, by what the file is instead
+        reason = type(error).__name__
+        raise ValueError(
+            f"{path}: it is not a teacher of this script ({reason}); name a teacher.pt."
+        ) from error
     return teacher.eval()
 
 
