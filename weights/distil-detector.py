@@ -17,23 +17,20 @@ Neural Network", 2015, in the way of Beyer et al., "Knowledge distillation: A go
 patient and consistent", CVPR 2022.
 
 PyTorch is needed for this script alone: in 16 bits it trains these networks within seconds of its
-start. How long it trains is a setting, in minutes, as a GPU is often lent by the minute; more of
-them give better models.
+start. The script is for Linux, where the processes that make the batches share the crops. How long
+it trains is a setting, in minutes, as a GPU is often lent by the minute; more of them give better
+models.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import io
 import itertools
-import json
 import math
 import os
 import sys
 import time
-import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -42,7 +39,6 @@ from pathlib import Path
 from typing import Annotated
 
 import cv2
-import h5py
 import numpy as np
 import pandas as pd
 import tyro
@@ -62,7 +58,10 @@ except ModuleNotFoundError as error:
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 train_cnn = importlib.import_module("04-train-cnn")
 
-from parts import augmentation, crop_files, folders, network  # noqa: E402 - after 04
+import keras  # noqa: E402 - after 04, which quiets TensorFlow first
+import tensorflow as tf  # noqa: E402
+
+from parts import augmentation, crop_files, folders, network  # noqa: E402
 
 # --------------------------------------------------------------------------------------------------
 TARGET_DIR = Path("distilled")
@@ -82,12 +81,6 @@ LARGE, SMALL = 224, network.IMAGE_SIZE  # pixels of the teacher's crops, and of 
 EPOCHS = 10_000  # more than there is time for
 TOLD = 20  # steps after which the progress tells the loss
 PREDICTED = 128  # crops at a time
-KINDS = {  # the layers that have weights, as Keras' files call them
-    "Conv2D": "conv2d",
-    "DepthwiseConv2D": "depthwise_conv2d",
-    "BatchNormalization": "batch_normalization",
-    "Dense": "dense",
-}
 
 
 def main(
@@ -118,6 +111,7 @@ def main(
         ValueError, OSError: the crops or a model cannot be used.
     """
     torch.manual_seed(seed)
+    tf.config.set_visible_devices([], "GPU")  # of which TensorFlow would take the whole memory
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.read_decision(start)  # what is no model of 04 is told now
     before = network.read_saved(start, "training.json")
@@ -305,63 +299,42 @@ def read_student(path: Path) -> Detector:
     head = nn.Linear(base.num_features, 512), nn.ReLU(), nn.Dropout(0.5)
     head = nn.Sequential(*head, nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 1))
     student = Detector(base, head, SMALL)
-    with zipfile.ZipFile(path) as archive:
-        weights = h5py.File(io.BytesIO(archive.read(network.WEIGHTS)))
-    for tensor, name, order in pair_weights(student, network.read_saved(path, "config.json")):
-        array = weights[name][()].astype(np.float32)
-        tensor.data.copy_(torch.from_numpy(array.transpose(order) if order else array))
+    for tensor, variable, order in pair_weights(student, network.load_model(path)):
+        tensor.data.copy_(torch.from_numpy(variable.numpy().transpose(order)))
     return student
 
 
-def pair_weights(student: Detector, config: dict) -> Iterator[tuple[torch.Tensor, str, tuple]]:
-    """Pair a student's weights with their names in a model's file, both being in order.
+def pair_weights(
+    student: Detector, model: keras.Model
+) -> Iterator[tuple[torch.Tensor, keras.Variable, tuple]]:
+    """Pair a student's weights with those of a model of script 04, both being in order.
 
-    The third of each is how the axes of Keras become those of PyTorch; empty where they are alike.
+    The third of each is how the axes of Keras become those of PyTorch.
     """
-    names, counts = [], Counter()
-    for part in config["config"]["layers"]:
-        inner = part["config"].get("layers")
-        folder = "layers/functional/layers" if inner else "layers"
-        for kind in (KINDS.get(layer["class_name"]) for layer in inner or [part]):
-            if kind:
-                number = f"_{counts[kind]}" if counts[kind] else ""
-                names.append(f"{folder}/{kind}{number}/vars/")
-                counts[kind] += 1
-
+    parts = [layer for part in model.layers for layer in getattr(part, "layers", [part])]
+    theirs = [layer for layer in parts if layer.weights]
     kinds = nn.Conv2d, nn.BatchNorm2d, nn.Linear
-    layers = [layer for layer in student.modules() if isinstance(layer, kinds)]
-    for layer, name in zip(layers, names, strict=True):
+    ours = [layer for layer in student.modules() if isinstance(layer, kinds)]
+    for layer, other in zip(ours, theirs, strict=True):
         tensors = [layer.weight, layer.bias]
-        order: tuple = ()
+        order: tuple = (0,)
         if isinstance(layer, nn.BatchNorm2d):
             tensors += [layer.running_mean, layer.running_var]
         elif isinstance(layer, nn.Linear):
             order = 1, 0
         else:
             order = (2, 3, 0, 1) if layer.groups > 1 else (3, 2, 0, 1)
-        for number, tensor in enumerate(tensors):
-            if tensor is not None:
-                yield tensor, f"{name}{number}", () if number else order
+        tensors = [tensor for tensor in tensors if tensor is not None]
+        for tensor, variable in zip(tensors, other.weights, strict=True):
+            yield tensor, variable, order if tensor is layer.weight else (0,)
 
 
 def write_student(student: Detector, start: Path, path: Path, training: dict) -> None:
-    """Write a model of script 04: the file that it began with, with other weights."""
-    with zipfile.ZipFile(start) as archive:
-        contents = {name: archive.read(name) for name in archive.namelist()}
-    weights = io.BytesIO(contents[network.WEIGHTS])
-    with h5py.File(weights, "r+") as file:
-        for tensor, name, order in pair_weights(student, json.loads(contents["config.json"])):
-            array = tensor.detach().cpu().numpy()
-            file[name][...] = array.transpose(np.argsort(order)) if order else array
-    contents[network.WEIGHTS] = weights.getvalue()
-    contents["training.json"] = json.dumps(training, indent=2).encode()
-
-    def write(partial: Path) -> None:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in contents.items():
-                archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-
-    folders.write_whole(path, write)
+    """Write a student as a model of script 04, with the decision of that which it began with."""
+    model = network.load_model(start)
+    for tensor, variable, order in pair_weights(student, model):
+        variable.assign(tensor.detach().cpu().numpy().transpose(np.argsort(order)))
+    network.write_model(model, network.read_decision(start), path, training)
     print(path)
 
 
@@ -390,7 +363,8 @@ def train_network(
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     workers = max(1, (os.cpu_count() or 1) - 1)
-    loader = DataLoader(batches, None, num_workers=workers, prefetch_factor=3, pin_memory=on_gpu)
+    ahead = {"prefetch_factor": 3, "pin_memory": on_gpu, "multiprocessing_context": "fork"}
+    loader = DataLoader(batches, None, num_workers=workers, **ahead)  # the crops are not copied
 
     model.train()
     step, seconds, began = 0, max(60 * minutes, 1.0), time.monotonic()
