@@ -63,23 +63,25 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
     trained: Trained,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """Taught by a teacher trained in the same run, and then by that teacher's file."""
+    """Taught by a teacher trained in the same run, and then by that teacher's file and a model."""
     pytest.importorskip("torch", reason="PyTorch, which only weights/distil-detector.py needs")
     start, student = trained.model_dir / "best_model.keras", tmp_path / "distilled/student.keras"
     command = DISTIL, trained.split_dir, "--start", start, "--pairs", 2, "--minutes"
-    for options in ((0.05, 0.1), (0, 0.1, "--teachers", "distilled/teacher.pt")):
+    two = "--teachers", "distilled/teacher.pt", start
+    for options, teachers in (((0.05, 0.1), 1), ((0, 0.1, *two), 2)):
         student.unlink(missing_ok=True)
         result = run_script(*command, *options, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         told = [line.split()[0] for line in result.stdout.splitlines()[:-1]]
-        assert told == ["left", "left", "teacher", "student", "student"]
+        assert told == ["left", "left", *["teacher"] * teachers, "student", "student"]
         weights = network.load_model(student).get_weights()
         pairs = zip(weights, network.load_model(start).get_weights(), strict=True)
         assert all((one != other).any() for one, other in pairs if one.ndim > 1)
         assert network.read_decision(student) == network.read_decision(start)
+    (tmp_path / "text.pt").write_text("no teacher")
     assert_stops(
-        run_script(*command, 0, 0, "--teachers", student, cwd=tmp_path),
-        "student.keras: it is not a teacher of this script",
+        run_script(*command, 0, 0, "--teachers", "text.pt", cwd=tmp_path),
+        "text.pt: it is not a teacher of this script",
     )
     assert_stops(
         run_script(*command[:3], "distilled/teacher.pt", cwd=tmp_path),

