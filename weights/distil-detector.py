@@ -76,7 +76,7 @@ WARM_UP = 0.04  # share of the time in which the learning rate rises
 AVERAGED_OVER = 0.998  # share of the past, a step, in the average of the weights, which is kept
 OWN_LABEL = 0.3  # weight of a crop's own label beside the teacher's probability
 BLENDED = 0.25  # share of the pairs whose fake is a face blended into the real
-BLURRED = 0.35, 2.0  # share that is blurred, and the largest standard deviation, of 128 pixels
+BLURRED = 0.2, 1.6  # share that is blurred, and the largest standard deviation, of 128 pixels
 JPEG = 0.5, 30  # share that is compressed, and the worst quality
 SEED = 51  # of the order of the crops, and of what changes them
 # --------------------------------------------------------------------------------------------------
