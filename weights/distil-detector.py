@@ -18,9 +18,9 @@ patient and consistent", CVPR 2022.
 
 PyTorch is needed for this script alone: in 16 bits it trains these networks within seconds of its
 start. The script is for Linux, where the processes that make the batches share the crops. How long
-it trains is a setting, in minutes, as a GPU is often lent by the minute; more of them give better
-models. Two cores without a GPU teach some 35 crops a second, by a teacher that is there; 20 unless
-glibc is told to keep the memory that PyTorch gives back:
+it trains is a setting, in minutes, as a GPU is often lent by the minute. Two cores without a GPU
+teach 37 crops a second, by a teacher that is there and the model itself; 28 unless glibc is told to
+keep the memory that PyTorch gives back:
 
     export GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=10000000000
 """
