@@ -68,7 +68,10 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
     start, student = trained.model_dir / "best_model.keras", tmp_path / "distilled/student.keras"
     command = DISTIL, trained.split_dir, "--start", start, "--pairs", 2, "--minutes"
     two = "--teachers", "distilled/teacher.pt", start
-    for options, teachers in (((0.05, 0.1), 1), ((0, 0.1, *two), 2)):
+    for options, teachers, named in (
+        ((0.05, 0.1), 1, "EfficientNet-Lite2"),
+        ((0, 0.1, *two), 2, "teacher.pt and best_model.keras"),
+    ):
         student.unlink(missing_ok=True)
         result = run_script(*command, *options, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
@@ -78,6 +81,8 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
         pairs = zip(weights, network.load_model(start).get_weights(), strict=True)
         assert all((one != other).any() for one, other in pairs if one.ndim > 1)
         assert network.read_decision(student) == network.read_decision(start)
+        told = network.read_saved(student, "training.json")
+        assert told["started_from"] == f"best_model.keras, taught by {named}"
     (tmp_path / "text.pt").write_text("no teacher")
     assert_stops(
         run_script(*command, 0, 0, "--teachers", "text.pt", cwd=tmp_path),
@@ -87,8 +92,6 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
         run_script(*command[:3], "distilled/teacher.pt", cwd=tmp_path),
         "teacher.pt: it has no threshold saved with it, so it is not a model",
     )
-    told = network.read_saved(student, "training.json")
-    assert told["started_from"] == "best_model.keras, taught by EfficientNet-Lite2"
     assert told["counts"] == network.read_saved(start, "training.json")["counts"]
     assert told["settings"]["learning_rate"] == 8e-4
 

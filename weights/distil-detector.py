@@ -166,7 +166,8 @@ def main(
         print_measures("student", student, views, val)
         known = before.get("settings", {})
         told = {name: settings[name] for name in known if name not in crop_files.RULE}
-        told = known | told | {"start": f"{start.name}, taught by EfficientNet-Lite2"}
+        named = " and ".join(path.name for path in teachers) or "EfficientNet-Lite2"
+        told = known | told | {"start": f"{start.name}, taught by {named}"}
         training = {"started_from": told["start"], "settings": told | {"epochs": epochs}}
         training |= {"epochs_run": epochs, "best_epoch": epochs}
         write_student(student, start, target_dir / "student.keras", before | training)
