@@ -66,7 +66,8 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
     """Taught by a teacher trained in the same run, and then by that teacher's file and a model."""
     pytest.importorskip("torch", reason="PyTorch, which only weights/distil-detector.py needs")
     start, student = trained.model_dir / "best_model.keras", tmp_path / "distilled/student.keras"
-    command = DISTIL, trained.split_dir, "--start", start, "--pairs", 2, "--minutes"
+    command = DISTIL, trained.split_dir, "--start", start, "--pairs", 2
+    command += "--close-ups", 0.5, "--minutes"
     two = "--teachers", "distilled/teacher.pt", start
     for options, teachers, named in (
         ((0.05, 0.1), 1, "EfficientNet-Lite2"),
@@ -118,6 +119,23 @@ def test_pytorch_judges_crops_as_keras_does(tmp_path: Path) -> None:
         strict=True,
     )
     assert all((one == other).all() for one, other in weights)
+
+
+def test_a_close_up_is_the_same_part_of_both_crops() -> None:
+    """Of some two thirds of the width, the middle of which it always has."""
+    pytest.importorskip("torch", reason="PyTorch, which only distil-detector.py needs")
+    distil = importlib.import_module("weights.distil-detector")
+    rows, columns = np.indices((224, 224), dtype=np.uint8)
+    face = np.stack([rows, columns, 0 * rows], axis=-1)
+    tops = []
+    for seed in range(50):
+        one, other = distil.cut_close_up([face, face], np.random.default_rng(seed))
+        assert np.array_equal(one, other) and one.shape == (128, 128, 3)
+        (top, left, _), (bottom, right, _) = one[0, 0].astype(int), one[-1, -1].astype(int)
+        assert 0.58 < (bottom - top) / 224 < 0.73 and 0.58 < (right - left) / 224 < 0.73
+        assert top < 92 and bottom > 138 and left < 63 and right > 161
+        tops.append(top)
+    assert min(tops) < 41 and max(tops) > 58  # of the eyes, and of the mouth
 
 
 def test_without_pytorch_a_sentence_says_what_to_install(

@@ -78,6 +78,7 @@ OWN_LABEL = 0.3  # weight of a crop's own label beside the teacher's probability
 BLENDED = 0.25  # share of the pairs whose fake is a face blended into the real
 BLURRED = 0.2, 1.6  # share that is blurred, and the largest standard deviation, of 128 pixels
 JPEG = 0.5, 30  # share that is compressed, and the worst quality
+CLOSE_UPS = 0.0  # share of the pairs of which the student sees a part in all of its pixels
 SEED = 51  # of the order of the crops, and of what changes them
 # --------------------------------------------------------------------------------------------------
 
@@ -98,6 +99,7 @@ def main(
     blended: float = BLENDED,
     blurred: tuple[float, float] = BLURRED,
     jpeg: tuple[float, int] = JPEG,
+    close_ups: float = CLOSE_UPS,
     seed: int = SEED,
 ) -> None:
     """Train a model of script 04 further, taught by a larger network.
@@ -114,6 +116,8 @@ def main(
         blended: share of the pairs whose fake is a face blended into the real
         blurred: share that is blurred, and the largest standard deviation, of 128 pixels
         jpeg: share that is compressed, and the worst quality; all else is as in script 04
+        close_ups: share of the pairs of which the student sees a part in all of its pixels; the
+            teachers see the whole
         seed: of the order of the crops, and of what changes them
 
     Raises:
@@ -127,7 +131,7 @@ def main(
     defaults = inspect.signature(train_cnn.main).parameters
     settings = {name: one.default for name, one in defaults.items()}
     settings |= {"blended": blended, "blurred": blurred, "jpeg": jpeg, "seed": seed}
-    settings |= {"batch_size": 2 * pairs}
+    settings |= {"batch_size": 2 * pairs, "close_ups": close_ups}
     crops = crop_files.find_crops(split_dir, ("train", "val"))
     target_dir.mkdir(parents=True, exist_ok=True)
     crops, views = decode_views(crops, split_dir, target_dir)
@@ -229,16 +233,20 @@ class Batches(Dataset):
         return EPOCHS * self.steps
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, ...]:
-        """Make a step; the same draws for every size."""
+        """Make a step; the same draws for every size, and close-ups for the last pairs of it."""
         epoch, step = divmod(number, self.steps)
         pairs = self.draw_once(epoch)[step * self.pairs : (step + 1) * self.pairs]
-        batches = []
+        whole = len(pairs) - round(len(pairs) * self.settings["close_ups"])
+        batches, larger = [], []
         for size in self.sizes:
-            rngs = [
-                np.random.default_rng((self.settings["seed"], epoch, step, place))
-                for place in range(len(pairs))
-            ]
-            faces = map(self.make_pair, pairs, itertools.repeat(size), rngs)
+            faces = []
+            for place, pair in enumerate(pairs):
+                seed = self.settings["seed"], epoch, step, place
+                if larger and place >= whole:
+                    faces.append(cut_close_up(larger[place], np.random.default_rng((*seed, 7))))
+                else:
+                    faces.append(self.make_pair(pair, size, np.random.default_rng(seed)))
+            larger = faces  # for the size that follows, the student's
             stacked = np.stack(list(itertools.chain(*faces)))
             batches.append(torch.from_numpy(stacked.transpose(0, 3, 1, 2)))
         labels = [row >= 0 and self.is_real[row] for pair in pairs for row in pair]
@@ -253,6 +261,20 @@ class Batches(Dataset):
         small = self.views[SMALL]
         faces = augmentation.show_group(self.views[size], pair, reals, self.settings, rng, small)
         return augmentation.change_alike(faces, self.settings | scaled, rng)
+
+
+def cut_close_up(faces: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """Cut the same part of a pair's crops of 224 x 224, some two thirds wide, to 128 x 128.
+
+    It shows the mouth or, less often, the eyes: reenactment changes the mouth alone.
+    """
+    side = rng.uniform(0.6, 0.72)
+    left = (1 - side) / 2 + rng.uniform(-0.06, 0.06)
+    lower = rng.random() < 0.65
+    top = rng.uniform(max(0.26, 0.9 - side), 1 - side) if lower else rng.uniform(0.03, 0.18)
+    y, x, length = (round(LARGE * share) for share in (top, left, side))
+    parts = [face[y : y + length, x : x + length] for face in faces]
+    return [cv2.resize(part, (SMALL, SMALL), interpolation=cv2.INTER_AREA) for part in parts]
 
 
 # --- Networks -------------------------------------------------------------------------------------
