@@ -266,7 +266,7 @@ class Batches(Dataset):
 def cut_close_up(faces: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
     """Cut the same part of a pair's crops of 224 x 224, some two thirds wide, to 128 x 128.
 
-    It shows the mouth or, less often, the eyes: reenactment changes the mouth alone.
+    It shows the mouth or, less often, the eyes: reenactment changes the mouth most.
     """
     side = rng.uniform(0.6, 0.72)
     left = (1 - side) / 2 + rng.uniform(-0.06, 0.06)
