@@ -272,8 +272,8 @@ def cut_close_up(faces: list[np.ndarray], rng: np.random.Generator) -> list[np.n
     left = (1 - side) / 2 + rng.uniform(-0.06, 0.06)
     lower = rng.random() < 0.65
     top = rng.uniform(max(0.26, 0.9 - side), 1 - side) if lower else rng.uniform(0.03, 0.18)
-    y, x, length = (round(LARGE * share) for share in (top, left, side))
-    parts = [face[y : y + length, x : x + length] for face in faces]
+    y0, x0, y1, x1 = (round(LARGE * at) for at in (top, left, top + side, left + side))
+    parts = [face[y0:y1, x0:x1] for face in faces]
     return [cv2.resize(part, (SMALL, SMALL), interpolation=cv2.INTER_AREA) for part in parts]
 
 
