@@ -11,10 +11,10 @@ Writes  distilled/teacher.pt         the larger network
 Next    weights/average-models.py    of student.keras alone: fits calibration and thresholds
 
 The teacher is EfficientNet-Lite2, which begins with ImageNet's weights and learns from crops of
-224 x 224 pixels. The student then sees the same crops with 128 x 128 pixels, changed by the same
-draws, and learns to give the teacher's probability: Hinton et al., "Distilling the Knowledge in a
-Neural Network", 2015, in the way of Beyer et al., "Knowledge distillation: A good teacher is
-patient and consistent", CVPR 2022.
+224 x 224 pixels. The student then sees the same crops, or parts of them, with 128 x 128 pixels,
+changed by the same draws, and learns to give the teacher's probability: Hinton et al., "Distilling
+the Knowledge in a Neural Network", 2015, in the way of Beyer et al., "Knowledge distillation: A
+good teacher is patient and consistent", CVPR 2022.
 
 PyTorch is needed for this script alone: in 16 bits it trains these networks within seconds of its
 start. The script is for Linux, where the processes that make the batches share the crops. How long
@@ -116,8 +116,8 @@ def main(
         blended: share of the pairs whose fake is a face blended into the real
         blurred: share that is blurred, and the largest standard deviation, of 128 pixels
         jpeg: share that is compressed, and the worst quality; all else is as in script 04
-        close_ups: share of the pairs of which the student sees a part in all of its pixels; the
-            teachers see the whole
+        close_ups: share of the pairs of which the student sees a part in all of its pixels, and so
+            does a teacher that is a model of script 04; the others see the whole
         seed: of the order of the crops, and of what changes them
 
     Raises:
