@@ -290,8 +290,7 @@ def open_video(path: Path) -> cv2.VideoCapture | Pictures:
     if path.is_dir():
         files = catalogue.list_files(path)
         return Pictures(read_stills(files), [1000 * FRAME_SECONDS * n for n in range(len(files))])
-    options = f"format_whitelist;{CONTAINERS}|protocol_whitelist;file"
-    os.environ |= {"OPENCV_FFMPEG_CAPTURE_OPTIONS": options, "OPENCV_FFMPEG_LOGLEVEL": "-8"}
+    confine_decoder()
     # One decoding thread: the processes side by side use the other cores. An absolute path: FFmpeg
     # would take a name such as http:clip.mp4 for an address. Bytes: not every name is UTF-8.
     name = os.fsencode(path.absolute())
@@ -345,6 +344,18 @@ def read_stills(paths: list[Path]) -> Iterator[bytes]:
             yield path.read_bytes()
         except OSError:
             yield b""
+
+
+def confine_decoder() -> None:
+    """Let OpenCV's FFmpeg open files alone, of known containers, and say nothing by itself.
+
+    It reads that in the environment, whose change can crash a thread that reads there: 06 calls
+    this before it has any, and to call it again changes nothing.
+    """
+    options = f"format_whitelist;{CONTAINERS}|protocol_whitelist;file"
+    wanted = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": options, "OPENCV_FFMPEG_LOGLEVEL": "-8"}
+    if not wanted.items() <= os.environ.items():
+        os.environ |= wanted
 
 
 def is_interlaced(path: Path) -> bool:
@@ -573,7 +584,7 @@ def convert_side_by_side(
 
 def start_pool(workers: int) -> pebble.ProcessPool:
     """Make the processes; also on the workers of a cluster."""
-    return make_processes(workers, prepare_process)
+    return make_processes(workers, ["cv2", "pandas", "tyro"], prepare_process)
 
 
 def prepare_process() -> None:
@@ -598,6 +609,7 @@ def row_of(future: Future[dict], seconds_per_video: float | None) -> dict:
 
 
 if __name__ == "__main__":
+    os.environ["PYTHONSAFEPATH"] = "1"  # no process loads what lies in the folder the user is in
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
         if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(getattr(signal, name), signal.default_int_handler)

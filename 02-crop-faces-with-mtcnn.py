@@ -15,7 +15,7 @@ Next    03-prepare-fake-real-dataset.py
 
 The faces are those that MTCNN (Zhang et al., 2016) finds, as it comes in the mtcnn package. Its
 three networks get many frames at a time here, which is several times as fast: see
-parts/face_detector.py, and benchmarks/crop_faces.py, which compares the two.
+parts/batched_mtcnn.py, and benchmarks/crop_faces.py, which compares the two.
 
 Every core works in a process of its own; a GPU, if TensorFlow sees one, is fed by the threads of
 one process. A run that was stopped goes on where it was: a video is done again only if its frames
@@ -27,13 +27,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import cv2
@@ -46,7 +47,7 @@ from tqdm import tqdm
 
 from parts import face_detector, folders
 from parts.folders import claim_folder, write_whole
-from parts.workers import make_processes, open_pool, read_part, share_folder
+from parts.workers import make_processes, open_pool, read_part, run_apart, share_folder
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -77,6 +78,8 @@ LIMITS = {  # from, to
     "batch_size": (1, math.inf),
     "workers": (1, math.inf),
 }
+GPU_THREADS = 4  # that feed it
+LOADED = ["cv2", "mtcnn", "pandas", "tensorflow", "tyro"]  # by the workers, before all else
 FRAMES_A_TASK = {"reduced": 32, "full": 8}  # that a worker has in memory before it reports
 MORE_FRAMES = 4  # times as many on a cluster, whose scheduler hands out some 300 tasks a second
 SHOWN = 10  # videos, and skipped frames, that are named at the end
@@ -128,7 +131,7 @@ def main(
     check_limits(settings)
     video_ids = read_videos(frames_dir)
     rule = face_detector.CropRule(read_frame_size(frames_dir), margin, square)
-    workers = face_detector.count_workers(workers)
+    workers = workers or count_workers()
     search = min_face_size, batch_size, scale_factor, thresholds
     frames_a_task = FRAMES_A_TASK[rule.frames] * (MORE_FRAMES if scheduler else 1)
     frames_a_task = max(frames_a_task, batch_size or 0)
@@ -488,14 +491,28 @@ def finish_folder(made: Path, target: Path, content: dict) -> None:
     made.rename(target)
 
 
+def count_workers() -> int:
+    """Tell how many search side by side: a process a core, or threads that feed one GPU."""
+    return GPU_THREADS if sees_gpu() else os.cpu_count() or 1
+
+
+@cache
+def sees_gpu() -> bool:
+    """Ask a process whether TensorFlow finds a GPU: here it would have to be loaded once more."""
+    return run_apart(start_in_processes(1), face_detector.has_gpu)
+
+
 def start_searchers(workers: int) -> pebble.ProcessPool | pebble.ThreadPool:
     """Make the workers, also on those of a cluster: processes, or threads that feed a GPU."""
-    if face_detector.has_gpu():
-        return pebble.ThreadPool(workers)
-    return make_processes(workers, face_detector.share_cores, workers)
+    return pebble.ThreadPool(workers) if sees_gpu() else start_in_processes(workers)
+
+
+def start_in_processes(workers: int) -> pebble.ProcessPool:
+    return make_processes(workers, LOADED, face_detector.share_cores, workers)
 
 
 if __name__ == "__main__":
+    os.environ["PYTHONSAFEPATH"] = "1"  # no process loads what lies in the folder the user is in
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
         if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(getattr(signal, name), signal.default_int_handler)

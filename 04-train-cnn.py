@@ -69,6 +69,7 @@ from parts.crop_files import (
     read_crop_rule,
 )
 from parts.folders import claim_folder, write_whole
+from parts.fused_adam import FusedAdam
 from parts.network import (
     SMALLEST_P,
     Decision,
@@ -248,9 +249,7 @@ def main(
         versions = {"Python": platform.python_version(), "TensorFlow": tf.__version__}
         versions |= {"Keras": keras.__version__, "efficientnet": version("efficientnet")}
         identity = made_with | versions | {"crops": fingerprint_crops(crops, split_dir)}
-        identity = json.loads(
-            json.dumps(identity)
-        )  # as a checkpoint gives it back: lists, no tuples
+        identity = json.loads(json.dumps(identity))  # lists, no tuples, as a checkpoint has it
         unfinished = model_dir / "unfinished.keras"
         model, history = train_model(images, parts, start_weights, settings, identity, unfinished)
 
@@ -311,10 +310,7 @@ def train_model(
             model = build_model(start_weights)
             steps = int(serve_crops(images, parts["train"], settings, 1).cardinality())
             compile_model(model, settings, steps * epochs)
-        # Created inside the first step, the optimizer's and the metrics' variables would make
-        # TensorFlow trace that step twice, 20 s here; so they are created now.
-        model.optimizer.build(model.trainable_variables)
-        model.compute_metrics(None, np.zeros((1, 1)), np.zeros((1, 1)))
+        create_variables(model)
 
     for epoch in range(len(history) + 1, epochs + 1):
         if len(history) and len(history) - find_best(history) >= settings["patience"]:
@@ -387,11 +383,20 @@ def compile_model(model: keras.Model, settings: dict, steps: int) -> None:
         warmup_steps=warm_up,
     )
     model.compile(
-        optimizer=keras.optimizers.Adam(rate),
+        optimizer=FusedAdam(rate),
         loss="binary_crossentropy",
         metrics=["accuracy"],
         jit_compile=False,  # XLA trains this model 14 times slower on a CPU
     )
+
+
+def create_variables(model: keras.Model) -> None:
+    """Create the variables of the optimizer and the metrics.
+
+    Created inside the first step, they would make TensorFlow trace that step twice, 5 s here.
+    """
+    model.optimizer.build(model.trainable_variables)
+    model.compute_metrics(None, np.zeros((1, 1)), np.zeros((1, 1)))
 
 
 def find_best(history: pd.DataFrame) -> int:
@@ -607,6 +612,7 @@ def write_picture(path: Path, draw: Callable[[], Figure]) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["PYTHONSAFEPATH"] = "1"  # no process loads what lies in the folder the user is in
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
         if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(getattr(signal, name), signal.default_int_handler)

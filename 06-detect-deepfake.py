@@ -40,10 +40,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
 
-# As 02 and 04 have them, before TensorFlow is imported: it is quieter, and faster.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-
 gc.disable()  # what is imported is no garbage, and to look through all of it takes half a second
 
 import filelock
@@ -53,6 +49,8 @@ import scipy.optimize
 import tyro
 from tqdm import tqdm
 
+# Now, as what it loads changes the environment, which threads read later.
+import parts.batched_mtcnn  # noqa: F401
 from parts import crop_files, detection_report, face_detector, marked_video, media, network
 from parts.folders import write_whole
 from parts.media import spell, word_error
@@ -181,6 +179,7 @@ def main(
 
 def load_scorer(path: Path | None, as_graph: bool = True) -> network.Scorer:
     """Load a model, or None for the first that is there of MODELS; see network.read_scorer."""
+    convert.confine_decoder()  # before a thread reads the environment
     return network.read_scorer(path or next(filter(Path.is_file, MODELS), MODELS[0]), as_graph)
 
 
@@ -546,6 +545,7 @@ def check_settings(settings: SimpleNamespace) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["PYTHONSAFEPATH"] = "1"  # no process loads what lies in the folder the user is in
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
         if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(getattr(signal, name), signal.default_int_handler)

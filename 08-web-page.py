@@ -38,8 +38,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 # Before gradio is imported: it counts its starts and looks for updates.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
 
 import gradio as gr
 import tyro
@@ -318,6 +317,7 @@ def keep_clean(folder: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["PYTHONSAFEPATH"] = "1"  # no process loads what lies in the folder the user is in
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
         if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(getattr(signal, name), signal.default_int_handler)

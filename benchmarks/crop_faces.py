@@ -249,7 +249,7 @@ def main(
                 ),
                 count,
             )
-            for count in sorted({1, step.face_detector.count_workers(None)})
+            for count in sorted({1, step.count_workers()})
         ]
         for pool, workers in pools:  # untimed: networks and processes take seconds to start
             some = paths[: 4 * step.FRAMES_A_TASK["reduced"] * workers]

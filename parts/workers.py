@@ -128,13 +128,28 @@ def run_tasks(
             yield running.pop(future), future
 
 
-def make_processes(workers: int, prepare: Callable[..., None], *arguments: object) -> Pool:
+def make_processes(
+    workers: int, loaded: list[str], prepare: Callable[..., None], *arguments: object
+) -> Pool:
     """Make a pool of processes, each prepared by the step's own function.
 
-    Unlike the standard library's, the pool survives a process that crashes.
+    Unlike the standard library's, the pool survives a process that crashes. On Linux the processes
+    are copies of one that has loaded the modules that all need; elsewhere a copy of it may fail,
+    and each loads them for itself.
     """
-    spawn = multiprocessing.get_context("spawn")
-    return pebble.ProcessPool(workers, 0, start_process, (prepare, *arguments), context=spawn)
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context.set_forkserver_preload(loaded)
+    return pebble.ProcessPool(workers, 0, start_process, (prepare, *arguments), context=context)
+
+
+def run_apart(pool: pebble.ProcessPool, function: Callable[[], object]) -> object:
+    """Run a function in a process of a pool, which then ends, and return what it returned."""
+    try:
+        start_processes(pool)
+        return pool.schedule(function).result()
+    finally:
+        pool.stop()
+        pool.join()
 
 
 def start_process(prepare: Callable[..., None], *arguments: object) -> None:

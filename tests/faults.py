@@ -38,10 +38,12 @@ def running(script: str, *arguments: object, cwd: Path) -> Iterator[subprocess.P
 
 def wait_for(condition: Callable[[], object], run: subprocess.Popen[str]) -> object:
     """Wait until the condition holds, and return what it returned."""
-    while not (result := condition()):
+    while True:
+        with suppress(FileNotFoundError):  # a folder was moved while it was looked into
+            if result := condition():
+                return result
         assert run.poll() is None, "the run ended before"
         time.sleep(0.01)
-    return result
 
 
 def processes_of(run: subprocess.Popen[str], containing: str = "") -> list[int]:
@@ -51,14 +53,19 @@ def processes_of(run: subprocess.Popen[str], containing: str = "") -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            state, _, _, session = read_status(int(folder.name))
             command = (folder / "cmdline").read_bytes().decode(errors="replace")
         except OSError:
             continue  # it has ended
-        ours = int(fields[3]) == run.pid != int(folder.name) and fields[0] != "Z"
+        ours = session == str(run.pid) != folder.name and state != "Z"
         if ours and containing in command:
             found.append(int(folder.name))
     return sorted(found)
+
+
+def read_status(pid: int) -> list[str]:
+    """A process's state, parent, group and session."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
 
 
 def wait_for_end_of_all(run: subprocess.Popen[str]) -> None:
@@ -71,8 +78,9 @@ def wait_for_end_of_all(run: subprocess.Popen[str]) -> None:
 
 
 def workers_of(run: subprocess.Popen[str]) -> list[int]:
-    """The processes that multiprocessing started for the work of a run."""
-    return processes_of(run, "spawn_main")
+    """The processes that do the work of a run: copies of one that itself is the run's."""
+    found = processes_of(run, "forkserver")
+    return [pid for pid in found if read_status(pid)[1] != str(run.pid)]
 
 
 def kill_again_and_again(

@@ -364,16 +364,16 @@ def test_a_second_run_converts_only_what_changed(tmp_path: Path, snapshot: calla
 def test_no_worker_outlives_a_killed_run(tmp_path: Path) -> None:
     write_avi(tmp_path / "videos/real/a.avi", [jpeg((640, 480))] * 3000, (640, 480))
     run = subprocess.Popen([sys.executable, ROOT / SCRIPT], cwd=tmp_path)
-    unfinished = tmp_path / "frames/.unfinished"
-    while not len(list(unfinished.glob("*/*.png"))) > 5:
+    frames = tmp_path / "frames"
+    while not len(list(frames.rglob("*.png"))) > 5:
         assert run.poll() is None
         time.sleep(0.05)
     run.kill()
     run.wait()
     written = [-1, 0]
-    while written[-1] != written[-2]:  # a worker that lives on writes all of them
+    while written[-1] != written[-2]:  # a worker that lives on writes all, and moves them
         time.sleep(1)
-        written.append(len(list(unfinished.glob("*/*.png"))))
+        written.append(len(list(frames.rglob("*.png"))))
     assert written[-1] < 3000
 
 

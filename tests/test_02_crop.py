@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -9,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import skimage.data
-from conftest import assert_stops, run_script
+from conftest import ROOT, assert_stops, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mtcnn import MTCNN
 from mtcnn.utils.images import build_scale_pyramid
 
-from parts import face_detector
+from parts import batched_mtcnn, face_detector
 
 SCRIPT = "02-crop-faces-with-mtcnn.py"
 crop = importlib.import_module("02-crop-faces-with-mtcnn")
@@ -85,8 +87,8 @@ def test_a_frame_has_the_same_faces_in_any_batch(detector: object) -> None:
 @given(st.integers(12, 2000), st.integers(12, 2000), st.integers(12, 400))
 def test_the_scales_are_the_package_s(height: int, width: int, min_face_size: int) -> None:
     package = build_scale_pyramid(width, height, 20, 0.709)
-    assert face_detector.list_scales(height, width, 20, 0.709) == pytest.approx(package)
-    ours = face_detector.list_scales(height, width, min_face_size, 0.709)
+    assert batched_mtcnn.list_scales(height, width, 20, 0.709) == pytest.approx(package)
+    ours = batched_mtcnn.list_scales(height, width, min_face_size, 0.709)
     smallest = [int(min(height, width) * scale) for scale in ours[-1:]]
     assert all(12 <= size <= 17 for size in smallest)
 
@@ -267,8 +269,17 @@ def test_a_second_run_does_only_what_changed(
 
 
 def test_processes_write_what_one_does(frames: Path, tmp_path: Path, snapshot: callable) -> None:
-    for workers in (1, 2):
-        crop.main(frames, tmp_path / str(workers), workers=workers)
+    """And the main process, which does not search, does not wait for TensorFlow to load."""
+    crop.main(frames, tmp_path / "1", workers=1)
+    options = ["--frames-dir", str(frames), "--faces-dir", str(tmp_path / "2"), "--workers", "2"]
+    program = (
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"sys.argv = ['02', *{options}]\n"
+        f"runpy.run_path({str(ROOT / SCRIPT)!r}, run_name='__main__')\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
     contents = [
         {name: content for name, (content, _) in snapshot(tmp_path / folder).items()}
         for folder in ("1", "2")

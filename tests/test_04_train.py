@@ -804,6 +804,35 @@ def test_the_learning_rate_rises_and_then_falls_or_stays(decay: str) -> None:
     assert float(model.optimizer._learning_rate(0)) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("devices", [(), ("CPU:0",)])
+def test_the_optimizer_in_few_operations_is_keras_s(
+    devices: tuple[str, ...], precision: str
+) -> None:
+    """On a device by itself, on those that share each batch, and in 16 bits."""
+    strategy = tf.distribute.MirroredStrategy(devices) if devices else tf.distribute.get_strategy()
+    inputs = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    trained = []
+    for optimizer in (keras.optimizers.Adam, train.FusedAdam):
+        with strategy.scope():
+            keras.utils.set_random_seed(1)
+            layers = [
+                keras.layers.Dense(9, "relu", dtype=precision),
+                keras.layers.Dense(1, dtype="float32"),
+            ]
+            model = keras.Sequential([keras.Input((6,)), *layers])
+            before = model.get_weights()
+            adam = optimizer(keras.optimizers.schedules.CosineDecay(0.1, 10))
+            if precision != "float32":  # as Keras does where that is the policy of all
+                adam = keras.optimizers.LossScaleOptimizer(adam)
+            model.compile(adam, "mse", jit_compile=False)
+        model.fit(inputs, inputs[:, :1] ** 2, batch_size=4, shuffle=False, verbose=0)
+        trained.append(model.get_weights())
+    for theirs, ours, start in zip(*trained, before, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        assert np.abs(ours - start).max() > 0.05
+
+
 # Wrong input
 
 

@@ -76,8 +76,8 @@ class Machines:
 
     def find_pool_processes(self) -> list[int]:
         """Find the two processes that the two workers have for a run; none while it is not two."""
-        started = [pid for process in self.processes for pid in processes_of(process, "spawn_main")]
-        found = [pid for pid in started if not children_of(pid, "spawn_main")]
+        copied = [pid for process in self.processes for pid in processes_of(process, "forkserver")]
+        found = [copy for pid in copied for copy in children_of(pid, "forkserver")]
         return found if len(found) == 2 else []
 
     def stop(self) -> None:

@@ -125,15 +125,14 @@ def test_ctrl_c(long_video: Path, moment: str) -> None:
 def test_ctrl_c_while_a_process_is_half_begun(long_video: Path) -> None:
     """It is there, and does not know yet what it is to do: it must not be left so."""
     half_begun = (
-        "import multiprocessing.util as util, os, runpy, signal, sys\n"
+        "import multiprocessing.forkserver as forkserver, os, runpy, signal, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "spawn = util.spawnv_passfds\n"
-        "def interrupt(path, arguments, fds):\n"
-        "    pid = spawn(path, arguments, fds)\n"
-        "    if 'spawn_main' in str(arguments):\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return pid\n"
-        "util.spawnv_passfds = interrupt\n"
+        "begin = forkserver.connect_to_new_process\n"
+        "def interrupt(fds):\n"
+        "    pipes = begin(fds)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return pipes\n"
+        "forkserver.connect_to_new_process = interrupt\n"
         f"runpy.run_path({str(ROOT / SCRIPT)!r}, run_name='__main__')\n"
     )
     command = [sys.executable, "-c", half_begun]
@@ -142,6 +141,16 @@ def test_ctrl_c_while_a_process_is_half_begun(long_video: Path) -> None:
     assert result.stderr.endswith(f"{SCRIPT}: stopped; the same command goes on.\n")
     assert "Traceback" not in result.stderr and "Error" not in result.stderr
     assert not (long_video / "frames/.unfinished").exists()
+
+
+def test_no_process_loads_what_lies_in_the_folder_the_user_is_in(tmp_path: Path) -> None:
+    """A folder of suspicious videos may hold more than videos."""
+    write_video(tmp_path / "videos/real/a.mp4")
+    for name in ("cv2", "multiprocessing", "pandas", "random", "selectors", "tyro"):
+        (tmp_path / f"{name}.py").write_text("open('loaded', 'w')")
+    result = run_script(SCRIPT, "--workers", 2, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "loaded").exists()
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
