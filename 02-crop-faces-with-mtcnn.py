@@ -131,7 +131,6 @@ def main(
     check_limits(settings)
     video_ids = read_videos(frames_dir)
     rule = face_detector.CropRule(read_frame_size(frames_dir), margin, square)
-    workers = workers or count_workers()
     search = min_face_size, batch_size, scale_factor, thresholds
     frames_a_task = FRAMES_A_TASK[rule.frames] * (MORE_FRAMES if scheduler else 1)
     frames_a_task = max(frames_a_task, batch_size or 0)
@@ -160,6 +159,7 @@ def main(
                     delete_what_lost_its_source(faces_dir, inputs, unfinished)
                 tasks = list_tasks(waiting, frames_dir.absolute(), frames_a_task)
                 work = partial(write_crops, unfinished, confidence, tuple(rule), search)
+                workers = workers or (count_workers() if waiting and not scheduler else 1)
                 start = pebble.ThreadPool if workers == 1 and not scheduler else start_searchers
                 pool = open_pool(start, workers, scheduler, unfinished, frames_dir / "videos.csv")
                 crashed = crop_videos(waiting, tasks, work, unfinished, faces_dir, pool)

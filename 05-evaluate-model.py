@@ -34,6 +34,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import parts.quiet_keras  # noqa: F401 - first, before others load Keras  # isort: skip
 import cv2
 import filelock
 import jinja2

@@ -28,10 +28,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-# As 04 has them, before TensorFlow is imported: it is quieter and faster.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-
+import parts.quiet_keras  # noqa: F401 - first, before others load Keras  # isort: skip
 import filelock
 import keras
 import numpy as np

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from functools import partial
 
+import parts.quiet_keras  # noqa: F401 - first, before others load Keras  # isort: skip
 import cv2
 import numpy as np
 import tensorflow as tf

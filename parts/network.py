@@ -19,17 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-# Keras imports both where they are installed, for what is not used here: 0.8 s of every start.
-UNUSED = {"matplotlib", "sklearn"} - set(sys.modules)
-sys.modules |= dict.fromkeys(UNUSED)
-import keras
-
-for name in UNUSED:
-    del sys.modules[name]
-
+import parts.quiet_keras  # noqa: F401 - first, before others load Keras  # isort: skip
 import efficientnet.tfkeras as efn
 import efficientnet.weights
 import h5py
+import keras
 import numpy as np
 import pandas as pd
 import scipy.special

@@ -56,6 +56,18 @@ def run_script(name: str, *arguments: object, cwd: Path) -> subprocess.Completed
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
+def run_script_after(
+    lines: str, name: str, *arguments: object, cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process that has first run these lines of Python."""
+    argv = [name, *map(str, arguments)]
+    program = (
+        f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.argv = {argv}\n"
+        f"{lines}\nrunpy.run_path({str(ROOT / name)!r}, run_name='__main__')\n"
+    )
+    return subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True)
+
+
 def assert_stops(result: subprocess.CompletedProcess[str], *words: str) -> None:
     """The script ended with exit code 1 and one sentence that has these words, no traceback."""
     assert result.returncode == 1, result.stdout + result.stderr

@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -11,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import skimage.data
-from conftest import ROOT, assert_stops, run_script
+from conftest import assert_stops, run_script, run_script_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mtcnn import MTCNN
@@ -271,15 +269,10 @@ def test_a_second_run_does_only_what_changed(
 def test_processes_write_what_one_does(frames: Path, tmp_path: Path, snapshot: callable) -> None:
     """And the main process, which does not search, does not wait for TensorFlow to load."""
     crop.main(frames, tmp_path / "1", workers=1)
-    options = ["--frames-dir", str(frames), "--faces-dir", str(tmp_path / "2"), "--workers", "2"]
-    program = (
-        "import runpy, sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        f"sys.argv = ['02', *{options}]\n"
-        f"runpy.run_path({str(ROOT / SCRIPT)!r}, run_name='__main__')\n"
-        "assert 'tensorflow' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    says = "import atexit\natexit.register(lambda: print('tensorflow' in sys.modules))"
+    options = ("--frames-dir", frames, "--faces-dir", tmp_path / "2", "--workers", 2)
+    result = run_script_after(says, SCRIPT, *options, cwd=tmp_path)
+    assert result.returncode == 0 and result.stdout.endswith("False\n"), result.stderr
     contents = [
         {name: content for name, (content, _) in snapshot(tmp_path / folder).items()}
         for folder in ("1", "2")

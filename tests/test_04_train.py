@@ -919,4 +919,5 @@ def test_a_wrong_argument_is_named(
 def test_the_shell_gets_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
     result = run_script(SCRIPT, "--split-dir", "faces", "--start", "none", cwd=tmp_path)
     assert_stops(result, f"{SCRIPT}: faces: there is no such folder")
+    assert result.stderr.count("\n") == 1  # TensorFlow says nothing on being loaded
     assert list(tmp_path.iterdir()) == []

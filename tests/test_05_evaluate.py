@@ -477,4 +477,5 @@ def test_a_wrong_folder_or_number_is_one_sentence(
 def test_the_shell_gets_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
     result = run_script(SCRIPT, "--model", "no.keras", cwd=tmp_path)
     assert_stops(result, f"{SCRIPT}: no.keras: there is no such model")
+    assert result.stderr.count("\n") == 1  # TensorFlow says nothing on being loaded
     assert list(tmp_path.iterdir()) == []

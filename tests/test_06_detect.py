@@ -15,7 +15,7 @@ import imageio_ffmpeg
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, assert_stops, run_script
+from conftest import ROOT, assert_stops, run_script, run_script_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_02_crop import make_frame
@@ -431,11 +431,20 @@ def test_outputs_of_the_same_name_have_numbers() -> None:
 
 
 def test_json_is_all_of_standard_output(model: Path, inputs: Path, tmp_path: Path) -> None:
-    result = run_script(
-        SCRIPT, inputs / "photo.png", inputs / "torn.mp4", "--model", model, "--json", cwd=tmp_path
+    """And nothing is written into the environment beside a thread, which may crash of it."""
+    watch = (
+        "import os, threading\n"
+        "os.environ.pop('KMP_INIT_AT_FORK', None)\n"  # which joblib sets where it is not set
+        "def watch(event, given):\n"
+        "    if event == 'os.putenv' and threading.active_count() > 1:\n"
+        "        print('written beside a thread:', given, file=sys.stderr)\n"
+        "sys.addaudithook(watch)"
     )
+    given = (inputs / "torn.mp4", inputs / "photo.png", "--model", model, "--json")
+    result = run_script_after(watch, SCRIPT, *given, cwd=tmp_path)
     assert result.returncode == 1
-    scored, failed = json.loads(result.stdout)
+    assert "beside a thread" not in result.stderr
+    failed, scored = json.loads(result.stdout)
     assert scored == read(tmp_path / "detections", "photo")
     assert failed == {"file": str(inputs / "torn.mp4"), "reason": "does not open as a video"}
     assert "1 of 2 files were scored" in result.stderr
@@ -484,6 +493,7 @@ def test_nothing_to_score_is_one_sentence(model: Path, tmp_path: Path) -> None:
     (tmp_path / "photo.png").touch()
     result = run_script(SCRIPT, "photo.png", "--model", "none.keras", cwd=tmp_path)
     assert_stops(result, f"{SCRIPT}: none.keras: there is no such model")
+    assert result.stderr.count("\n") == 1  # TensorFlow says nothing on being loaded
     assert not (tmp_path / "detections").exists()
 
 

@@ -122,5 +122,6 @@ def test_wrong_input_is_one_sentence(folder: Path, tmp_path: Path) -> None:
         SCRIPT, "--model", folder / "model.keras", "--crops-dir", "empty", cwd=tmp_path
     )
     assert_stops(result, f"{SCRIPT}: empty: there is no crop in it")
+    assert result.stderr.count("\n") == 1  # TensorFlow says nothing on being loaded
     with pytest.raises(FileNotFoundError, match="there is no such model"):
         export.main(tmp_path / "model.keras", tmp_path / "export", folder / "crops")

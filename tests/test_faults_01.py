@@ -16,7 +16,7 @@ import imageio_ffmpeg
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, assert_stops, run_script, write_video
+from conftest import ROOT, assert_stops, run_script, run_script_after, write_video
 from faults import (
     jpeg,
     kill_again_and_again,
@@ -125,18 +125,15 @@ def test_ctrl_c(long_video: Path, moment: str) -> None:
 def test_ctrl_c_while_a_process_is_half_begun(long_video: Path) -> None:
     """It is there, and does not know yet what it is to do: it must not be left so."""
     half_begun = (
-        "import multiprocessing.forkserver as forkserver, os, runpy, signal, sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import multiprocessing.forkserver as forkserver, os, signal\n"
         "begin = forkserver.connect_to_new_process\n"
         "def interrupt(fds):\n"
         "    pipes = begin(fds)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    return pipes\n"
-        "forkserver.connect_to_new_process = interrupt\n"
-        f"runpy.run_path({str(ROOT / SCRIPT)!r}, run_name='__main__')\n"
+        "forkserver.connect_to_new_process = interrupt"
     )
-    command = [sys.executable, "-c", half_begun]
-    result = subprocess.run(command, cwd=long_video, capture_output=True, text=True)
+    result = run_script_after(half_begun, SCRIPT, cwd=long_video)
     assert result.returncode == 130
     assert result.stderr.endswith(f"{SCRIPT}: stopped; the same command goes on.\n")
     assert "Traceback" not in result.stderr and "Error" not in result.stderr

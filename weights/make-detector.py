@@ -10,7 +10,6 @@ score the same random crops: rounding must not move p_fake by more than 0.01.
 """
 
 import io
-import os
 import sys
 import zipfile
 from pathlib import Path
@@ -21,8 +20,6 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as 04 has them
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 from parts import crop_files, folders, network
 
