@@ -103,14 +103,14 @@ def make_detector(*settings: object) -> FaceDetector:
 
 
 def has_gpu() -> bool:
-    import tensorflow as tf
+    from parts.quiet_keras import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))
 
 
 def share_cores(workers: int) -> None:
     """Take this process's share of the cores: so many work side by side."""
-    import tensorflow as tf
+    from parts.quiet_keras import tensorflow as tf
 
     threads = max(1, (os.cpu_count() or 1) // workers)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
