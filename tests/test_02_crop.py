@@ -267,12 +267,17 @@ def test_a_second_run_does_only_what_changed(
 
 
 def test_processes_write_what_one_does(frames: Path, tmp_path: Path, snapshot: callable) -> None:
-    """And the main process, which does not search, does not wait for TensorFlow to load."""
+    """And the main process loads no TensorFlow, but sets it up for those that search."""
     crop.main(frames, tmp_path / "1", workers=1)
-    says = "import atexit\natexit.register(lambda: print('tensorflow' in sys.modules))"
+    says = (
+        "import atexit, os\n"
+        "name = 'TF_ENABLE_ONEDNN_OPTS'\n"
+        "os.environ.pop(name, None)\n"
+        "atexit.register(lambda: print('tensorflow' in sys.modules, os.environ[name]))"
+    )
     options = ("--frames-dir", frames, "--faces-dir", tmp_path / "2", "--workers", 2)
     result = run_script_after(says, SCRIPT, *options, cwd=tmp_path)
-    assert result.returncode == 0 and result.stdout.endswith("False\n"), result.stderr
+    assert result.returncode == 0 and result.stdout.endswith("\nFalse 1\n"), result.stderr
     contents = [
         {name: content for name, (content, _) in snapshot(tmp_path / folder).items()}
         for folder in ("1", "2")
