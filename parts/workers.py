@@ -23,6 +23,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +40,7 @@ import filelock
 import pebble
 
 Pool = pebble.ProcessPool | pebble.ThreadPool
+LONGEST_FOLDER = 70  # bytes of the temporary folder, for processes that are copies
 TASKS_AT_ONCE = 4  # that a worker has begun or waiting, so that none waits for work
 
 # --- The pool -------------------------------------------------------------------------------------
@@ -137,7 +139,9 @@ def make_processes(
     are copies of one that has loaded the modules that all need; elsewhere a copy of it may fail,
     and each loads them for itself.
     """
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    # That one is asked for copies by a socket in the temporary folder, with 107 bytes for its path.
+    copied = sys.platform == "linux" and len(os.fsencode(tempfile.gettempdir())) < LONGEST_FOLDER
+    context = multiprocessing.get_context("forkserver" if copied else "spawn")
     context.set_forkserver_preload(loaded)
     return pebble.ProcessPool(workers, 0, start_process, (prepare, *arguments), context=context)
 

@@ -150,6 +150,17 @@ def test_no_process_loads_what_lies_in_the_folder_the_user_is_in(tmp_path: Path)
     assert not (tmp_path / "loaded").exists()
 
 
+def test_a_temporary_folder_of_a_long_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch systems make such, and a socket's path has 107 bytes at most."""
+    temporary = tmp_path / ("long" * 30)
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    write_video(tmp_path / "videos/real/a.mp4")
+    result = run_script(SCRIPT, "--workers", 2, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert pd.read_csv(tmp_path / "frames/videos.csv")["status"].tolist() == ["ok"]
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_other_ends_of_a_run_are_as_ctrl_c(long_video: Path, name: str) -> None:
     with running(SCRIPT, "--workers", "4", cwd=long_video) as run:  # some have only begun
