@@ -79,7 +79,7 @@ LIMITS = {  # from, to
     "workers": (1, math.inf),
 }
 GPU_THREADS = 4  # that feed it
-LOADED = ["cv2", "mtcnn", "pandas", "tensorflow", "tyro"]  # by the workers, before all else
+LOADED = ["parts.batched_mtcnn", "mtcnn", "tensorflow", "pandas", "tyro"]  # by the workers
 FRAMES_A_TASK = {"reduced": 32, "full": 8}  # that a worker has in memory before it reports
 MORE_FRAMES = 4  # times as many on a cluster, whose scheduler hands out some 300 tasks a second
 SHOWN = 10  # videos, and skipped frames, that are named at the end
@@ -512,7 +512,7 @@ def start_in_processes(workers: int) -> pebble.ProcessPool:
 
 
 if __name__ == "__main__":
-    os.environ["PYTHONSAFEPATH"] = "1"  # no process loads what lies in the folder the user is in
+    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parent)}  # for workers
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
         if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(getattr(signal, name), signal.default_int_handler)

@@ -182,7 +182,7 @@ def run_keras(model: keras.Model, decision: network.Decision) -> Scorer:
 
 
 if __name__ == "__main__":
-    os.environ["PYTHONSAFEPATH"] = "1"  # no process loads what lies in the folder the user is in
+    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parent)}  # for workers
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
         if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(getattr(signal, name), signal.default_int_handler)

@@ -136,8 +136,9 @@ def make_processes(
     """Make a pool of processes, each prepared by the step's own function.
 
     Unlike the standard library's, the pool survives a process that crashes. On Linux the processes
-    are copies of one that has loaded the modules that all need; elsewhere a copy of it may fail,
-    and each loads them for itself.
+    are copies of one that has loaded the modules that all need, those that it finds; elsewhere a
+    copy of it may fail, and each loads them for itself. By the last lines of each script, it finds
+    those of this project, and none in the folder that the user is in.
     """
     # That one is asked for copies by a socket in the temporary folder, with 107 bytes for its path.
     copied = sys.platform == "linux" and len(os.fsencode(tempfile.gettempdir())) < LONGEST_FOLDER
