@@ -17,8 +17,12 @@ def without_stderr() -> Iterator[None]:
     On being loaded, TensorFlow tells of itself in eight lines, and no setting keeps it from that
     (its issue 100442). What it says of a fault is lost as well, so Python says where that was.
     """
-    stderr, ours = os.dup(2), not faulthandler.is_enabled()
-    if ours:
+    try:
+        stderr = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    if ours := not faulthandler.is_enabled():
         faulthandler.enable(stderr)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -32,10 +36,10 @@ def without_stderr() -> Iterator[None]:
 
 
 # Keras imports both where they are installed, for what is not used here: 0.8 s of every start.
-unused = {"matplotlib", "sklearn"} - set(sys.modules)
-sys.modules |= dict.fromkeys(unused)
+UNUSED = {"matplotlib", "sklearn"} - set(sys.modules)
+sys.modules |= dict.fromkeys(UNUSED)
 with without_stderr():
     import keras  # noqa: F401
     import tensorflow  # noqa: F401
-for name in unused:
+for name in UNUSED:
     del sys.modules[name]
