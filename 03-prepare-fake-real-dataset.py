@@ -283,7 +283,7 @@ def split_by_identity(
     split_of_person = deal_people(inside, shares * sizes["real"].sum(), rng)
     splits = people[inside.index].explode().map(split_of_person).groupby(level=0)
     split_of_video = splits.first().where(splits.nunique() == 1, "")
-    split_of_video = split_of_video.reindex(videos.index, fill_value="").astype(str)
+    split_of_video = split_of_video.astype(object).reindex(videos.index, fill_value="").astype(str)
     filled = videos.pivot_table("crops", split_of_video, "label", "sum")
     filled = filled.reindex(index=served_first, columns=LABELS).fillna(0)
 

@@ -86,6 +86,7 @@ def test_killed_at_any_moment_a_folder_is_old_or_new_or_not_there(folder: Path) 
     )
     result = run_script(SCRIPT, "--seed", 2, cwd=folder)
     assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
     assert read(folder) == new
     assert not list(folder.glob("*.partial"))
 
