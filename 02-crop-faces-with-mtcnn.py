@@ -78,8 +78,8 @@ LIMITS = {  # from, to
     "batch_size": (1, math.inf),
     "workers": (1, math.inf),
 }
-GPU_THREADS = 4  # that feed it
-LOADED = ["parts.batched_mtcnn", "mtcnn", "tensorflow", "pandas", "tyro"]  # by the workers
+GPU_THREADS = 4  # that feed one GPU
+LOADED = ["parts.batched_mtcnn", "mtcnn", "tensorflow", "pandas", "tyro"]  # see make_processes
 FRAMES_A_TASK = {"reduced": 32, "full": 8}  # that a worker has in memory before it reports
 MORE_FRAMES = 4  # times as many on a cluster, whose scheduler hands out some 300 tasks a second
 SHOWN = 10  # videos, and skipped frames, that are named at the end

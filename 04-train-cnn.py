@@ -390,7 +390,7 @@ def compile_model(model: keras.Model, settings: dict, steps: int) -> None:
 def create_variables(model: keras.Model) -> None:
     """Create the variables of the optimizer and the metrics.
 
-    Created inside the first step, they would make TensorFlow trace that step twice, 5 s here.
+    Created inside the first step, they would make TensorFlow trace that step twice, 9 s here.
     """
     model.optimizer.build(model.trainable_variables)
     model.compute_metrics(None, np.zeros((1, 1)), np.zeros((1, 1)))

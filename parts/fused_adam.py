@@ -10,8 +10,8 @@ import tensorflow as tf
 class FusedAdam(keras.optimizers.Adam):
     """Keras' Adam (Kingma and Ba, ICLR 2015), with TensorFlow's own operation for it.
 
-    Keras writes it as 25 operations for each of the 217 variables. With one for each, a third of a
-    training step's operations are gone, and TensorFlow begins to train 4 s sooner.
+    It spares 22 of Keras' operations for each of the 217 variables: a training step has 11,990 in
+    all, not 16,764, and TensorFlow begins to train 4 s sooner.
     """
 
     def update_step(
