@@ -27,7 +27,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from hashlib import sha1
@@ -108,11 +114,11 @@ def run_tasks(
     They are of Python's own types: the scheduler of a cluster reads them, and has no step loaded.
 
     Yields:
-        Each task with its future: as they end, or `in_order`, where the future may not have ended.
-        It raises TimeoutError after `timeout` seconds, and pebble.ProcessExpired for a crash.
+        Each task with its ended future, as they end or `in_order`. The future raises TimeoutError
+        after `timeout` seconds, and pebble.ProcessExpired for a crash.
 
     Raises:
-        OSError: the processes could not go on.
+        OSError: the processes cannot go on: one ended without a task, or in taking or giving one.
     """
     running, tasks = {}, iter(tasks)
     limit = {} if timeout is None else {"timeout": timeout}
@@ -125,8 +131,10 @@ def run_tasks(
                 raise OSError(f"the processes that do the work ended: {error}") from error
         if not running:
             return
-        first = next(iter(running))
-        for future in [first] if in_order else wait(running, return_when=FIRST_COMPLETED).done:
+        awaited = list(running)[:1] if in_order else running
+        for future in wait(awaited, return_when=FIRST_COMPLETED).done:
+            if isinstance(future.exception(), BrokenExecutor):
+                raise OSError(f"the processes that do the work ended: {future.exception()}")
             yield running.pop(future), future
 
 
@@ -148,10 +156,15 @@ def make_processes(
 
 
 def run_apart(pool: pebble.ProcessPool, function: Callable[[], object]) -> object:
-    """Run a function in a process of a pool, which then ends, and return what it returned."""
+    """Run a function in a process of a pool, which then ends, and return what it returned.
+
+    Raises:
+        OSError: the process ended before
+    """
     try:
         start_processes(pool)
-        return pool.schedule(function).result()
+        _, future = next(run_tasks(pool, 1, function, [()]))
+        return future.result()
     finally:
         pool.stop()
         pool.join()

@@ -15,7 +15,7 @@ import faults
 import filelock
 import pandas as pd
 import pytest
-from conftest import assert_stops, run_script
+from conftest import assert_stops, run_script, run_script_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_02_crop import make_frame
@@ -91,18 +91,16 @@ def test_killed_at_any_moment_it_goes_on(
 
 def test_a_crash_of_a_worker_costs_its_video_only(tmp_path: Path) -> None:
     frames, faces = write_frames(tmp_path / "frames", videos=6, frames=40), tmp_path / "faces"
-    options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
+    options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2, "--batch-size", 40)
 
-    def one_is_begun() -> bool:
-        return any(faces.glob(".unfinished/*/*.png"))
-
+    # Each takes a whole video, so that none is killed as it takes its next: that ends the run.
     with faults.running(SCRIPT, *options, cwd=tmp_path) as run:
-        faults.wait_for(one_is_begun, run)
+        faults.wait_for(lambda: len(list(faces.glob(".unfinished/v*"))) == 2, run)
         for worker in faults.workers_of(run):
             os.kill(worker, signal.SIGKILL)
         assert run.wait() == 0, (tmp_path / "said").read_text()
     skipped = pd.read_csv(faces / "skipped.csv")
-    assert 1 <= len(skipped) <= 2  # one, if both were at the same video
+    assert skipped.video_id.tolist() == ["v0", "v1"]
     assert skipped.reason.str.fullmatch(
         r"the process that searched it crashed \(exit code -9\); the next run tries again"
     ).all()
@@ -112,6 +110,15 @@ def test_a_crash_of_a_worker_costs_its_video_only(tmp_path: Path) -> None:
     assert not (faces / ".unfinished").exists()
     assert set(crop.main(frames, faces, workers=1).video_id) == {f"v{n}" for n in range(6)}
     assert pd.read_csv(faces / "skipped.csv").empty
+
+
+def test_workers_that_cannot_begin_end_the_run(tmp_path: Path) -> None:
+    """They end as soon as they are there, as when the memory is full."""
+    frames = write_frames(tmp_path / "frames", videos=1, frames=2)
+    dying = "import os, parts.face_detector as detector; detector.share_cores = os._exit"
+    result = run_script_after(dying, SCRIPT, "--frames-dir", frames, cwd=tmp_path)
+    assert_stops(result, "faces", "the processes that do the work ended", "the same command goes")
+    assert not (tmp_path / "faces/.unfinished").exists()
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
