@@ -1,5 +1,6 @@
 """Each benchmark runs, on data so small that its numbers say nothing: what no test runs, rots."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,12 @@ def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
     result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert expected in result.stdout
+
+
+def test_a_photo_and_a_longer_video_are_made_of_a_video(tmp_path: Path) -> None:
+    detect_deepfake = importlib.import_module("benchmarks.detect_deepfake")
+    write_frames(tmp_path)
+    inputs = detect_deepfake.make_inputs(tmp_path / "face.avi", (0, 2), tmp_path)
+    assert inputs.keys() == {"photo", "2 s"}
+    assert cv2.imread(str(inputs["photo"])).shape == (240, 320, 3)
+    assert cv2.VideoCapture(str(inputs["2 s"])).get(cv2.CAP_PROP_FRAME_COUNT) == 8
