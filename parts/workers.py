@@ -252,7 +252,7 @@ class Cluster:
         try:
             if "://" not in scheduler or not scheduler.rpartition(":")[2].isdecimal():
                 raise ValueError("it is no address such as tcp://host:8786")
-            self.client = distributed.Client(scheduler, timeout=30, set_as_default=False)
+            self.client = distributed.Client(scheduler, timeout=15, set_as_default=False)
         except (ValueError, OSError) as error:
             raise OSError(
                 f"{scheduler}: no scheduler answers ({error}); start one with `dask scheduler`, or "

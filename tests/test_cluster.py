@@ -157,7 +157,7 @@ def test_the_same_faces_as_on_one_machine(machines: Machines, few_frames: Path) 
 def test_a_video_that_kills_its_process_and_one_that_hangs(
     machines: Machines, long_videos: Path
 ) -> None:
-    arguments = "--scheduler", machines.address, "--seconds-per-video", 20
+    arguments = "--scheduler", machines.address, "--seconds-per-video", 10
     with running(SCRIPT, *arguments, cwd=long_videos) as run:
         wait_for(lambda: two_are_begun(long_videos), run)
         first, second = wait_for(machines.find_pool_processes, run)
@@ -167,7 +167,7 @@ def test_a_video_that_kills_its_process_and_one_that_hangs(
     table = pd.read_csv(long_videos / "frames/videos.csv", keep_default_na=False)
     assert table["status"].tolist() == ["ok", "ok", "failed", "failed"]
     reasons = " ".join(sorted(table["reason"])).strip()
-    assert re.fullmatch("given up after 20.0 seconds .* crashed .exit code -11.*again", reasons)
+    assert re.fullmatch("given up after 10.0 seconds .* crashed .exit code -11.*again", reasons)
     assert "Traceback" not in (long_videos / "said").read_text()
 
 
@@ -196,7 +196,7 @@ def test_a_run_that_is_killed_again_and_again_goes_on(machines: Machines, few_vi
                 assert path.read_bytes() == whole[f"{name}/{path.name}"]
 
     arguments = "--frames-dir", "killed", "--scheduler", machines.address
-    kill_again_and_again(SCRIPT, *arguments, cwd=few_videos, times=KILLS, longest=6, check=check)
+    kill_again_and_again(SCRIPT, *arguments, cwd=few_videos, times=KILLS, longest=4, check=check)
     result = run_script(SCRIPT, *arguments, cwd=few_videos)
     assert result.returncode == 0, result.stderr
     check()

@@ -79,7 +79,7 @@ def test_killed_at_any_moment_it_goes_on(
 
     options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
     faults.kill_again_and_again(
-        SCRIPT, *options, cwd=tmp_path, times=KILLS, longest=15, check=check
+        SCRIPT, *options, cwd=tmp_path, times=KILLS, longest=6, check=check
     )
     done = len(list(faces.glob("v?")))
     result = run_script(SCRIPT, *options, cwd=tmp_path)

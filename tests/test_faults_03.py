@@ -82,7 +82,7 @@ def test_killed_at_any_moment_a_folder_is_old_or_new_or_not_there(folder: Path) 
             assert found.get("prepared_dataset", old["prepared_dataset"]) == old["prepared_dataset"]
 
     faults.kill_again_and_again(
-        SCRIPT, "--seed", 2, cwd=folder, times=KILLS, longest=4, check=check
+        SCRIPT, "--seed", 2, cwd=folder, times=KILLS, longest=2, check=check
     )
     result = run_script(SCRIPT, "--seed", 2, cwd=folder)
     assert result.returncode == 0, result.stderr
