@@ -78,9 +78,7 @@ def test_killed_at_any_moment_it_goes_on(
                 assert times.setdefault(name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
 
     options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
-    faults.kill_again_and_again(
-        SCRIPT, *options, cwd=tmp_path, times=KILLS, longest=6, check=check
-    )
+    faults.kill_again_and_again(SCRIPT, *options, cwd=tmp_path, times=KILLS, longest=6, check=check)
     done = len(list(faces.glob("v?")))
     result = run_script(SCRIPT, *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
