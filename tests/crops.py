@@ -16,7 +16,7 @@ train = importlib.import_module("04-train-cnn")
 
 VIDEOS = {"train": 4, "val": 1, "test": 1}  # of each label
 CROPS = 6  # a video
-OPTIONS = dict(start="lite0", epochs=4, batch_size=8, learning_rate=1e-3)
+OPTIONS = dict(start="lite0", epochs=3, batch_size=8, learning_rate=1e-3)
 # The labels are told by their colours, in too few steps to learn that through noise and tints.
 OPTIONS |= dict(blended=0.0, tint=0.0, grey=0.0, cut_out=0.0, zoomed=(0.0, 0.0))
 OPTIONS |= dict(reduced=(0.0, 32), blurred=(0.0, 2.0), noisy=(0.0, 10.0), jpeg=(0.0, 30))

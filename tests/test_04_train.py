@@ -759,7 +759,7 @@ def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(
     capsys.readouterr()
     train.main(split_dir, killed, **OPTIONS)
     printed = capsys.readouterr().out
-    assert "of 4 were done" in printed and "epoch 1 of 4" not in printed
+    assert "of 3 were done" in printed and "epoch 1 of 3" not in printed
     assert not (killed / "unfinished.keras").exists()
     for name in ("history.csv", "best_model.keras"):
         first, second = ((folder / name).read_bytes() for folder in (trained.model_dir, killed))

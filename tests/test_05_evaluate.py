@@ -102,7 +102,7 @@ def test_metrics_json_is_what_main_returns(report: Report, trained: Trained) -> 
 
 def test_the_model_card_has_the_numbers(report: Report, trained: Trained) -> None:
     card = (report.folder / "README.md").read_text(encoding="utf-8")
-    assert "from ImageNet weights of EfficientNet-Lite0, 4 epochs" in card
+    assert "from ImageNet weights of EfficientNet-Lite0, 3 epochs" in card
     assert f"from {trained.training['decision']['threshold']:.4f} on it is called fake" in card
     assert "of its reals, and of its\nfakes, at most 10 % are called wrong." in card
     row = "| 1 | 1 | 1.000 | 1.000 | 0.000 | 0.000 | 1.000 | "  # of one video each: no intervals

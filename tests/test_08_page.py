@@ -25,7 +25,6 @@ from parts import network
 
 train_cnn = importlib.import_module("04-train-cnn")
 samples = importlib.import_module("00-make-sample-videos")
-web_page = importlib.import_module("08-web-page")
 
 CHROMIUM = shutil.which("chromium")  # Debian's, which plays H.264; Playwright's own does not
 PATIENCE = 600_000  # ms; no test is to fail because a machine is slow
@@ -395,6 +394,7 @@ def test_what_is_old_is_deleted_and_the_rest_is_kept(
         if len(slept) > 1:
             raise StopError
 
+    web_page = importlib.import_module("08-web-page")
     monkeypatch.setattr(web_page.time, "sleep", stop_at_second)
     with pytest.raises(StopError):
         web_page.keep_clean(tmp_path, 3600)
