@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes more than there are cores, as a test often waits for what it started."""
-    return (os.cpu_count() or 1) + 2
+    """One process more than there are cores, as a test often waits for a script it started."""
+    return (os.cpu_count() or 1) + 1
 
 
 def write_video(
