@@ -131,7 +131,7 @@ def run_tasks(
                 raise OSError(f"the processes that do the work ended: {error}") from error
         if not running:
             return
-        awaited = list(running)[:1] if in_order else running
+        awaited = [next(iter(running))] if in_order else running
         for future in wait(awaited, return_when=FIRST_COMPLETED).done:
             if isinstance(future.exception(), BrokenExecutor):
                 raise OSError(f"the processes that do the work ended: {future.exception()}")
