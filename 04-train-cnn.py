@@ -13,10 +13,11 @@ Writes  model/best_model.keras                   the best epoch's model, with wh
         model/unfinished.keras                   what a stopped training goes on from
 Next    05-evaluate-model.py
 
-The model takes RGB images, 128 x 128, as they are, 0 to 255: its first layer normalises them by
-ImageNet's mean and standard deviation. Its output is p_real, the probability that the face is real.
-p_fake, the score that the later scripts use, is 1 - p_real after a calibration on the validation
-crops; the calibration, the two thresholds and the way the crops were cut are saved in its file.
+The model takes RGB images, 128 x 128 if not told otherwise, as they are, 0 to 255: its first layer
+normalises them by ImageNet's mean and standard deviation. Its output is p_real, the probability
+that the face is real. p_fake, the score that the later scripts use, is 1 - p_real after a
+calibration on the validation crops; the calibration, the two thresholds and the way the crops were
+cut are saved in its file.
 
 A training that was stopped, even by a kill, goes on after its last whole epoch and ends with the
 same model and history, byte for byte.
@@ -72,6 +73,7 @@ from parts.network import (
     Decision,
     build_model,
     calibrate,
+    check_image_size,
     find_start_weights,
     predict_crops,
     write_model,
@@ -109,6 +111,7 @@ BLURRED = 0.2, 1.6  # share that is blurred, and the largest standard deviation,
 NOISY = 0.2, 8.0  # share with noise, and its largest standard deviation, of 255
 JPEG = 0.4, 30  # share that is compressed, once or twice, and the worst quality, 1 to 100
 # crops
+IMAGE_SIZE = 128  # pixels that a crop's sides are squeezed to, a multiple of 32
 MARGIN = 0.3  # of the face's box, on each side; where no crop-rule.json says how they were cut
 SQUARE = False  # the crop is a square about the box's centre; likewise
 FRAMES = "reduced"  # that they were cut from, by the width rule of 01, or "full"; likewise
@@ -169,6 +172,7 @@ def main(
     blurred: tuple[float, float] = BLURRED,
     noisy: tuple[float, float] = NOISY,
     jpeg: tuple[float, int] = JPEG,
+    image_size: int = IMAGE_SIZE,
     margin: float = MARGIN,
     square: bool = SQUARE,
     frames: Literal["reduced", "full"] = FRAMES,
@@ -207,6 +211,7 @@ def main(
         blurred: share that is blurred, and the largest standard deviation in pixels
         noisy: share with noise, and its largest standard deviation
         jpeg: share that is compressed, and the worst quality
+        image_size: pixels that a crop's sides are squeezed to, a multiple of 32
         margin: of the crops, where no crop-rule.json has it: of the face's box, on each side
         square: of the crops, likewise: whether they are squares
         frames: that the crops were cut from, likewise
@@ -225,6 +230,7 @@ def main(
     """
     settings = dict(locals())
     check_numbers(settings, LIMITS)
+    check_image_size(image_size)
     crops = find_crops(split_dir, ("train", "val"))
     rule = read_crop_rule(split_dir) or {"margin": margin, "square": square, "frames": frames}
     start_weights, started_from = find_start_weights(start)
@@ -236,7 +242,7 @@ def main(
         raise ValueError(f"{model_dir}: it is a file; name a folder with --model-dir.")
     claim_folder(model_dir, "--model-dir", Path(__file__).name)
     with filelock.FileLock(model_dir / ".lock", timeout=0):
-        images = open_cache(len(crops), model_dir)
+        images = open_cache(len(crops), image_size, model_dir)
         crops, left_out = decode_crops(crops, split_dir, images)
         parts = {split: part for split, part in crops.groupby("split", sort=False)}
 
@@ -304,7 +310,7 @@ def train_model(
             print(f"epochs 1 to {len(history)} of {epochs} were done")
             model = keras.saving.load_model(unfinished)
         else:
-            model = build_model(start_weights)
+            model = build_model(start_weights, settings["image_size"])
             steps = int(serve_crops(images, parts["train"], settings, 1).cardinality())
             compile_model(model, settings, steps * epochs)
         create_variables(model)
@@ -434,6 +440,7 @@ def make_decision(
         real_below=real_below,
         smallest_face=min(settings["smallest_face"], int(train["side"].min())),
         least_sharpness=find_least_sharpness(images, train, settings),
+        image_size=images.shape[1],
         **rule,
     )
 

@@ -155,7 +155,7 @@ def main(
         own_files = find_own_files(report_dir)
         folders, scored, robustness = {}, [], []
         for folder, crops in listed.items():
-            images = crop_files.open_cache(len(crops), report_dir)
+            images = crop_files.open_cache(len(crops), decision.image_size, report_dir)
             crops, left_out = crop_files.decode_crops(crops, folder, images)
             score = partial(score_folder, loaded, images, decision=decision, batch_size=batch_size)
             predictions = score(crops)
@@ -248,7 +248,7 @@ def sweep_changes(
 
     Args:
         folder: that the crops are in
-        images: room for them, RGB uint8 (n, 128, 128, 3), which `score` scores
+        images: room for them, RGB uint8 (n, size, size, 3), which `score` scores
         predictions: of the crops unchanged, their index being rows of images
     """
     steps = [(kind, value) for kind in changes for value in (UNCHANGED[kind], *changes[kind])]
@@ -260,9 +260,8 @@ def sweep_changes(
 
         def change(row: int, kind: str = kind, value: float = value) -> float:
             crop = crop_files.read_image(folder / predictions.at[row, "crop"])[..., ::-1]
-            images[row] = crop_files.prepare_crop(
-                change_crop(crop, kind, value, (seed, row))[..., ::-1]
-            )
+            crop = change_crop(crop, kind, value, (seed, row))[..., ::-1]
+            images[row] = crop_files.prepare_crop(crop, decision.image_size)
             return crop_files.measure_sharpness(images[row])
 
         with ThreadPoolExecutor() as pool:

@@ -220,7 +220,7 @@ def detect(
 
     Returns:
         The content of <name>.json, and the most suspicious faces: rows as its own, with the track
-        and the crop (RGB uint8 (128, 128, 3)).
+        and the crop (RGB uint8 (size, size, 3)).
 
     Raises:
         ValueError, OSError: the file cannot be read or scored.
@@ -270,7 +270,7 @@ def score_frames(
     batches = find_in_batches(iter(frames), scorer.decision, settings.frames_at_once)
     for number, first_size, found in media.read_ahead(batches, 2):
         count, size = count + number, size if any(size) else first_size
-        crops = [crop_files.prepare_crop(crop) for _, crop in found]
+        crops = [crop_files.prepare_crop(crop, scorer.decision.image_size) for _, crop in found]
         scores = score_crops(crops, scorer) if found else []
         rows += [row | {"p_fake": round(p, 6)} for (row, _), p in zip(found, scores, strict=True)]
         first = len(rows) - len(found)
@@ -312,14 +312,14 @@ def find_faces(
             row = {"frame": index, "seconds": round(seconds, 3)}
             row |= dict(zip(("x", "y", "width", "height"), box, strict=True))
             row |= {"confidence": round(face.confidence, 6), "crop_side": min(crop.shape[:2])}
-            sharpness = crop_files.measure_sharpness(crop_files.prepare_crop(crop))
-            row |= {"sharpness": round(sharpness, 2)}
+            prepared = crop_files.prepare_crop(crop, decision.image_size)
+            row |= {"sharpness": round(crop_files.measure_sharpness(prepared), 2)}
             within_box = face_detector.crop_face(small, face.box, 0)
             yield row | {"look": crop_files.measure_look(within_box)}, crop
 
 
 def score_crops(crops: list[np.ndarray], scorer: network.Scorer) -> list[float]:
-    """Score crops, RGB uint8 (128, 128, 3): p_fake, calibrated, of each.
+    """Score crops, RGB uint8 (size, size, 3): p_fake, calibrated, of each.
 
     Raises:
         ValueError: the model gives no number for one of them.

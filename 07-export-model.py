@@ -12,10 +12,10 @@ Writes  model/export/detector.onnx        32-bit weights, for ONNX Runtime
         model/export/detector.json        the decision, and what goes in and comes out
 Next    08-web-page.py
 
-Both take `rgb_0_to_255`, float32 (n, 128, 128, 3): crops of faces, RGB, as they are, cut by the
-crop rule in detector.json. They give `p_fake`, float32 (n, 1), 0..1: the scores of 06, with
-normalisation and calibration inside. A file is written only if its scores agree with those of the
-Keras model.
+Both take `rgb_0_to_255`, float32 (n, size, size, 3): crops of faces, RGB, as they are, cut by the
+crop rule and squeezed to the image_size in detector.json. They give `p_fake`, float32 (n, 1), 0..1:
+the scores of 06, with normalisation and calibration inside. A file is written only if its scores
+agree with those of the Keras model.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main(
             raise ValueError(f"{option} is {value}; give 1 or more.")
     model = model or next(filter(Path.is_file, MODELS), MODELS[0])
     loaded, decision = network.load_model(model), network.read_decision(model)
-    images = read_crops(crops_dir, crops)
+    images = read_crops(crops_dir, crops, decision.image_size)
     if export_dir.is_dir():  # a refusal comes before the minute that converting takes
         claim_folder(export_dir, "--export-dir", Path(__file__).name)
     score = export_formats.make_scorer(loaded, decision)
@@ -152,8 +152,8 @@ def main(
     }
 
 
-def read_crops(crops_dir: Path, count: int) -> np.ndarray:
-    """Read so many of the crops below a folder, evenly: float32 (n, 128, 128, 3), RGB, 0..255.
+def read_crops(crops_dir: Path, count: int, size: int) -> np.ndarray:
+    """Read so many of the crops below a folder, evenly: float32 (n, size, size, 3), RGB, 0..255.
 
     Raises:
         ValueError: there are none.
@@ -163,7 +163,7 @@ def read_crops(crops_dir: Path, count: int) -> np.ndarray:
     images = []
     for index in np.unique(np.linspace(0, max(0, len(paths) - 1), count).astype(int)):
         with suppress(ValueError, OSError, IndexError):  # the others are enough for a check
-            images.append(crop_files.read_crop(paths[index]))
+            images.append(crop_files.read_crop(paths[index], size))
     if not images:
         raise ValueError(
             f"{crops_dir}: there is no crop in it to check the exported models on; name a folder "

@@ -184,7 +184,7 @@ def run_plain_loop(path: Path, model: Path, out: Path) -> float:
                 if face["confidence"] >= 0.95:
                     x, y, width, height = face["box"]
                     crop = frame[max(0, y) : y + height, max(0, x) : x + width, ::-1]
-                    crop = cv2.resize(crop, (128, 128))[None].astype(np.float32)
+                    crop = cv2.resize(crop, network.input_shape[1:3])[None].astype(np.float32)
                     p_fake = 1 - network.predict(crop, verbose=0)[0, 0]
                     boxes.append((x, y, width, height, p_fake))
         for x, y, width, height, p_fake in boxes:

@@ -96,7 +96,7 @@ def main(
     train_cnn.create_variables(model)
 
     with tempfile.TemporaryDirectory() as folder:
-        images = crop_files.open_cache(len(table), Path(folder))
+        images = crop_files.open_cache(len(table), network.IMAGE_SIZE, Path(folder))
         start = time.perf_counter()
         table, _ = crop_files.decode_crops(table, split_dir, images)
         print(f"decoding, once: {len(table) / (time.perf_counter() - start):,.0f} crops/s")

@@ -15,6 +15,7 @@ import pandas as pd
 import tensorflow as tf
 
 CANDIDATES = 100  # reals, of which the one most alike gives its face to a blend
+PLACES = 16  # across and down, by whose light two faces are compared
 CORNERS = 90  # of the polygon that a blend's mask begins as
 FRACTION_BITS = 4  # of the corners' coordinates in pixels
 
@@ -22,13 +23,13 @@ FRACTION_BITS = 4  # of the corners' coordinates in pixels
 def serve_crops(
     images: np.ndarray, crops: pd.DataFrame, settings: dict, epoch: int
 ) -> tf.data.Dataset:
-    """Serve an epoch's batches: RGB float32 (n, 128, 128, 3) in 0..255, and labels (n, 1).
+    """Serve an epoch's batches: RGB float32 (n, size, size, 3) in 0..255, and labels (n, 1).
 
     Fake is 0, real 1. The same seed and epoch give the same batches, so that a training that was
     stopped goes on with what would have come.
 
     Args:
-        images: the decoded crops, RGB uint8 (crops, 128, 128, 3)
+        images: the decoded crops, RGB uint8 (crops, size, size, 3)
         crops: the crops to serve, their index being rows of images
         settings: batch_size, seed, paired and everything under augmentation
     """
@@ -131,8 +132,10 @@ def find_similar(images: np.ndarray, row: int, others: np.ndarray) -> int:
 
     That is judged by their light in 16 x 16 places, each image's mean and deviation taken out.
     """
-    small = images[np.append(others, row), 4::8, 4::8].astype(np.float32)
-    small = (small @ np.full(3, 1 / 3, np.float32)).reshape(-1, 256)
+    apart = images.shape[1] // PLACES
+    places = np.s_[apart // 2 : PLACES * apart : apart]
+    small = images[np.append(others, row), places, places].astype(np.float32)
+    small = (small @ np.full(3, 1 / 3, np.float32)).reshape(-1, PLACES**2)
     small -= small.mean(axis=1, keepdims=True)
     likeness = small[:-1] @ small[-1] / (small[:-1].std(axis=1) + 1)
     return others[np.argmax(likeness)]

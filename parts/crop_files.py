@@ -1,6 +1,6 @@
 """Read crops of faces, and the tables and rules beside them, for script 04 and those after.
 
-A crop is an image file of any size. The model takes it squeezed to 128 x 128 pixels, and the row of
+A crop is an image file of any size. The model takes it squeezed to a square, and the row of
 an array that holds it so is the index of its row in the table of the crops.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from parts.network import IMAGE_SIZE, check_decision
+from parts.network import check_decision
 
 RULE = ("margin", "square", "frames")  # what crop-rule.json and a model's decision both have
 CLASSES = ("fake", "real")  # in the alphabet's order: fake 0, real 1
@@ -93,12 +93,12 @@ def read_crop_rule(split_dir: Path) -> dict:
     )
 
 
-def open_cache(count: int, folder: Path) -> np.ndarray:
-    """Give room for decoded crops, uint8 (count, 128, 128, 3): a file without a name.
+def open_cache(count: int, size: int, folder: Path) -> np.ndarray:
+    """Give room for decoded crops, uint8 (count, size, size, 3): a file without a name.
 
     The system keeps it in memory while there is room, and it is gone with the process.
     """
-    shape = (count, IMAGE_SIZE, IMAGE_SIZE, 3)
+    shape = (count, size, size, 3)
     free, needed = shutil.disk_usage(folder).free, math.prod(shape)
     if free < needed:  # found out later, it would be a crash: a mapped file gives no error
         raise OSError(
@@ -111,7 +111,7 @@ def open_cache(count: int, folder: Path) -> np.ndarray:
 def decode_crops(
     crops: pd.DataFrame, split_dir: Path, images: np.ndarray
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Decode every crop, once and for all epochs, into its row of images.
+    """Decode every crop, once and for all epochs, into its row of images, of any size.
 
     Returns:
         The crops that decode, their index being their rows, with side (pixels of the shorter one)
@@ -123,7 +123,7 @@ def decode_crops(
             image = read_image(split_dir / crop)
         except (ValueError, OSError) as error:
             return 0, 0.0, str(error)
-        images[row] = prepare_crop(image)
+        images[row] = prepare_crop(image, images.shape[1])
         return min(image.shape[:2]), measure_sharpness(images[row]), ""
 
     with ThreadPoolExecutor() as pool:
@@ -142,13 +142,13 @@ def decode_crops(
     return whole, dict(crops.loc[crops["fault"] != "", ["crop", "fault"]].to_numpy().tolist())
 
 
-def read_crop(path: Path) -> np.ndarray:
-    """Read a crop as the model takes it: RGB uint8 (128, 128, 3).
+def read_crop(path: Path, size: int) -> np.ndarray:
+    """Read a crop as a model takes it: RGB uint8 (size, size, 3).
 
     Raises:
         ValueError, OSError: it cannot be read or does not decode.
     """
-    return prepare_crop(read_image(path))
+    return prepare_crop(read_image(path), size)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -162,19 +162,18 @@ def read_image(path: Path) -> np.ndarray:
     raise ValueError("does not decode as an image")
 
 
-def prepare_crop(image: np.ndarray) -> np.ndarray:
-    """Squeeze a crop, BGR uint8 of any size, to RGB uint8 (128, 128, 3), whatever its proportions.
+def prepare_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Squeeze a crop, BGR uint8 of any shape, to RGB uint8 (size, size, 3) in the model's size.
 
     Pixels are averaged where the crop shrinks, so nothing aliases, and interpolated where it grows.
     """
-    shrinks = min(image.shape[:2]) > IMAGE_SIZE
-    resample = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=resample)
+    resample = cv2.INTER_AREA if min(image.shape[:2]) > size else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (size, size), interpolation=resample)
     return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
 
 
 def measure_sharpness(crop: np.ndarray) -> float:
-    """Measure how sharp a crop is, RGB uint8 (128, 128, 3): the variance of its Laplacian in grey.
+    """Measure how sharp a crop is, RGB uint8 as prepared: the variance of its Laplacian in grey.
 
     Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000.
     """

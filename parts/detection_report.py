@@ -22,6 +22,8 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from parts.network import check_decision
+
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
@@ -37,7 +39,7 @@ def collect_report(
 
     Args:
         result: the content of <name>.json
-        worst: the most suspicious faces, with their crops (RGB uint8 (128, 128, 3))
+        worst: the most suspicious faces, with their crops (RGB uint8 (size, size, 3))
         heat: of what moved their scores, as explain_crops gives it
         scorer: what scored them, of 06: its path, model and decision
         target: what the names of the outputs begin with
@@ -78,7 +80,7 @@ def collect_report(
 
 
 def explain_crops(crops: list[np.ndarray], model: keras.Model) -> list[np.ndarray]:
-    """Map what moved the score of each crop, RGB uint8 (128, 128, 3), towards fake: (128, 128).
+    """Map what moved the score of each crop, RGB uint8 (size, size, 3), towards fake: (size, size).
 
     From 0 to 1, the strongest place of each crop.
     """
@@ -97,11 +99,11 @@ def attribute_score(crops: np.ndarray, model: keras.Model) -> tuple[np.ndarray, 
     Grad-CAM would spread each gradient over all places; global max pooling passes it to one only.
 
     Args:
-        crops: RGB uint8 (n, 128, 128, 3)
+        crops: RGB uint8 (n, size, size, 3)
 
     Returns:
-        What each of the 4 x 4 places added to the logit of p_fake (n, 4, 4), and that logit (n,),
-        both uncalibrated; without biases in the top the first sum to the second.
+        What each place of 32 x 32 pixels added to the logit of p_fake, (n, 4, 4) of 128 x 128, and
+        that logit (n,), both uncalibrated; without biases in the top the first sum to the second.
     """
     base = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     normalization, top = model.get_layer("imagenet_mean_and_std"), model.layers[-1]
@@ -138,8 +140,7 @@ def read_measures(scorer: NamedTuple) -> dict:
     for path in (scorer.path.with_name("metrics.json"), scorer.path.with_suffix(".json")):
         try:
             measured = json.loads(path.read_bytes())
-            saved = measured["decision"]  # an older one has a single threshold
-            if {"real_below": saved["threshold"]} | saved == scorer.decision._asdict():
+            if check_decision(measured["decision"]) == scorer.decision:  # an older one lacks some
                 return measured
         except (OSError, ValueError, KeyError, TypeError):
             pass

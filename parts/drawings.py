@@ -81,7 +81,8 @@ def draw_worst_mistakes(predictions: pd.DataFrame, decision: Decision, mistakes:
     for axes in panels:
         axes.axis("off")
     for axes, crop in zip(panels, table.to_dict("records"), strict=False):
-        axes.imshow(read_crop(Path(crop["folder"]) / crop["crop"]))
+        path = Path(crop["folder"]) / crop["crop"]
+        axes.imshow(read_crop(path, decision.image_size))
         title = f"{crop['label']}, {crop['p_fake']:.2f}\n{crop['video_id'][-22:]}"
         axes.set_title(title, fontsize="small", parse_math=False)  # a $ in it is a $
     return figure

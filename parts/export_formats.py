@@ -18,7 +18,7 @@ import tf2onnx
 from parts.network import IMAGENET_MEAN, IMAGENET_STD, SMALLEST_P, Decision
 
 INPUT, OUTPUT = "rgb_0_to_255", "p_fake"
-Scorer = Callable[[np.ndarray], np.ndarray]  # RGB float32 (n, 128, 128, 3) to p_fake (n, 1)
+Scorer = Callable[[np.ndarray], np.ndarray]  # RGB float32 (n, size, size, 3) to p_fake (n, 1)
 
 
 def make_scorer(model: keras.Model, decision: Decision) -> tf.types.experimental.Callable:

@@ -31,7 +31,8 @@ import tensorflow as tf
 
 from parts.folders import write_whole
 
-IMAGE_SIZE = 128  # pixels
+IMAGE_SIZE = 128  # pixels of an image's side, as the known recipe has it
+IMAGE_SIZES = range(32, 513, 32)  # that a model may have: the network halves an image five times
 IMAGENET_MEAN = np.array((0.485, 0.456, 0.406)) * 255  # RGB, 0..255
 IMAGENET_STD = np.array((0.229, 0.224, 0.225)) * 255
 IMAGENET_FILE = "efficientnet-b0_weights_tf_dim_ordering_tf_kernels_autoaugment_notop.h5"
@@ -53,8 +54,16 @@ class Decision(NamedTuple):
     margin: float = 0.3  # how the crops were cut: of the face's box, added on each side
     square: bool = False  # whether they are squares
     frames: str = "reduced"  # of which frames: reduced by the width rule, or "full"
+    image_size: int = IMAGE_SIZE  # pixels that a crop's sides are squeezed to
     smallest_face: int = 0  # pixels of a crop's shorter side; a smaller one is undecided
     least_sharpness: float = 0.0  # as measure_sharpness has it; a softer crop is undecided
+
+
+def check_image_size(size: int) -> int:
+    """Check the pixels of an image's side, which are given back; raises ValueError."""
+    if size not in IMAGE_SIZES:
+        raise ValueError(f"--image-size is {size}; give a multiple of 32, up to 512.")
+    return size
 
 
 def find_start_weights(start: str | None) -> tuple[Path | None, str]:
@@ -96,19 +105,18 @@ def find_start_weights(start: str | None) -> tuple[Path | None, str]:
     return Path(file), "ImageNet weights"
 
 
-def build_model(start_weights: Path | None) -> keras.Model:
-    """Build the model: RGB images (n, 128, 128, 3) in 0..255 to p_real (n, 1).
+def build_model(start_weights: Path | None, image_size: int = IMAGE_SIZE) -> keras.Model:
+    """Build the model: RGB images (n, image_size, image_size, 3) in 0..255 to p_real (n, 1).
 
     Args:
         start_weights: EfficientNet-B0's weights without its top, or a model of this script
-            (`.keras`) to train on; None for random ones
+            (`.keras`) of any image size to train on; None for random ones
 
     Raises:
         ValueError: the weights are not of this model.
     """
-    base = efn.EfficientNetB0(
-        weights=None, include_top=False, pooling="max", input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3)
-    )
+    shape = image_size, image_size, 3
+    base = efn.EfficientNetB0(weights=None, include_top=False, pooling="max", input_shape=shape)
     # Batch normalisation trains with the statistics of each batch and validates with running ones.
     # At Keras' momentum of 0.99 those hold on to their first values for hundreds of steps: after
     # 100 steps, 37 % of them still is what they began with, and a short training ends with
@@ -118,7 +126,7 @@ def build_model(start_weights: Path | None) -> keras.Model:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = BATCH_NORM_MOMENTUM
 
-    images = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3), name="rgb_0_to_255")
+    images = keras.Input(shape, name="rgb_0_to_255")
     features = keras.layers.Normalization(
         mean=IMAGENET_MEAN, variance=IMAGENET_STD**2, name="imagenet_mean_and_std"
     )(images)
@@ -186,8 +194,8 @@ def predict_both_ways(predict: Callable[[np.ndarray], object], images: np.ndarra
     A face has no better side, and what chance does to one of the two is halved.
 
     Args:
-        predict: the model, RGB float32 (n, 128, 128, 3) in 0..255 to p_real (n, 1)
-        images: RGB (n, 128, 128, 3) in 0..255
+        predict: the model, RGB float32 (n, size, size, 3) in 0..255 to p_real (n, 1)
+        images: RGB (n, size, size, 3) in 0..255
     """
     both = np.concatenate((images, images[:, :, ::-1])).astype(np.float32)
     p_real = np.asarray(predict(both), np.float64)[:, 0]
@@ -217,8 +225,9 @@ def write_model(
     """
     keras.config.set_dtype_policy("float32")
     keras.utils.clear_session()  # which counts the layers' names from the beginning again
-    plain = build_model(None)
+    plain = build_model(None, model.input_shape[1])
     plain.set_weights(model.get_weights())
+    decision = decision._replace(image_size=model.input_shape[1])
     score = "p_fake = sigmoid(-logit(p_real) / temperature + shift)"
     about = {"output": "p_real", "positive_class": "fake", "score": score}
     added = {
@@ -252,7 +261,7 @@ class Scorer(NamedTuple):
         return self.loading.result()[0]
 
     def predict(self, images: np.ndarray) -> tf.Tensor:
-        """Wait for the model, and predict RGB float32 (n, 128, 128, 3) in 0..255: p_real (n, 1)."""
+        """Wait for the model, and predict RGB float32 images in 0..255: p_real (n, 1)."""
         return self.loading.result()[1](images)
 
 
@@ -300,9 +309,10 @@ def load_model(path: Path) -> keras.Model:
         raise FileNotFoundError(
             f"{path}: there is no such model; train one with 04-train-cnn.py, or name another."
         )
-    model = build_model(None)
     try:
-        if list_layers(read_saved(path, "config.json")) != list_layers(json.loads(model.to_json())):
+        config = read_saved(path, "config.json")
+        model = build_model(None, read_image_size(config))
+        if list_layers(config) != list_layers(json.loads(model.to_json())):
             raise ValueError("it has other layers")
         # Keras would read them within the zip file, piece by piece, and unpack it for each anew.
         with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
@@ -315,6 +325,14 @@ def load_model(path: Path) -> keras.Model:
             f"{path}: it is not a model of 04-train-cnn.py ({reason}); name a best_model.keras."
         ) from error
     return model
+
+
+def read_image_size(config: dict) -> int:
+    """Read the pixels of an image's side out of a model's config.json."""
+    _, size, _, _ = config["config"]["layers"][0]["config"]["batch_shape"]
+    if size not in IMAGE_SIZES:
+        raise ValueError("it has other layers")
+    return size
 
 
 def list_layers(config: dict) -> list[tuple]:
@@ -337,6 +355,7 @@ def read_decision(path: Path) -> Decision:
     try:
         saved = read_saved(path, "decision.json")
         decision = check_decision({"temperature": None, "threshold": None} | saved)
+        decision = decision._replace(image_size=read_image_size(read_saved(path, "config.json")))
     except Exception as error:  # of many kinds, by what the file is instead
         raise ValueError(
             f"{path}: it has no threshold saved with it, so it is not a model that "

@@ -89,7 +89,9 @@ def test_the_best_epoch_has_the_highest_auc_then_the_lowest_loss() -> None:
 def score_val(trained: Trained, splits: tuple[str, ...] = ("val",)) -> pd.DataFrame:
     """The predictions of the saved model, by what it is used with."""
     crops = crop_files.find_crops(trained.split_dir, splits)
-    images = np.stack([crop_files.read_crop(trained.split_dir / crop) for crop in crops["crop"]])
+    images = np.stack(
+        [crop_files.read_crop(trained.split_dir / crop, 128) for crop in crops["crop"]]
+    )
     return network.predict_crops(trained.model, images, crops, 8)
 
 
@@ -232,7 +234,7 @@ def test_the_normalisation_is_inside(trained: Trained) -> None:
 def test_the_saved_model_says_the_same_in_a_new_process(trained: Trained, tmp_path: Path) -> None:
     predictions = score_val(trained, ("val", "test"))
     crops = predictions["crop"]
-    images = np.stack([crop_files.read_crop(trained.split_dir / crop) for crop in crops])
+    images = np.stack([crop_files.read_crop(trained.split_dir / crop, 128) for crop in crops])
     assert images.dtype == np.uint8 and images.max() > 200
     np.save(tmp_path / "images.npy", images)
     program = (
@@ -306,7 +308,7 @@ def test_a_model_of_another_kind_is_named(
 @given(st.integers(1, 300), st.integers(1, 300))
 @settings(max_examples=20, deadline=None)
 def test_a_crop_of_any_size_becomes_rgb_128(height: int, width: int) -> None:
-    crop = crop_files.prepare_crop(np.full((height, width, 3), (10, 20, 250), np.uint8))
+    crop = crop_files.prepare_crop(np.full((height, width, 3), (10, 20, 250), np.uint8), 128)
     assert crop.shape == (128, 128, 3) and crop.dtype == np.uint8
     assert (crop == (250, 20, 10)).all()
 
@@ -453,11 +455,11 @@ def test_crops_are_decoded_once_into_a_file_without_a_name(
     tmp_path: Path, small_split: Path
 ) -> None:
     crops = crop_files.find_crops(small_split, ("train", "val"))
-    images = crop_files.open_cache(len(crops), tmp_path)
+    images = crop_files.open_cache(len(crops), 128, tmp_path)
     assert list(tmp_path.iterdir()) == []  # so that a kill leaves none behind
     whole, _ = crop_files.decode_crops(crops, small_split, images)
     for row, crop in whole.iterrows():
-        assert np.array_equal(images[row], crop_files.read_crop(small_split / crop["crop"]))
+        assert np.array_equal(images[row], crop_files.read_crop(small_split / crop["crop"], 128))
         picture = cv2.imread(str(small_split / crop["crop"]))
         assert crop["side"] == min(picture.shape[:2])
         assert crop["sharpness"] == crop_files.measure_sharpness(images[row])
@@ -691,7 +693,10 @@ def test_weights_that_do_not_fit_are_named(name: str, tmp_path: Path) -> None:
 def test_training_on_without_a_test_split(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Any folder of that shape will do: here without crops.csv and with names of its own."""
+    """Any folder of that shape will do: here without crops.csv and with names of its own.
+
+    The model to train on may have seen images of another size.
+    """
     split_dir, model_dir = tmp_path / "split_dataset", tmp_path / "model"
     write_split(split_dir, {"train": 1, "val": 1}, crops=3)
     (split_dir / "crops.csv").unlink()
@@ -704,7 +709,8 @@ def test_training_on_without_a_test_split(
     (model_dir / "best_model.keras").write_bytes(b"an old model")
     (model_dir / "notes.txt").write_text("mine")
     start = str(trained.model_dir / "best_model.keras")
-    training = train.main(split_dir, model_dir, start, epochs=1, learning_rate=1e-6, frames="full")
+    settings = dict(epochs=1, learning_rate=1e-6, frames="full", image_size=160)
+    training = train.main(split_dir, model_dir, start, **settings)
     assert training["started_from"] == start
     for split in ("train", "val"):
         counts = training["counts"][split]
@@ -712,9 +718,12 @@ def test_training_on_without_a_test_split(
     assert training["val_auc"] == 1
     decision = network.read_decision(model_dir / "best_model.keras")
     assert (decision.margin, decision.square, decision.frames) == (0.1, True, "full")
+    assert decision.image_size == 160
+    model = network.load_model(model_dir / "best_model.keras")
+    assert model.input_shape == (None, 160, 160, 3)
     summary = capsys.readouterr().out
     assert "val             6 crops of 6 videos" in summary
-    assert keras.saving.load_model(model_dir / "best_model.keras").name == "deepfake_detector"
+    assert model.name == "deepfake_detector"
     assert (model_dir / "notes.txt").read_text() == "mine"
 
 
@@ -903,6 +912,7 @@ def test_a_wrong_split_folder_is_named(
         ("learning_rate", 0.0, "--learning-rate is 0.0; give 1e-09 to 1."),
         ("learning_rate", float("nan"), "--learning-rate is nan; give 1e-09 to 1."),
         ("flip", 1.5, "--flip is 1.5; give 0 to 1."),
+        ("image_size", 100, "--image-size is 100; give a multiple of 32, up to 512."),
         ("margin", float("inf"), "--margin is inf; give 0 to 10."),
         ("model_dir", Path(train.__file__), "it is a file; name a folder"),
     ],

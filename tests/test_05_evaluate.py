@@ -164,6 +164,24 @@ def test_val_is_measured_where_there_is_no_test(
     assert not (tmp_path / "report" / "robustness.png").exists()
 
 
+def test_a_model_sees_crops_of_its_own_size(trained: Trained, tmp_path: Path) -> None:
+    """Unchanged, and changed."""
+    model, split_dir = tmp_path / "small.keras", tmp_path / "split"
+    start = trained.model_dir / "best_model.keras"
+    network.write_model(network.build_model(start, 64), network.read_decision(start), model)
+    write_split(split_dir, {"val": 1}, crops=2)
+    changes = dict(jpeg_qualities=(), sizes=(0.5,), blurs=(), noises=(), brightnesses=())
+    metrics = evaluate.main(model, (split_dir,), tmp_path / "report", sweep=True, **changes)
+    assert metrics["decision"]["image_size"] == 64
+    assert [row["value"] for row in metrics["robustness"] if row["change"] == "size"] == [1, 0.5]
+    crops = crop_files.find_crops(split_dir, ("val",))
+    images = np.stack([crop_files.read_crop(split_dir / crop, 64) for crop in crops["crop"]])
+    p_real = network.predict_both_ways(network.load_model(model).predict_on_batch, images)
+    predictions = pd.read_csv(tmp_path / "report" / "predictions.csv")
+    np.testing.assert_allclose(predictions["p_real"], p_real, atol=1e-5)
+    assert "RGB images of 64 x 64 x 3" in (tmp_path / "report" / "README.md").read_text()
+
+
 # The measures
 
 

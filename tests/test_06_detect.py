@@ -121,8 +121,8 @@ def test_a_frame_gives_the_crops_that_01_and_02_save(
     for (row, crop), (_, other) in zip(found, saved.iterrows(), strict=True):
         image = cv2.imread(str(tmp_path / "faces" / other.crop))
         assert np.array_equal(crop, image)
-        prepared = crop_files.read_crop(tmp_path / "faces" / other.crop)
-        assert np.array_equal(crop_files.prepare_crop(crop), prepared)
+        prepared = crop_files.read_crop(tmp_path / "faces" / other.crop, 128)
+        assert np.array_equal(crop_files.prepare_crop(crop, 128), prepared)
         assert (row["frame"], row["confidence"]) == (other.frame, other.confidence)
         assert row["crop_side"] == min(image.shape[:2])
         # The box is told in pixels of the video, twice those of the frame if 01 reduced it.
@@ -130,17 +130,31 @@ def test_a_frame_gives_the_crops_that_01_and_02_save(
         assert box == [(1 if full else 2) * other[side] for side in ("x", "y", "width", "height")]
 
 
-def test_the_scores_are_the_model_s_calibrated(inputs: Path, model: Path) -> None:
+@pytest.mark.parametrize("size", [128, 64])
+def test_the_scores_are_the_model_s_calibrated(size: int, model: Path, tmp_path: Path) -> None:
+    """Whatever the size of its images."""
+    if size != 128:
+        built, decision = network.build_model(model, size), network.read_decision(model)
+        network.write_model(built, decision, model := tmp_path / "other.keras")
     loaded = detect.load_scorer(model)
-    (_, crop), *_ = detect.find_faces([(0, 0.0, make_frame((200, 60, 1.0)))], loaded.decision)
-    image = crop_files.prepare_crop(crop)[None].astype(np.float32)
+    (row, crop), *_ = detect.find_faces([(0, 0.0, make_frame((200, 60, 1.0)))], loaded.decision)
+    prepared = crop_files.prepare_crop(crop, size)
+    assert row["sharpness"] == round(crop_files.measure_sharpness(prepared), 2)
+    image = prepared[None].astype(np.float32)
     both = np.concatenate((image, image[:, :, ::-1]))
     p_real = np.asarray(loaded.model(both, training=False), np.float64)[:, 0]
     logit = np.log(p_real / (1 - p_real)).mean()
     for as_graph in (True, False):  # as videos and as a few pictures are scored
         scorer = detect.load_scorer(model, as_graph)
-        score = detect.score_crops([crop_files.prepare_crop(crop)], scorer)[0]
+        score = detect.score_crops([prepared], scorer)[0]
         assert score == pytest.approx(1 / (1 + np.exp(logit / 1.5)), rel=1e-4)
+        _, _, faces, worst = detect.score_frames(
+            [(0, 0.0, make_frame((200, 60, 1.0)))],
+            scorer,
+            SimpleNamespace(frames_at_once=1, explained=1),
+        )
+        assert faces["p_fake"].tolist() == [round(score, 6)]
+        assert np.array_equal(worst["crop"].iloc[0], prepared)
 
 
 def test_frames_are_taken_evenly_and_more_of_a_short_video(tmp_path: Path) -> None:

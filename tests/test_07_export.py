@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model as 04 writes it, its top untrained, crops, and what 07 makes of them."""
     folder = tmp_path_factory.mktemp("export")
     train_cnn.keras.utils.set_random_seed(1)
-    built = network.build_model(network.LITE0_WEIGHTS)
+    built = network.build_model(network.LITE0_WEIGHTS, 64)
     network.write_model(built, network.Decision(1.5, -0.4, 0.3, 0.3), folder / "model.keras")
     rng = np.random.default_rng(1)
     for number in range(12):
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def truth(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """The crops, and their p_fake as 06 has it."""
-    images = export.read_crops(folder / "crops", 99)
+    images = export.read_crops(folder / "crops", 99, 64)
     model = network.load_model(folder / "model.keras")
     p_real = model.predict_on_batch(np.concatenate((images, images[:, :, ::-1])))[:, 0]
     logit = scipy.special.logit(p_real.astype(np.float64)).reshape(2, -1).mean(axis=0)
@@ -53,8 +53,8 @@ def truth(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_broken_crops_are_passed_over_and_few_are_taken_evenly(folder: Path) -> None:
-    assert len(export.read_crops(folder / "crops", 99)) == 12
-    assert len(export.read_crops(folder / "crops", 4)) == 3  # the last one is torn
+    assert len(export.read_crops(folder / "crops", 99, 64)) == 12
+    assert len(export.read_crops(folder / "crops", 4, 64)) == 3  # the last one is torn
 
 
 def test_onnx_gives_the_same_scores_one_crop_or_many(
@@ -88,7 +88,7 @@ def test_what_is_told_is_what_was_measured(folder: Path) -> None:
     about = json.loads((folder / "export" / "detector.json").read_text(encoding="utf-8"))
     result = json.loads((folder / "result.json").read_text())
     assert about["threshold"] == 0.3 and about["checked_on_crops"] == 12
-    assert about["input"]["shape"] == ["n", 128, 128, 3]
+    assert about["input"]["shape"] == ["n", 64, 64, 3]
     assert about["largest_difference"] == {name: one["difference"] for name, one in result.items()}
     for name in ("onnx", "tflite"):
         path = folder / "export" / f"detector.{name}"

@@ -43,6 +43,14 @@ def test_the_average_of_two_models_lies_between_them(
     moved.set_weights([array + 0.5 for array in weights])
     network.write_model(moved, network.read_decision(model), other)
     average_models.main(trained.split_dir, [model, model], tmp_path / "averaged.keras")
+    target = tmp_path / "larger.keras"
+    average_models.main(trained.split_dir, [model], target, image_size=160)
+    assert network.read_decision(target).image_size == 160
+    larger = network.load_model(target)
+    assert larger.input_shape == (None, 160, 160, 3)
+    assert all(map(np.array_equal, larger.get_weights(), weights))
+    with pytest.raises(ValueError, match="--image-size is 100; give a multiple of 32, up to 512"):
+        average_models.main(trained.split_dir, [model], target, image_size=100)
     for second, shift in ((model, 0.0), (other, 0.25)):
         if second == other:
             models = model, second
@@ -69,9 +77,9 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
     command = DISTIL, trained.split_dir, "--start", start, "--pairs", 2
     command += "--close-ups", 0.5, "--minutes"
     two = "--teachers", "distilled/teacher.pt", start
-    for options, teachers, named in (
-        ((0.05, 0.1), 1, "EfficientNet-Lite2"),
-        ((0, 0.1, *two), 2, "teacher.pt and best_model.keras"),
+    for options, teachers, named, size in (
+        ((0.05, 0.1), 1, "EfficientNet-Lite2", 128),
+        ((0, 0.1, *two, "--image-size", 160), 2, "teacher.pt and best_model.keras", 160),
     ):
         student.unlink(missing_ok=True)
         result = run_script(*command, *options, cwd=tmp_path)
@@ -81,7 +89,8 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
         weights = network.load_model(student).get_weights()
         pairs = zip(weights, network.load_model(start).get_weights(), strict=True)
         assert all((one != other).any() for one, other in pairs if one.ndim > 1)
-        assert network.read_decision(student) == network.read_decision(start)
+        decision = network.read_decision(start)._replace(image_size=size)
+        assert network.read_decision(student) == decision
         told = network.read_saved(student, "training.json")
         assert told["started_from"] == f"best_model.keras, taught by {named}"
     (tmp_path / "text.pt").write_text("no teacher")
@@ -107,8 +116,9 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
 def test_pytorch_judges_crops_as_keras_does(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch, which only distil-detector.py needs")
     distil = importlib.import_module("weights.distil-detector")
-    student = distil.read_student(DETECTOR).eval()
-    crops = np.random.default_rng(1).integers(0, 256, (8, 128, 128, 3)).astype(np.float32)
+    student = distil.read_student(DETECTOR, None).eval()
+    shape = 8, student.size, student.size, 3
+    crops = np.random.default_rng(1).integers(0, 256, shape).astype(np.float32)
     with torch.no_grad():
         p_real = student(torch.from_numpy(crops.transpose(0, 3, 1, 2))).sigmoid().numpy()
     assert np.abs(p_real - network.load_model(DETECTOR).predict(crops)[:, 0]).max() < 1e-4
@@ -129,7 +139,7 @@ def test_a_close_up_is_the_same_part_of_both_crops() -> None:
     face = np.stack([rows, columns, 0 * rows], axis=-1)
     tops = []
     for seed in range(50):
-        one, other = distil.cut_close_up([face, face], np.random.default_rng(seed))
+        one, other = distil.cut_close_up([face, face], 128, np.random.default_rng(seed))
         assert np.array_equal(one, other) and one.shape == (128, 128, 3)
         (top, left, _), (bottom, right, _) = one[0, 0].astype(int), one[-1, -1].astype(int)
         assert 0.58 < (bottom - top) / 224 < 0.73 and 0.58 < (right - left) / 224 < 0.73
@@ -161,7 +171,7 @@ def test_the_project_has_a_detector_of_04_that_says_what_it_is() -> None:
     model, decision = network.load_model(DETECTOR), network.read_decision(DETECTOR)
     assert (decision.margin, decision.square, decision.frames) == (0.0, True, "full")
     assert decision.smallest_face == 32 and 0 < decision.threshold < 1
-    grey = np.full((1, 128, 128, 3), 128, np.float32)
+    grey = np.full((1, *model.input_shape[1:]), 128, np.float32)
     assert 0 < model.predict(grey, verbose=0)[0, 0] < 1
     card = (DETECTOR.parent / "README.md").read_text(encoding="utf-8")
     for words in ("FaceForensics++", "Celeb-DF", "DFDC", "research", "04-train-cnn.py"):

@@ -1,7 +1,7 @@
 """Average the weights of models of script 04, and fit calibration and thresholds to the average.
 
     python weights/average-models.py split_dataset one/best_model.keras other/best_model.keras
-    python weights/average-models.py split_dataset distilled/student.keras
+    python weights/average-models.py split_dataset distilled/student.keras --image-size 224
 
 Reads   split_dataset/{train,val}/   the crops that they were trained on
         the models                   the later ones trained on from the first, or it will not work;
@@ -9,8 +9,10 @@ Reads   split_dataset/{train,val}/   the crops that they were trained on
 Writes  averaged.keras               a model as 04-train-cnn.py writes it
 
 Trainings that began with the same weights end in places between which the loss is low, and the
-middle tells more than either end: Wortsman et al., "Model soups", ICML 2022. What is averaged is
-chosen on the validation part.
+middle tells more than either end: Wortsman et al., "Model soups", ICML 2022. A model may also judge
+better with larger images than it was trained with, as what augmentation enlarges looks larger to
+it: Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019. What is averaged,
+and the size, are chosen on the validation part.
 """
 
 import importlib
@@ -34,6 +36,7 @@ def main(
     split_dir: Annotated[Path, tyro.conf.Positional],
     models: Annotated[list[Path], tyro.conf.Positional],
     target: Path = TARGET,
+    image_size: int | None = None,
 ) -> network.Decision:
     """Average the weights of models of script 04, and fit calibration and thresholds.
 
@@ -41,6 +44,8 @@ def main(
         split_dir: folder with train/ and val/, each with real/ and fake/
         models: their crop rule and how they were trained are taken from the first
         target: file for the average
+        image_size: pixels that a crop's sides are squeezed to, a multiple of 32; None: as the first
+            model's
 
     Returns:
         The decision that is saved with the average.
@@ -51,11 +56,12 @@ def main(
     first = network.read_decision(models[0])
     rule = {name: getattr(first, name) for name in ("margin", "square", "frames")}
     weights = [network.load_model(path).get_weights() for path in models]
-    averaged = network.build_model(None)
+    image_size = network.check_image_size(image_size or first.image_size)
+    averaged = network.build_model(None, image_size)
     averaged.set_weights([np.mean(arrays, axis=0) for arrays in zip(*weights, strict=True)])
 
     crops = crop_files.find_crops(split_dir, ("train", "val"))
-    images = crop_files.open_cache(len(crops), target.parent)
+    images = crop_files.open_cache(len(crops), image_size, target.parent)
     crops, _ = crop_files.decode_crops(crops, split_dir, images)
     parts = {split: part for split, part in crops.groupby("split", sort=False)}
     training = network.read_saved(models[0], "training.json")

