@@ -140,7 +140,8 @@ def read_measures(scorer: NamedTuple) -> dict:
     for path in (scorer.path.with_name("metrics.json"), scorer.path.with_suffix(".json")):
         try:
             measured = json.loads(path.read_bytes())
-            if check_decision(measured["decision"]) == scorer.decision:  # an older one lacks some
+            saved = {"temperature": None, "threshold": None} | measured["decision"]
+            if check_decision(saved) == scorer.decision:  # an older one has fewer entries
                 return measured
         except (OSError, ValueError, KeyError, TypeError):
             pass
