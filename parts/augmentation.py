@@ -112,7 +112,7 @@ def show_group(
     Args:
         reals: rows of the real crops of its data set, some of which give their faces to blends
         settings: swapped, the share of the blends whose face is another's
-        small: the images in 128 x 128 pixels, by which faces are compared, where they have others
+        small: the images in the size by which faces are compared, where these have another
     """
     faces = []
     for row in group:

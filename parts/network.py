@@ -13,8 +13,9 @@ import socket
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -353,9 +354,11 @@ def read_decision(path: Path) -> Decision:
         ValueError: the file has no such thing.
     """
     try:
-        saved = read_saved(path, "decision.json")
+        with open_checked(path) as archive:
+            names = "decision.json", "config.json"
+            saved, config = (json.loads(archive.read(name)) for name in names)
         decision = check_decision({"temperature": None, "threshold": None} | saved)
-        decision = decision._replace(image_size=read_image_size(read_saved(path, "config.json")))
+        decision = decision._replace(image_size=read_image_size(config))
     except Exception as error:  # of many kinds, by what the file is instead
         raise ValueError(
             f"{path}: it has no threshold saved with it, so it is not a model that "
@@ -382,7 +385,14 @@ def check_decision(saved: dict) -> Decision:
 
 
 def read_saved(path: Path, name: str) -> dict:
-    """Read a JSON file out of a model's file, once that is known to unpack to a sensible size."""
+    """Read a JSON file out of a model's file."""
+    with open_checked(path) as archive:
+        return json.loads(archive.read(name))
+
+
+@contextmanager
+def open_checked(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a model's file, once that is known to unpack to a sensible size."""
     with zipfile.ZipFile(path) as archive:
         sizes = [info.file_size for info in archive.infolist()]
         if sum(sizes) <= LARGEST_MODEL:
@@ -390,4 +400,4 @@ def read_saved(path: Path, name: str) -> dict:
                 weights.visititems(lambda _, found: sizes.append(getattr(found, "nbytes", 0)))
         if sum(sizes) > LARGEST_MODEL:
             raise ValueError(f"it unpacks to more than {LARGEST_MODEL / 2**20:.0f} MiB")
-        return json.loads(archive.read(name))
+        yield archive

@@ -280,6 +280,7 @@ def save_other(path: Path, size: int, outputs: int) -> None:
         ("large", "it is not a model of 04-train-cnn.py (it has other layers"),
         ("two", "it is not a model of 04-train-cnn.py (it has other layers"),
         ("lambda", "it is not a model of 04-train-cnn.py"),
+        ("uneven", "it is not a model of 04-train-cnn.py (it has other layers"),
     ],
 )
 def test_a_model_of_another_kind_is_named(
@@ -294,6 +295,8 @@ def test_a_model_of_another_kind_is_named(
         inputs = keras.Input((128, 128, 3))
         ran = keras.layers.Lambda(lambda x: x[:, :1, 0, 0])(inputs)
         keras.Model(inputs, ran).save(path)
+    elif name == "uneven":
+        network.build_model(None, 100).save(path)
     elif name != "missing":
         save_other(path, *((256, 1) if name == "large" else (128, 2)))
     with pytest.raises((ValueError, OSError)) as raised:
@@ -578,10 +581,17 @@ def test_the_face_that_is_blended_in_is_of_the_same_data_set_and_alike(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = np.random.default_rng(1)
-    faces = rng.integers(0, 256, (3, 16, 16, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
-    images = np.concatenate((faces, faces // 2 + 40, 255 - faces))  # the second has less light
-    assert augmentation.find_similar(images, 1, np.array([0, 2, 4, 7])) == 4
-    assert augmentation.find_similar(images, 5, np.array([0, 2, 3, 8])) == 2
+    places = rng.integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
+    for pixels in (12, 8):  # of a place, in images of 192 x 192 and of 128 x 128
+        faces = places.repeat(pixels, 1).repeat(pixels, 2)
+        images = np.concatenate((faces, faces // 2 + 40, 255 - faces))  # the second has less light
+        assert augmentation.find_similar(images, 1, np.array([0, 2, 4, 7])) == 4
+        assert augmentation.find_similar(images, 5, np.array([0, 2, 3, 8])) == 2
+    # Larger images are compared in all of their places.
+    face, other = (image.repeat(12, 0).repeat(12, 1) for image in places[:2])
+    in_part = np.where(np.indices(face.shape)[0] < 128, face, 255 - face)
+    mixed = np.stack([face, in_part, face // 3 * 2 + other // 3])
+    assert augmentation.find_similar(mixed, 0, np.array([1, 2])) == 2
 
     crops = pd.DataFrame({"label": "real", "dataset": ["a"] * 4 + ["b"] * 5, "identities": ""})
     blended = []

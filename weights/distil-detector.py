@@ -246,14 +246,13 @@ class Batches(Dataset):
         pairs = self.draw_once(epoch)[step * self.pairs : (step + 1) * self.pairs]
         seen: dict[int, list] = {size: [] for size in self.sizes}
         for place, pair in enumerate(pairs):
-            seed = self.settings["seed"], epoch, step, place
+            seed, own = (self.settings["seed"], epoch, step, place), self.settings["image_size"]
+            made = self.sizes if place < self.whole else self.sizes - {own} | {LARGE}
+            faces = {size: self.make_pair(pair, size, np.random.default_rng(seed)) for size in made}
+            if place >= self.whole:
+                faces[own] = cut_close_up(faces[LARGE], own, np.random.default_rng((*seed, 7)))
             for size in self.sizes:
-                is_part = place >= self.whole and size == self.settings["image_size"]
-                made_at = LARGE if is_part else size
-                faces = self.make_pair(pair, made_at, np.random.default_rng(seed))
-                if is_part:
-                    faces = cut_close_up(faces, size, np.random.default_rng((*seed, 7)))
-                seen[size] += faces
+                seen[size] += faces[size]
         labels = [row >= 0 and self.is_real[row] for pair in pairs for row in pair]
         stacked = {size: np.stack(faces).transpose(0, 3, 1, 2) for size, faces in seen.items()}
         batch = {size: torch.from_numpy(faces) for size, faces in stacked.items()}
@@ -415,7 +414,7 @@ def train_network(
     step, seconds, began = 0, max(60 * minutes, 1.0), time.monotonic()
     form = "{l_bar}{bar}| {n:.0f} of {total:.0f} s{postfix}"
     with tqdm(total=seconds, bar_format=form, leave=False) as progress:
-        for step, (seen, labels) in enumerate(loader, 1):
+        for step, (batch, labels) in enumerate(loader, 1):
             passed = min(time.monotonic() - began, seconds)
             progress.update(passed - progress.n)
             if passed >= seconds:
@@ -424,7 +423,7 @@ def train_network(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * min(passed / seconds / WARM_UP, falling)
             with torch.autocast(device.type, torch.bfloat16, on_gpu):  # slower on a processor
-                seen = {size: part.to(device, non_blocking=True) for size, part in seen.items()}
+                seen = {size: part.to(device, non_blocking=True) for size, part in batch.items()}
                 loss = find_loss(seen, labels.to(device, non_blocking=True))
             optimizer.zero_grad()
             loss.backward()
