@@ -112,6 +112,7 @@ NOISY = 0.2, 8.0  # share with noise, and its largest standard deviation, of 255
 JPEG = 0.4, 30  # share that is compressed, once or twice, and the worst quality, 1 to 100
 # crops
 IMAGE_SIZE = 128  # pixels that a crop's sides are squeezed to, a multiple of 32
+SHARPEN_TO = 0.0  # sharpness that the network brings a softer crop to, as it is measured; 0: none
 MARGIN = 0.3  # of the face's box, on each side; where no crop-rule.json says how they were cut
 SQUARE = False  # the crop is a square about the box's centre; likewise
 FRAMES = "reduced"  # that they were cut from, by the width rule of 01, or "full"; likewise
@@ -131,7 +132,7 @@ NAMED = 5  # crops left out that the summary names
 SAMPLED = 2000  # training crops, at most, that are changed to tell how soft they become
 LIMITS = {  # of the settings: least and most
     (1, math.inf): ("epochs", "patience", "batch_size", "repeats"),
-    (0, math.inf): ("warm_up_steps", "smallest_face"),
+    (0, math.inf): ("warm_up_steps", "smallest_face", "sharpen_to"),
     (0, 10): ("margin",),
     (0, 1): (
         *("blended", "swapped", "flip", "shift", "zoomed", "brightness", "contrast", "tint"),
@@ -173,6 +174,7 @@ def main(
     noisy: tuple[float, float] = NOISY,
     jpeg: tuple[float, int] = JPEG,
     image_size: int = IMAGE_SIZE,
+    sharpen_to: float = SHARPEN_TO,
     margin: float = MARGIN,
     square: bool = SQUARE,
     frames: Literal["reduced", "full"] = FRAMES,
@@ -212,6 +214,7 @@ def main(
         noisy: share with noise, and its largest standard deviation
         jpeg: share that is compressed, and the worst quality
         image_size: pixels that a crop's sides are squeezed to, a multiple of 32
+        sharpen_to: sharpness that the network brings a softer crop to, such as 35; 0: none
         margin: of the crops, where no crop-rule.json has it: of the face's box, on each side
         square: of the crops, likewise: whether they are squares
         frames: that the crops were cut from, likewise
@@ -310,7 +313,8 @@ def train_model(
             print(f"epochs 1 to {len(history)} of {epochs} were done")
             model = keras.saving.load_model(unfinished)
         else:
-            model = build_model(start_weights, settings["image_size"])
+            size, sharpen_to = settings["image_size"], settings["sharpen_to"]
+            model = build_model(start_weights, size, sharpen_to)
             steps = int(serve_crops(images, parts["train"], settings, 1).cardinality())
             compile_model(model, settings, steps * epochs)
         create_variables(model)
@@ -441,6 +445,7 @@ def make_decision(
         smallest_face=min(settings["smallest_face"], int(train["side"].min())),
         least_sharpness=find_least_sharpness(images, train, settings),
         image_size=images.shape[1],
+        sharpen_to=settings["sharpen_to"],
         **rule,
     )
 

@@ -15,7 +15,7 @@ import onnxruntime
 import tensorflow as tf
 import tf2onnx
 
-from parts.network import IMAGENET_MEAN, IMAGENET_STD, SMALLEST_P, Decision
+from parts.network import IMAGENET_MEAN, IMAGENET_STD, SMALLEST_P, Decision, sharpen
 
 INPUT, OUTPUT = "rgb_0_to_255", "p_fake"
 Scorer = Callable[[np.ndarray], np.ndarray]  # RGB float32 (n, size, size, 3) to p_fake (n, 1)
@@ -31,6 +31,7 @@ def make_scorer(model: keras.Model, decision: Decision) -> tf.types.experimental
 
     @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), name=INPUT)])
     def score(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        images = sharpen(images, decision.sharpen_to) if decision.sharpen_to else images
         mean = tf.constant(IMAGENET_MEAN, tf.float32)
         images = (images - mean) / tf.constant(IMAGENET_STD, tf.float32)
         features = tf.concat((images, tf.reverse(images, [2])), 0)

@@ -42,6 +42,11 @@ DOWNLOAD_TIMEOUT = 20  # seconds without an answer, after which the ImageNet wei
 SMALLEST_P = 1e-7  # probabilities are kept this far from 0 and 1, for the sake of their logarithms
 LARGEST_MODEL = 200 * 2**20  # bytes of a model's file, unpacked; ours has 20 MB
 WEIGHTS = "model.weights.h5"  # in a model's file
+GREY = 0.299, 0.587, 0.114  # of red, green and blue, as OpenCV has it
+LAPLACIAN = np.array(((0, 1, 0), (1, -4, 1), (0, 1, 0)))
+BELL = np.exp(-(np.arange(-4, 5) ** 2) / 2 / 1.2**2)  # of 1.2 pixels; less is what sharpening adds
+BELL = np.outer(BELL, BELL) / BELL.sum() ** 2
+MOST_ADDED = 2.0  # times what is fine in an image
 BATCH_NORM_MOMENTUM = 0.9  # share of the past in the running statistics a step; see build_model
 
 
@@ -56,6 +61,7 @@ class Decision(NamedTuple):
     square: bool = False  # whether they are squares
     frames: str = "reduced"  # of which frames: reduced by the width rule, or "full"
     image_size: int = IMAGE_SIZE  # pixels that a crop's sides are squeezed to
+    sharpen_to: float = 0.0  # sharpness that the network brings a softer crop to; 0 for none
     smallest_face: int = 0  # pixels of a crop's shorter side; a smaller one is undecided
     least_sharpness: float = 0.0  # as measure_sharpness has it; a softer crop is undecided
 
@@ -106,12 +112,15 @@ def find_start_weights(start: str | None) -> tuple[Path | None, str]:
     return Path(file), "ImageNet weights"
 
 
-def build_model(start_weights: Path | None, image_size: int = IMAGE_SIZE) -> keras.Model:
+def build_model(
+    start_weights: Path | None, image_size: int = IMAGE_SIZE, sharpen_to: float = 0.0
+) -> keras.Model:
     """Build the model: RGB images (n, image_size, image_size, 3) in 0..255 to p_real (n, 1).
 
     Args:
         start_weights: EfficientNet-B0's weights without its top, or a model of this script
             (`.keras`) of any image size to train on; None for random ones
+        sharpen_to: sharpness that a softer image is brought to, see sharpen; 0 for none
 
     Raises:
         ValueError: the weights are not of this model.
@@ -130,7 +139,7 @@ def build_model(start_weights: Path | None, image_size: int = IMAGE_SIZE) -> ker
     images = keras.Input(shape, name="rgb_0_to_255")
     features = keras.layers.Normalization(
         mean=IMAGENET_MEAN, variance=IMAGENET_STD**2, name="imagenet_mean_and_std"
-    )(images)
+    )(sharpen(images, sharpen_to) if sharpen_to else images)
     features = base(features)
     features = keras.layers.Dense(512, activation="relu")(features)
     features = keras.layers.Dropout(0.5)(features)
@@ -152,6 +161,28 @@ def build_model(start_weights: Path | None, image_size: int = IMAGE_SIZE) -> ker
                 "top, nor a model of this script; name another file with --start."
             ) from error
     return model
+
+
+def sharpen(images: keras.KerasTensor, wanted: float) -> keras.KerasTensor:
+    """Sharpen what is softer than wanted: RGB float32 (n, size, size, 3) in 0..255; so it stays.
+
+    Blur makes the traces of a fake fainter, and what is too faint the network takes for none. So
+    what is fine in an image is added to it (unsharp masking), as often as it takes to the sharpness
+    that is wanted, as measure_sharpness has it, or twice. What is sharp enough stays as it is.
+    """
+    ops = keras.ops
+
+    def convolve(image: keras.KerasTensor, kernel: np.ndarray) -> keras.KerasTensor:
+        reach = len(kernel) // 2
+        padded = ops.pad(image, [(0, 0), (reach, reach), (reach, reach), (0, 0)], mode="reflect")
+        kernels = np.repeat(kernel[..., None, None], image.shape[3], axis=2)
+        return ops.depthwise_conv(padded, kernels.astype(np.float32))
+
+    grey = ops.sum(images * np.float32(GREY), axis=3, keepdims=True)
+    edges = convolve(grey, LAPLACIAN)
+    sharpness = ops.var(edges, axis=(1, 2, 3), keepdims=True)
+    added = ops.clip(ops.sqrt(wanted / (sharpness + 1e-3)) - 1, 0, MOST_ADDED)
+    return ops.clip(images + added * (images - convolve(images, BELL)), 0, 255)
 
 
 def fill_from_lite0(base: keras.Model, path: Path) -> None:
@@ -226,8 +257,10 @@ def write_model(
     """
     keras.config.set_dtype_policy("float32")
     keras.utils.clear_session()  # which counts the layers' names from the beginning again
-    plain = build_model(None, model.input_shape[1])
+    plain = build_model(None, model.input_shape[1], decision.sharpen_to)
     plain.set_weights(model.get_weights())
+    if list_layers(json.loads(plain.to_json())) != list_layers(json.loads(model.to_json())):
+        raise ValueError(f"{path}: the model has other layers than its decision, {decision}, says.")
     decision = decision._replace(image_size=model.input_shape[1])
     score = "p_fake = sigmoid(-logit(p_real) / temperature + shift)"
     about = {"output": "p_real", "positive_class": "fake", "score": score}
@@ -312,7 +345,7 @@ def load_model(path: Path) -> keras.Model:
         )
     try:
         config = read_saved(path, "config.json")
-        model = build_model(None, read_image_size(config))
+        model = build_model(None, read_image_size(config), read_sharpen_to(path))
         if list_layers(config) != list_layers(json.loads(model.to_json())):
             raise ValueError("it has other layers")
         # Keras would read them within the zip file, piece by piece, and unpack it for each anew.
@@ -334,6 +367,14 @@ def read_image_size(config: dict) -> int:
     if size not in IMAGE_SIZES:
         raise ValueError("it has other layers")
     return size
+
+
+def read_sharpen_to(path: Path) -> float:
+    """Read the sharpness that a model brings its images to; 0 where nothing was saved with it."""
+    try:
+        return float(read_saved(path, "decision.json").get("sharpen_to", 0.0))
+    except KeyError:
+        return 0.0
 
 
 def list_layers(config: dict) -> list[tuple]:
@@ -376,7 +417,8 @@ def check_decision(saved: dict) -> Decision:
     saved = {"real_below": saved["threshold"]} | saved if "threshold" in saved else saved
     decision = Decision(**{name: kinds[name](saved[name]) for name in kinds if name in saved})
     numbers = [float(value) for value in decision if not isinstance(value, str)]
-    least = min(decision.margin, decision.smallest_face, decision.least_sharpness)
+    sharpness = decision.sharpen_to, decision.least_sharpness
+    least = min(decision.margin, decision.smallest_face, *sharpness)
     right = all(map(math.isfinite, numbers)) and decision.temperature > 0 and least >= 0
     ordered = 0 <= decision.real_below <= decision.threshold <= 1
     if not right or not ordered or decision.frames not in ("reduced", "full"):

@@ -719,7 +719,7 @@ def test_training_on_without_a_test_split(
     (model_dir / "best_model.keras").write_bytes(b"an old model")
     (model_dir / "notes.txt").write_text("mine")
     start = str(trained.model_dir / "best_model.keras")
-    settings = dict(epochs=1, learning_rate=1e-6, frames="full", image_size=160)
+    settings = dict(epochs=1, learning_rate=1e-6, frames="full", image_size=160, sharpen_to=60)
     training = train.main(split_dir, model_dir, start, **settings)
     assert training["started_from"] == start
     for split in ("train", "val"):
@@ -728,13 +728,40 @@ def test_training_on_without_a_test_split(
     assert training["val_auc"] == 1
     decision = network.read_decision(model_dir / "best_model.keras")
     assert (decision.margin, decision.square, decision.frames) == (0.1, True, "full")
-    assert decision.image_size == 160
+    assert (decision.image_size, decision.sharpen_to) == (160, 60)
     model = network.load_model(model_dir / "best_model.keras")
     assert model.input_shape == (None, 160, 160, 3)
     summary = capsys.readouterr().out
     assert "val             6 crops of 6 videos" in summary
     assert model.name == "deepfake_detector"
     assert (model_dir / "notes.txt").read_text() == "mine"
+
+
+def test_what_is_soft_is_sharpened_within_the_network_and_the_rest_is_left() -> None:
+    """As OpenCV has an unsharp mask and the variance of the Laplacian; both round, we do not."""
+    rng = np.random.default_rng(1)
+    sharp = cv2.resize(rng.integers(40, 216, (24, 24, 3)).astype(np.uint8), (64, 64))
+    images = [cv2.GaussianBlur(sharp, (0, 0), blur) for blur in (0.1, 1.0, 1.8, 3.0)]
+    before = [crop_files.measure_sharpness(image) for image in images]
+    wanted = before[0] / 2
+    model = network.build_model(network.LITE0_WEIGHTS, 64, wanted)
+    sharpen = keras.Model(model.input, network.sharpen(model.input, wanted))
+    sharpened = sharpen(np.stack(images).astype(np.float32)).numpy()
+    assert np.array_equal(sharpened[0], images[0])
+    for image, result, sharpness in zip(images[1:], sharpened[1:], before[1:], strict=True):
+        added = min(2.0, np.sqrt(wanted / sharpness) - 1)
+        assert added > 0
+        soft = cv2.GaussianBlur(image.astype(np.float32), (9, 9), 1.2)
+        unsharp = np.clip(image + added * (image - soft), 0, 255)
+        assert np.abs(result - unsharp).max() < 1.5
+        now = crop_files.measure_sharpness(result.round().astype(np.uint8))
+        assert sharpness < now < 1.05 * wanted
+    # The model judges by what is sharpened, as a model without judges what was sharpened before.
+    plain = network.build_model(None, 64)
+    plain.set_weights(model.get_weights())
+    batch = np.stack(images).astype(np.float32)
+    np.testing.assert_allclose(model(batch), plain(sharpened), atol=1e-6)
+    assert np.abs(model(batch) - plain(batch)).max() > 1e-4
 
 
 # Stopping and going on

@@ -26,8 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model as 04 writes it, its top untrained, crops, and what 07 makes of them."""
     folder = tmp_path_factory.mktemp("export")
     train_cnn.keras.utils.set_random_seed(1)
-    built = network.build_model(network.LITE0_WEIGHTS, 64)
-    network.write_model(built, network.Decision(1.5, -0.4, 0.3, 0.3), folder / "model.keras")
+    built = network.build_model(network.LITE0_WEIGHTS, 64, 60)
+    decision = network.Decision(1.5, -0.4, 0.3, 0.3, sharpen_to=60)
+    network.write_model(built, decision, folder / "model.keras")
     rng = np.random.default_rng(1)
     for number in range(12):
         coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)

@@ -3,6 +3,7 @@
 import importlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, assert_stops, run_script
@@ -37,7 +38,7 @@ def test_the_average_of_two_models_lies_between_them(
     trained: Trained,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """It may see larger images than both."""
+    """It may see larger images than both, and sharpen what is soft."""
     model, other = trained.model_dir / "best_model.keras", tmp_path / "other.keras"
     weights = trained.model.get_weights()
     moved = network.build_model(None)
@@ -46,12 +47,13 @@ def test_the_average_of_two_models_lies_between_them(
     average_models.main(trained.split_dir, [model, model], tmp_path / "averaged.keras")
     for second, shift, size in ((model, 0.0, 128), (other, 0.25, 160)):
         if second == other:
-            models = model, second, "--image-size", size
+            models = model, second, "--image-size", size, "--sharpen-to", 60
             result = run_script(AVERAGE, trained.split_dir, *models, cwd=tmp_path)
             assert result.returncode == 0, result.stderr
         average = network.load_model(tmp_path / "averaged.keras")
         assert average.input_shape == (None, size, size, 3)
-        assert network.read_decision(tmp_path / "averaged.keras").image_size == size
+        decision = network.read_decision(tmp_path / "averaged.keras")
+        assert (decision.image_size, decision.sharpen_to) == (size, 60 if second == other else 0)
         for one, array in zip(average.get_weights(), weights, strict=True):
             assert np.allclose(one, array + shift, atol=1e-6)
         assert network.read_saved(tmp_path / "averaged.keras", "training.json")["averaged"] == 2
@@ -72,11 +74,17 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
     command = DISTIL, trained.split_dir, "--start", start, "--pairs", 2
     command += "--close-ups", 0.5, "--minutes"
     two = "--teachers", "distilled/teacher.pt", start
-    for options, teachers, named, size in (
-        ((0.05, 0.1), 1, "EfficientNet-Lite2", 128),
-        ((0, 0.1, *two, "--image-size", 160), 2, "teacher.pt and best_model.keras", 160),
+    for options, teachers, named, other in (
+        ((0.05, 0.1), 1, "EfficientNet-Lite2", {}),
+        (
+            (0, 0.1, *two),
+            2,
+            "teacher.pt and best_model.keras",
+            {"image_size": 160, "sharpen_to": 60},
+        ),
     ):
         student.unlink(missing_ok=True)
+        options += tuple(f"--{name.replace('_', '-')}={value}" for name, value in other.items())
         result = run_script(*command, *options, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         told = [line.split()[0] for line in result.stdout.splitlines()[:-1]]
@@ -84,7 +92,7 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
         weights = network.load_model(student).get_weights()
         pairs = zip(weights, network.load_model(start).get_weights(), strict=True)
         assert all((one != other).any() for one, other in pairs if one.ndim > 1)
-        decision = network.read_decision(start)._replace(image_size=size)
+        decision = network.read_decision(start)._replace(**other)
         assert network.read_decision(student) == decision
         told = network.read_saved(student, "training.json")
         assert told["started_from"] == f"best_model.keras, taught by {named}"
@@ -99,6 +107,7 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
     )
     assert told["counts"] == network.read_saved(start, "training.json")["counts"]
     assert told["settings"]["learning_rate"] == 8e-4
+    assert (told["settings"]["image_size"], told["settings"]["sharpen_to"]) == (160, 60)
 
     # Its calibration and thresholds are fitted as those of an average of one.
     average = run_script(AVERAGE, trained.split_dir, student, cwd=tmp_path)
@@ -111,19 +120,20 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
 def test_pytorch_judges_crops_as_keras_does(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch, which only distil-detector.py needs")
     distil = importlib.import_module("weights.distil-detector")
-    student = distil.read_student(DETECTOR, None).eval()
-    shape = 8, student.size, student.size, 3
-    crops = np.random.default_rng(1).integers(0, 256, shape).astype(np.float32)
-    with torch.no_grad():
-        p_real = student(torch.from_numpy(crops.transpose(0, 3, 1, 2))).sigmoid().numpy()
-    assert np.abs(p_real - network.load_model(DETECTOR).predict(crops)[:, 0]).max() < 1e-4
-    distil.write_student(student, DETECTOR, tmp_path / "again.keras", {})
-    weights = zip(
-        network.load_model(DETECTOR).get_weights(),
-        network.load_model(tmp_path / "again.keras").get_weights(),
-        strict=True,
-    )
-    assert all((one == other).all() for one, other in weights)
+    for sharpen_to in (0, 60):
+        student = distil.read_student(DETECTOR, None, sharpen_to).eval()
+        crops = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
+        crops = [cv2.resize(crop, (student.size, student.size)) for crop in crops]  # soft ones
+        crops = np.stack(crops).astype(np.float32)
+        with torch.no_grad():
+            p_real = student(torch.from_numpy(crops.transpose(0, 3, 1, 2))).sigmoid().numpy()
+        again = tmp_path / "again.keras"
+        distil.write_student(student, DETECTOR, again, {})
+        model = network.load_model(again)
+        assert network.read_decision(again).sharpen_to == sharpen_to
+        assert np.abs(p_real - model.predict(crops)[:, 0]).max() < 1e-4
+        weights = zip(network.load_model(DETECTOR).get_weights(), model.get_weights(), strict=True)
+        assert all((one == other).all() for one, other in weights)
 
 
 def test_a_close_up_is_the_same_part_of_both_crops() -> None:

@@ -2,6 +2,7 @@
 
     python weights/average-models.py split_dataset one/best_model.keras other/best_model.keras
     python weights/average-models.py split_dataset distilled/student.keras --image-size 224
+    python weights/average-models.py split_dataset model/best_model.keras --sharpen-to 35
 
 Reads   split_dataset/{train,val}/   the crops that they were trained on
         the models                   the later ones trained on from the first, or it will not work;
@@ -11,8 +12,8 @@ Writes  averaged.keras               a model as 04-train-cnn.py writes it
 Trainings that began with the same weights end in places between which the loss is low, and the
 middle tells more than either end: Wortsman et al., "Model soups", ICML 2022. A model may also judge
 better with larger images than it was trained with, as what augmentation enlarges looks larger to
-it: Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019. What is averaged,
-and the size, are chosen on the validation part.
+it: Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019. And it may judge
+soft crops better once they are sharpened. All of that is chosen on the validation part.
 """
 
 import importlib
@@ -37,6 +38,7 @@ def main(
     models: Annotated[list[Path], tyro.conf.Positional],
     target: Path = TARGET,
     image_size: int | None = None,
+    sharpen_to: float | None = None,
 ) -> network.Decision:
     """Average the weights of models of script 04, and fit calibration and thresholds.
 
@@ -45,6 +47,8 @@ def main(
         models: their crop rule and how they were trained are taken from the first
         target: file for the average
         image_size: pixels that a crop's sides are squeezed to, a multiple of 32; None: as the first
+            model's
+        sharpen_to: sharpness that the model brings a softer crop to, 0 for none; None: as the first
             model's
 
     Returns:
@@ -57,7 +61,8 @@ def main(
     rule = {name: getattr(first, name) for name in ("margin", "square", "frames")}
     weights = [network.load_model(path).get_weights() for path in models]
     image_size = network.check_image_size(image_size or first.image_size)
-    averaged = network.build_model(None, image_size)
+    sharpen_to = first.sharpen_to if sharpen_to is None else sharpen_to
+    averaged = network.build_model(None, image_size, sharpen_to)
     averaged.set_weights([np.mean(arrays, axis=0) for arrays in zip(*weights, strict=True)])
 
     crops = crop_files.find_crops(split_dir, ("train", "val"))
@@ -66,6 +71,7 @@ def main(
     parts = {split: part for split, part in crops.groupby("split", sort=False)}
     training = network.read_saved(models[0], "training.json")
     defaults = inspect.signature(train_cnn.main).parameters
+    training["settings"] |= {"image_size": image_size, "sharpen_to": sharpen_to}
     settings = {name: one.default for name, one in defaults.items()} | training["settings"]
     val = network.predict_crops(averaged, images, parts["val"], settings["batch_size"])
     decision = train_cnn.make_decision(val, parts["train"], images, rule, settings)

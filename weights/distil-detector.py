@@ -99,6 +99,7 @@ def main(
     pairs: int = PAIRS,
     learning_rates: tuple[float, float] = LEARNING_RATES,
     image_size: int | None = None,
+    sharpen_to: float | None = None,
     blended: float = BLENDED,
     reduced: tuple[float, int] = REDUCED,
     blurred: tuple[float, float] = BLURRED,
@@ -119,6 +120,8 @@ def main(
         learning_rates: of AdamW at its highest, of the teacher and of the student
         image_size: pixels that the student's crops are squeezed to, a multiple of 32; None: as
             those of the model to go on from
+        sharpen_to: sharpness that the student brings a softer crop to, 0 for none; None: as the
+            model to go on from
         blended: share of the pairs whose fake is a face blended into the real
         reduced: share that is reduced, and the shortest side, of the student's pixels; nothing
             smaller will be decided
@@ -140,8 +143,8 @@ def main(
     settings = {name: one.default for name, one in defaults.items()}
     settings |= {"blended": blended, "blurred": blurred, "jpeg": jpeg, "seed": seed}
     settings |= {"reduced": reduced, "smallest_face": reduced[1], "batch_size": 2 * pairs}
-    student = read_student(start, image_size).to(device)
-    settings |= {"image_size": student.size}
+    student = read_student(start, image_size, sharpen_to).to(device)
+    settings |= {"image_size": student.size, "sharpen_to": student.sharpen_to}
     taught_by = [read_teacher(path).to(device) for path in teachers]
     sizes = {student.size, *([teacher.size for teacher in taught_by] or [LARGE])}
     crops = crop_files.find_crops(split_dir, ("train", "val"))
@@ -179,7 +182,7 @@ def main(
         batches = Batches(views, train, settings, sizes, close_ups)
         student, epochs = train_network(student, follow, batches, minutes[1], learning_rates[1])
         print_measures("student", student, views, val)
-        known = before.get("settings", {}) | {"image_size": student.size}
+        known = before.get("settings", {}) | dict.fromkeys(("image_size", "sharpen_to"))
         told = {name: settings[name] for name in known if name not in crop_files.RULE}
         named = " and ".join(path.name for path in teachers) or "EfficientNet-Lite2"
         told = known | told | {"start": f"{start.name}, taught by {named}"}
@@ -290,10 +293,12 @@ def cut_close_up(faces: list[np.ndarray], size: int, rng: np.random.Generator) -
 class Detector(nn.Module):
     """A network on images (n, 3, size, size), RGB in 0..255: the logit of p_real, float32 (n,)."""
 
-    def __init__(self, base: nn.Module, head: nn.Module, size: int) -> None:
+    def __init__(
+        self, base: nn.Module, head: nn.Module, size: int, sharpen_to: float = 0.0
+    ) -> None:
         """Join what finds features and what judges them, for images of a size."""
         super().__init__()
-        self.base, self.head, self.size = base, head, size
+        self.base, self.head, self.size, self.sharpen_to = base, head, size, sharpen_to
         for layer in base.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = 1 - network.BATCH_NORM_MOMENTUM
@@ -303,9 +308,28 @@ class Detector(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Judge images."""
-        images = (images.float() - self.mean) / self.std
+        images = sharpen(images.float(), self.sharpen_to) if self.sharpen_to else images.float()
+        images = (images - self.mean) / self.std
         images = images.contiguous(memory_format=torch.channels_last)
         return self.head(self.base(images)).float()[:, 0]
+
+
+def sharpen(images: torch.Tensor, wanted: float) -> torch.Tensor:
+    """Sharpen images, float32 (n, 3, size, size) in 0..255, as network.sharpen does."""
+
+    def convolve(image: torch.Tensor, kernel: np.ndarray) -> torch.Tensor:
+        channels, reach = image.shape[1], len(kernel) // 2
+        kernels = torch.from_numpy(kernel.astype(np.float32)).to(image.device)
+        kernels = kernels.expand(channels, 1, -1, -1)
+        padded = functional.pad(image, (reach,) * 4, mode="reflect")
+        return functional.conv2d(padded, kernels, groups=channels)
+
+    with torch.autocast(images.device.type, enabled=False):
+        shares = torch.tensor(network.GREY, device=images.device)[:, None, None]
+        edges = convolve((images * shares).sum(dim=1, keepdim=True), network.LAPLACIAN)
+        sharpness = edges.var(dim=(1, 2, 3), correction=0, keepdim=True)
+        added = ((wanted / (sharpness + 1e-3)).sqrt() - 1).clamp(0, network.MOST_ADDED)
+        return (images + added * (images - convolve(images, network.BELL))).clamp(0, 255)
 
 
 def build_teacher() -> Detector:
@@ -321,7 +345,7 @@ def build_teacher() -> Detector:
 def read_teacher(path: Path) -> Detector:
     """Read a teacher that this script wrote, or a model of script 04."""
     if path.suffix == ".keras":
-        return read_student(path, None).eval()
+        return read_student(path, None, None).eval()
     teacher = build_teacher()
     try:
         teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -333,8 +357,8 @@ def read_teacher(path: Path) -> Detector:
     return teacher.eval()
 
 
-def read_student(path: Path, image_size: int | None) -> Detector:
-    """Read a model of script 04, for images of another size where one is given."""
+def read_student(path: Path, image_size: int | None, sharpen_to: float | None) -> Detector:
+    """Read a model of script 04, with another image size or sharpness where one is given."""
     model = network.load_model(path)
     image_size = network.check_image_size(image_size or model.input_shape[1])
     base = timm.create_model(
@@ -342,7 +366,9 @@ def read_student(path: Path, image_size: int | None) -> Detector:
     )
     head = nn.Linear(base.num_features, 512), nn.ReLU(), nn.Dropout(0.5)
     head = nn.Sequential(*head, nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 1))
-    student = Detector(base, head, image_size)
+    if sharpen_to is None:
+        sharpen_to = network.read_decision(path).sharpen_to
+    student = Detector(base, head, image_size, sharpen_to)
     for tensor, variable, order in pair_weights(student, model):
         tensor.data.copy_(torch.from_numpy(variable.numpy().transpose(order)))
     return student
@@ -375,10 +401,11 @@ def pair_weights(
 
 def write_student(student: Detector, start: Path, path: Path, training: dict) -> None:
     """Write a student as a model of script 04, with the decision of that which it began with."""
-    model = network.build_model(start, student.size)
+    model = network.build_model(start, student.size, student.sharpen_to)
     for tensor, variable, order in pair_weights(student, model):
         variable.assign(tensor.detach().cpu().numpy().transpose(np.argsort(order)))
-    network.write_model(model, network.read_decision(start), path, training)
+    decision = network.read_decision(start)._replace(sharpen_to=student.sharpen_to)
+    network.write_model(model, decision, path, training)
     print(path)
 
 
