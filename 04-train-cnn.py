@@ -307,6 +307,9 @@ def train_model(
     history, best = read_checkpoint(unfinished, identity)
     epochs, seed = settings["epochs"], settings["seed"]
     keras.config.set_dtype_policy(choose_precision())
+    # Without a GPU, a graph that is rewritten first trains no faster, and begins 1.5 s later.
+    if not tf.config.list_physical_devices("GPU"):
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     keras.utils.set_random_seed(seed)
     with choose_strategy(settings["devices"]).scope():
         if best:
@@ -521,9 +524,7 @@ def print_training(training: dict, decision: Decision, model_dir: Path) -> None:
         named = ", ".join(left_out[:NAMED]) + (", ..." if len(left_out) > NAMED else "")
         rows["left out"] = f"{len(left_out):,} crops that cannot be read: {named}"
     rows["epochs"] = f"{training['epochs_run']}, the best of which is {training['best_epoch']}"
-    rows["validation"] = (
-        f"AUC by video {training['val_auc']:.3f}; flattering, as it chose the epoch"
-    )
+    rows["validation"] = f"AUC by video {training['val_auc']:.3f}; flattering: it chose the epoch"
     rows["verdict"] = (
         f"fake from p_fake {decision.threshold:.3f}, real below {decision.real_below:.3f}"
     )
