@@ -93,7 +93,7 @@ def main(
     table = table.groupby("label").sample(each, random_state=1).reset_index(drop=True)
     model = network.build_model(None)
     train_cnn.compile_model(model, settings, 10**6)
-    train_cnn.create_variables(model)
+    train_cnn.hasten_first_step(model)
 
     with tempfile.TemporaryDirectory() as folder:
         images = crop_files.open_cache(len(table), network.IMAGE_SIZE, Path(folder))
