@@ -31,7 +31,7 @@ def make_scorer(model: keras.Model, decision: Decision) -> tf.types.experimental
 
     @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), name=INPUT)])
     def score(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        images = sharpen(images, decision.sharpen_to) if decision.sharpen_to else images
+        images = sharpen(images, decision.sharpen_to)
         mean = tf.constant(IMAGENET_MEAN, tf.float32)
         images = (images - mean) / tf.constant(IMAGENET_STD, tf.float32)
         features = tf.concat((images, tf.reverse(images, [2])), 0)

@@ -139,7 +139,7 @@ def build_model(
     images = keras.Input(shape, name="rgb_0_to_255")
     features = keras.layers.Normalization(
         mean=IMAGENET_MEAN, variance=IMAGENET_STD**2, name="imagenet_mean_and_std"
-    )(sharpen(images, sharpen_to) if sharpen_to else images)
+    )(sharpen(images, sharpen_to))
     features = base(features)
     features = keras.layers.Dense(512, activation="relu")(features)
     features = keras.layers.Dropout(0.5)(features)
@@ -168,9 +168,12 @@ def sharpen(images: keras.KerasTensor, wanted: float) -> keras.KerasTensor:
 
     Blur makes the traces of a fake fainter, and what is too faint the network takes for none. So
     what is fine in an image is added to it (unsharp masking), as often as it takes to the sharpness
-    that is wanted, as measure_sharpness has it, or twice. What is sharp enough stays as it is.
+    that is wanted, as measure_sharpness has it, or twice. What is sharp enough stays as it is, and
+    where 0 is wanted, all.
     """
     ops = keras.ops
+    if not wanted:
+        return images
 
     def convolve(image: keras.KerasTensor, kernel: np.ndarray) -> keras.KerasTensor:
         reach = len(kernel) // 2
@@ -344,8 +347,12 @@ def load_model(path: Path) -> keras.Model:
             f"{path}: there is no such model; train one with 04-train-cnn.py, or name another."
         )
     try:
-        config = read_saved(path, "config.json")
-        model = build_model(None, read_image_size(config), read_sharpen_to(path))
+        with open_checked(path) as archive:
+            config, decision = json.loads(archive.read("config.json")), {}
+            if "decision.json" in archive.namelist():
+                decision = json.loads(archive.read("decision.json"))
+        sharpen_to = float(decision.get("sharpen_to", 0.0))
+        model = build_model(None, read_image_size(config), sharpen_to)
         if list_layers(config) != list_layers(json.loads(model.to_json())):
             raise ValueError("it has other layers")
         # Keras would read them within the zip file, piece by piece, and unpack it for each anew.
@@ -367,14 +374,6 @@ def read_image_size(config: dict) -> int:
     if size not in IMAGE_SIZES:
         raise ValueError("it has other layers")
     return size
-
-
-def read_sharpen_to(path: Path) -> float:
-    """Read the sharpness that a model brings its images to; 0 where nothing was saved with it."""
-    try:
-        return float(read_saved(path, "decision.json").get("sharpen_to", 0.0))
-    except KeyError:
-        return 0.0
 
 
 def list_layers(config: dict) -> list[tuple]:

@@ -308,14 +308,15 @@ class Detector(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Judge images."""
-        images = sharpen(images.float(), self.sharpen_to) if self.sharpen_to else images.float()
-        images = (images - self.mean) / self.std
+        images = (sharpen(images.float(), self.sharpen_to) - self.mean) / self.std
         images = images.contiguous(memory_format=torch.channels_last)
         return self.head(self.base(images)).float()[:, 0]
 
 
 def sharpen(images: torch.Tensor, wanted: float) -> torch.Tensor:
     """Sharpen images, float32 (n, 3, size, size) in 0..255, as network.sharpen does."""
+    if not wanted:
+        return images
 
     def convolve(image: torch.Tensor, kernel: np.ndarray) -> torch.Tensor:
         channels, reach = image.shape[1], len(kernel) // 2
