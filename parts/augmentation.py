@@ -105,14 +105,12 @@ def show_group(
     reals: np.ndarray | None,
     settings: dict,
     rng: np.random.Generator,
-    small: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Show the crops of a group, RGB uint8 (size, size, 3) each; -1 is a blend into its first.
 
     Args:
         reals: rows of the real crops of its data set, some of which give their faces to blends
         settings: swapped, the share of the blends whose face is another's
-        small: the images in the size by which faces are compared, where these have another
     """
     faces = []
     for row in group:
@@ -120,7 +118,7 @@ def show_group(
             face = row = group[0]
             if rng.random() < settings["swapped"]:
                 others = rng.choice(reals, CANDIDATES)
-                face = find_similar(images if small is None else small, row, others)
+                face = find_similar(images, row, others)
             faces.append(blend(images[face], images[row], rng))
         else:
             faces.append(images[row])

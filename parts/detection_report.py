@@ -106,9 +106,10 @@ def attribute_score(crops: np.ndarray, model: keras.Model) -> tuple[np.ndarray, 
         that logit (n,), both uncalibrated; without biases in the top the first sum to the second.
     """
     base = next(layer for layer in model.layers if isinstance(layer, keras.Model))
-    normalization, top = model.get_layer("imagenet_mean_and_std"), model.layers[-1]
+    prepare = keras.Model(model.input, model.get_layer("imagenet_mean_and_std").output)
     convolutions = keras.Model(base.inputs, base.get_layer("top_activation").output)
-    activation = convolutions(normalization(crops.astype(np.float32)), training=False)
+    activation = convolutions(prepare(crops.astype(np.float32)), training=False)
+    top = model.layers[-1]
     with tf.GradientTape() as tape:
         tape.watch(activation)
         features = base.layers[-1](activation)

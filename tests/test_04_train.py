@@ -749,7 +749,7 @@ def test_what_is_soft_is_sharpened_within_the_network_and_the_rest_is_left() -> 
     sharpened = sharpen(np.stack(images).astype(np.float32)).numpy()
     assert np.array_equal(sharpened[0], images[0])
     for image, result, sharpness in zip(images[1:], sharpened[1:], before[1:], strict=True):
-        added = min(2.0, np.sqrt(wanted / sharpness) - 1)
+        added = min(4.0, np.sqrt(wanted / sharpness) - 1)
         assert added > 0
         soft = cv2.GaussianBlur(image.astype(np.float32), (9, 9), 1.2)
         unsharp = np.clip(image + added * (image - soft), 0, 255)

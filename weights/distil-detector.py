@@ -5,7 +5,7 @@
     python weights/distil-detector.py split_dataset --start my-model.keras --image-size 192
 
 Reads   split_dataset/{train,val}/   the crops, as script 04 reads them; in memory, 25,000 of 224 x
-                                     224 pixels take 4 GB, and of 128 x 128 one
+                                     224 pixels take 4 GB
         the model to go on from
         the teachers                 where there are any: of an earlier run, or models of 04
 Writes  distilled/teacher.pt         the larger network
@@ -13,10 +13,10 @@ Writes  distilled/teacher.pt         the larger network
 Next    weights/average-models.py    of student.keras alone: fits calibration and thresholds
 
 The teacher is EfficientNet-Lite2, which begins with ImageNet's weights and learns from crops of
-224 x 224 pixels. The student then sees the same crops, or parts of them, with as many pixels as it
-had or --image-size, changed by the same draws, and learns to give the teacher's probability: Hinton
-et al., "Distilling the Knowledge in a Neural Network", 2015, in the way of Beyer et al., "Knowledge
-distillation: A good teacher is patient and consistent", CVPR 2022.
+224 x 224 pixels. The student then sees the same crops, or parts of them, squeezed to as many pixels
+as it had or --image-size, and learns to give the teacher's probability: Hinton et al., "Distilling
+the Knowledge in a Neural Network", 2015, in the way of Beyer et al., "Knowledge distillation: A
+good teacher is patient and consistent", CVPR 2022.
 
 PyTorch is needed for this script alone: in 16 bits it trains these networks within seconds of its
 start. The script is for Linux, where the processes that make the batches share the crops. How long
@@ -35,7 +35,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.resources import files
@@ -77,14 +77,14 @@ WARM_UP = 0.04  # share of the time in which the learning rate rises
 AVERAGED_OVER = 0.998  # share of the past, a step, in the average of the weights, which is kept
 OWN_LABEL = 0.3  # weight of a crop's own label beside the teacher's probability
 BLENDED = 0.25  # share of the pairs whose fake is a face blended into the real
-REDUCED = 0.3, 32  # share that is reduced, and the shortest side, of the student's pixels
-BLURRED = 0.2, 1.6  # share that is blurred, and the largest standard deviation, likewise
+REDUCED = 0.3, 32  # share that is reduced, and the shortest side in pixels
+BLURRED = 0.2, 1.6  # share that is blurred, and the largest standard deviation, of student's pixels
 JPEG = 0.5, 30  # share that is compressed, and the worst quality
 CLOSE_UPS = 0.0  # share of the pairs of which the student sees a part in all of its pixels
 SEED = 51  # of the order of the crops, and of what changes them
 # --------------------------------------------------------------------------------------------------
 
-LARGE = 224  # pixels of the teacher's crops, and of those that close-ups are cut from
+LARGE = 224  # pixels of the teacher's crops, and the least in which crops are changed
 EPOCHS = 10_000  # more than there is time for
 TOLD = 20  # steps after which the progress tells the loss
 PREDICTED = 128  # crops at a time
@@ -123,9 +123,9 @@ def main(
         sharpen_to: sharpness that the student brings a softer crop to, 0 for none; None: as the
             model to go on from
         blended: share of the pairs whose fake is a face blended into the real
-        reduced: share that is reduced, and the shortest side, of the student's pixels; nothing
-            smaller will be decided
-        blurred: share that is blurred, and the largest standard deviation, likewise
+        reduced: share that is reduced, and the shortest side in pixels; nothing smaller will be
+            decided
+        blurred: share that is blurred, and the largest standard deviation, of the student's pixels
         jpeg: share that is compressed, and the worst quality; all else is as in script 04
         close_ups: share of the pairs of which the student sees a part in all of its pixels, and so
             does a teacher of its size; the others see the whole
@@ -139,6 +139,7 @@ def main(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.read_decision(start)  # what is no model of 04 is told now
     before = network.read_saved(start, "training.json")
+    before.pop("averaged", None)  # which tells of the model to go on from
     defaults = inspect.signature(train_cnn.main).parameters
     settings = {name: one.default for name, one in defaults.items()}
     settings |= {"blended": blended, "blurred": blurred, "jpeg": jpeg, "seed": seed}
@@ -149,8 +150,10 @@ def main(
     sizes = {student.size, *([teacher.size for teacher in taught_by] or [LARGE])}
     crops = crop_files.find_crops(split_dir, ("train", "val"))
     target_dir.mkdir(parents=True, exist_ok=True)
-    decoded = sizes | ({LARGE} if close_ups else set())
-    crops, views = decode_views(crops, split_dir, decoded, target_dir)
+    images = crop_files.open_cache(len(crops), max(LARGE, *sizes), target_dir)
+    crops, left_out = crop_files.decode_crops(crops, split_dir, images)
+    for crop, reason in left_out.items():
+        print(f"left out        {split_dir / crop}: {reason}")
     train, val = (crops[crops["split"] == split] for split in ("train", "val"))
 
     # The teacher learns from the labels.
@@ -160,15 +163,15 @@ def main(
         def learn(seen: dict[int, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
             return functional.binary_cross_entropy_with_logits(teacher(seen[LARGE]), labels)
 
-        batches = Batches(views, train, settings, {LARGE}, 0)
+        batches = Batches(images, train, settings, {LARGE}, 0)
         taught_by = [train_network(teacher, learn, batches, minutes[0], learning_rates[0])[0]]
         state = {name: value.half() for name, value in taught_by[0].state_dict().items()}
         folders.write_whole(target_dir / "teacher.pt", lambda partial: torch.save(state, partial))
     for teacher in taught_by:
-        print_measures("teacher", teacher, views, val)
+        print_measures("teacher", teacher, images, val)
 
     # The student learns from the teachers.
-    print_measures("student before", student, views, val)
+    print_measures("student before", student, images, val)
 
     def follow(seen: dict[int, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
@@ -179,9 +182,9 @@ def main(
 
     if minutes[1] > 0:
         settings |= {"seed": seed + 1, "learning_rate": learning_rates[1]}
-        batches = Batches(views, train, settings, sizes, close_ups)
+        batches = Batches(images, train, settings, sizes, close_ups)
         student, epochs = train_network(student, follow, batches, minutes[1], learning_rates[1])
-        print_measures("student", student, views, val)
+        print_measures("student", student, images, val)
         known = before.get("settings", {}) | dict.fromkeys(("image_size", "sharpen_to"))
         told = {name: settings[name] for name in known if name not in crop_files.RULE}
         named = " and ".join(path.name for path in teachers) or "EfficientNet-Lite2"
@@ -194,22 +197,6 @@ def main(
 # --- Crops ----------------------------------------------------------------------------------------
 
 
-def decode_views(
-    crops: pd.DataFrame, split_dir: Path, sizes: set[int], folder: Path
-) -> tuple[pd.DataFrame, dict[int, np.ndarray]]:
-    """Decode all crops in every size: those that decode, and RGB uint8 (crops, size, size, 3).
-
-    Args:
-        folder: on a disk with room for all of them
-    """
-    views = {size: crop_files.open_cache(len(crops), size, folder) for size in sizes}
-    for view in views.values():  # which leave out the same ones
-        whole, left_out = crop_files.decode_crops(crops, split_dir, view)
-    for crop, reason in left_out.items():
-        print(f"left out        {split_dir / crop}: {reason}")
-    return whole, views
-
-
 class Batches(Dataset):
     """The steps of all epochs: the crops by size, RGB uint8 (n, 3, size, size) each, and labels.
 
@@ -218,14 +205,17 @@ class Batches(Dataset):
 
     def __init__(
         self,
-        views: dict[int, np.ndarray],
+        images: np.ndarray,
         crops: pd.DataFrame,
         settings: dict,
         sizes: set[int],
         close_ups: float,
     ) -> None:
         """Take the decoded crops, those to serve, script 04's settings, and the sizes wanted."""
-        self.views, self.crops, self.settings, self.sizes = views, crops, settings, sizes
+        self.images, self.crops, self.settings, self.sizes = images, crops, settings, sizes
+        blurred, most = settings["blurred"]  # in pixels of the student's, before the squeezing
+        most *= images.shape[1] / settings["image_size"]
+        self.changes = settings | {"blurred": (blurred, most)}
         self.is_real = (crops["label"] == "real").to_dict()
         self.reals = crops[crops["label"] == "real"].groupby("dataset").groups
         self.pairs = settings["batch_size"] // 2
@@ -244,36 +234,29 @@ class Batches(Dataset):
         return EPOCHS * self.steps
 
     def __getitem__(self, number: int) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
-        """Make a step; the same draws for every size, and close-ups for the last pairs of it."""
+        """Make a step: crops changed whole, then squeezed; close-ups for the last pairs of it."""
         epoch, step = divmod(number, self.steps)
         pairs = self.draw_once(epoch)[step * self.pairs : (step + 1) * self.pairs]
         seen: dict[int, list] = {size: [] for size in self.sizes}
         for place, pair in enumerate(pairs):
-            seed, own = (self.settings["seed"], epoch, step, place), self.settings["image_size"]
-            made = self.sizes if place < self.whole else self.sizes - {own} | {LARGE}
-            faces = {size: self.make_pair(pair, size, np.random.default_rng(seed)) for size in made}
-            if place >= self.whole:
-                faces[own] = cut_close_up(faces[LARGE], own, np.random.default_rng((*seed, 7)))
+            seed = self.settings["seed"], epoch, step, place
+            rng = np.random.default_rng(seed)
+            reals = self.reals[self.crops.at[pair[0], "dataset"]]
+            faces = augmentation.show_group(self.images, pair, reals, self.settings, rng)
+            faces = augmentation.change_alike(faces, self.changes, rng)
             for size in self.sizes:
-                seen[size] += faces[size]
+                if place >= self.whole and size == self.settings["image_size"]:
+                    seen[size] += cut_close_up(faces, size, np.random.default_rng((*seed, 7)))
+                else:
+                    seen[size] += [squeeze(face, size) for face in faces]
         labels = [row >= 0 and self.is_real[row] for pair in pairs for row in pair]
         stacked = {size: np.stack(faces).transpose(0, 3, 1, 2) for size, faces in seen.items()}
         batch = {size: torch.from_numpy(faces) for size, faces in stacked.items()}
         return batch, torch.tensor(labels, dtype=torch.float32)
 
-    def make_pair(self, pair: tuple, size: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Change a pair of one size; what is in pixels of the student's grows with the size."""
-        (reduced, least), (blurred, most) = self.settings["reduced"], self.settings["blurred"]
-        factor = size / self.settings["image_size"]
-        scaled = {"reduced": (reduced, least * factor), "blurred": (blurred, most * factor)}
-        reals = self.reals[self.crops.at[pair[0], "dataset"]]
-        compared = self.views[self.settings["image_size"]]
-        faces = augmentation.show_group(self.views[size], pair, reals, self.settings, rng, compared)
-        return augmentation.change_alike(faces, self.settings | scaled, rng)
-
 
 def cut_close_up(faces: list[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Cut the same part of a pair's crops of 224 x 224, some two thirds wide, to size x size.
+    """Cut the same part of a pair's crops, some two thirds wide, to size x size.
 
     It shows the mouth or, less often, the eyes: reenactment changes the mouth most.
     """
@@ -281,10 +264,14 @@ def cut_close_up(faces: list[np.ndarray], size: int, rng: np.random.Generator) -
     left = (1 - side) / 2 + rng.uniform(-0.06, 0.06)
     lower = rng.random() < 0.65
     top = rng.uniform(max(0.26, 0.9 - side), 1 - side) if lower else rng.uniform(0.03, 0.18)
-    y0, x0, y1, x1 = (round(LARGE * at) for at in (top, left, top + side, left + side))
-    resample = cv2.INTER_AREA if y1 - y0 > size else cv2.INTER_LINEAR
-    parts = [face[y0:y1, x0:x1] for face in faces]
-    return [cv2.resize(part, (size, size), interpolation=resample) for part in parts]
+    y0, x0, y1, x1 = (round(len(faces[0]) * at) for at in (top, left, top + side, left + side))
+    return [squeeze(face[y0:y1, x0:x1], size) for face in faces]
+
+
+def squeeze(image: np.ndarray, size: int) -> np.ndarray:
+    """Squeeze an image, uint8 (side, side, 3), to size x size, as prepare_crop does."""
+    resample = cv2.INTER_AREA if len(image) > size else cv2.INTER_LINEAR
+    return cv2.resize(image, (size, size), interpolation=resample)
 
 
 # --- Networks -------------------------------------------------------------------------------------
@@ -319,10 +306,10 @@ def sharpen(images: torch.Tensor, wanted: float) -> torch.Tensor:
         return images
 
     def convolve(image: torch.Tensor, kernel: np.ndarray) -> torch.Tensor:
-        channels, reach = image.shape[1], len(kernel) // 2
+        channels, (down, across) = image.shape[1], (side // 2 for side in kernel.shape)
         kernels = torch.from_numpy(kernel.astype(np.float32)).to(image.device)
         kernels = kernels.expand(channels, 1, -1, -1)
-        padded = functional.pad(image, (reach,) * 4, mode="reflect")
+        padded = functional.pad(image, (across, across, down, down), mode="reflect")
         return functional.conv2d(padded, kernels, groups=channels)
 
     with torch.autocast(images.device.type, enabled=False):
@@ -330,7 +317,8 @@ def sharpen(images: torch.Tensor, wanted: float) -> torch.Tensor:
         edges = convolve((images * shares).sum(dim=1, keepdim=True), network.LAPLACIAN)
         sharpness = edges.var(dim=(1, 2, 3), correction=0, keepdim=True)
         added = ((wanted / (sharpness + 1e-3)).sqrt() - 1).clamp(0, network.MOST_ADDED)
-        return (images + added * (images - convolve(images, network.BELL))).clamp(0, 255)
+        soft = convolve(convolve(images, network.BELL), network.BELL.T)
+        return (images + added * (images - soft)).clamp(0, 255)
 
 
 def build_teacher() -> Detector:
@@ -462,9 +450,7 @@ def train_network(
     return average.module.eval(), math.ceil(step / batches.steps)
 
 
-def print_measures(
-    name: str, model: Detector, views: dict[int, np.ndarray], val: pd.DataFrame
-) -> None:
+def print_measures(name: str, model: Detector, images: np.ndarray, val: pd.DataFrame) -> None:
     """Print the AUC by validation video of each data set, their mean, and that under JPEG 50."""
     model.eval()
     device = next(model.parameters()).device
@@ -473,17 +459,18 @@ def print_measures(
         with torch.no_grad():
             return model(torch.from_numpy(images.transpose(0, 3, 1, 2)).to(device)).sigmoid().cpu()
 
-    def measure(images: np.ndarray) -> dict[str, float]:
-        batches = np.array_split(images, math.ceil(len(images) / PREDICTED))
+    def measure(images: Iterable[np.ndarray]) -> dict[str, float]:
+        squeezed = np.stack([squeeze(image, model.size) for image in images])
+        batches = np.array_split(squeezed, math.ceil(len(squeezed) / PREDICTED))
         p_real = [network.predict_both_ways(lambda x: predict(x)[:, None], x) for x in batches]
         scored = val.assign(p_fake=1 - np.concatenate(p_real))
         aucs = {name: train_cnn.measure_auc(part) for name, part in scored.groupby("dataset")}
         return aucs | {"mean": train_cnn.measure_auc(scored)}
 
-    images = views[model.size][val.index]
+    images = images[val.index]
     with ThreadPoolExecutor() as pool:
         compressed = list(pool.map(lambda image: augmentation.compress(image, 50), images))
-    told = measure(images) | {"mean under JPEG 50": measure(np.stack(compressed))["mean"]}
+    told = measure(images) | {"mean under JPEG 50": measure(compressed)["mean"]}
     told = ", ".join(f"{dataset or 'all'} {auc:.4f}" for dataset, auc in told.items())
     print(f"{name:15} AUC by video: {told}", flush=True)
 
