@@ -415,7 +415,7 @@ def doubt_faces(faces: pd.DataFrame, decision: network.Decision) -> str:
     ):
         if (values < least).mean() > 0.5:
             return (
-                f"it is {what} than the faces of the training ({values.median():.0f} < {least:.0f})"
+                f"it is {what} than the faces of the training ({values.median():.3g} < {least:.3g})"
             )
     return ""
 

@@ -291,7 +291,7 @@ def test_faces_that_the_training_did_not_know_are_undecided(picture: bool) -> No
             [40] * 4 + [200] * 2,
             "it is smaller than the faces of the training (40 < 100)",
         ),
-        ("sharpness", 12.3, "it is softer than the faces of the training (12 < 50)"),
+        ("sharpness", 12.3, "it is softer than the faces of the training (12.3 < 50)"),
     ):
         judged = judge(sure, picture=picture, limits=limits, **{column: value})
         assert (judged["verdict"], judged["doubt"]) == ("undecided", words)
