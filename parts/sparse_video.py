@@ -75,8 +75,14 @@ def list_stamps(container: av.container.InputContainer) -> list[int]:
     kinds = [decoder and (decoder.name, decoder.pix_fmt) for decoder in decoders]
     if container.format.name not in CONTAINERS or kinds not in KINDS:
         raise ValueError("is no single H.264 stream of 8 bits")
+    head = decoders[0].extradata or b"\0"
+    width = (head[4] & 3) + 1 if head[0] == 1 else 0
     packets = [
-        (packet.pts, packet.is_keyframe, packet.is_discard or packet.is_corrupt)
+        (
+            packet.pts,
+            packet.is_keyframe,
+            packet.is_discard or packet.is_corrupt or (width and not is_whole(packet, width)),
+        )
         for packet in container.demux(streams[0])
         if packet.size
     ]
@@ -85,6 +91,17 @@ def list_stamps(container: av.container.InputContainer) -> list[int]:
     if odd or len(stamps) < max(1, len(packets)) or not packets[0][1]:
         raise ValueError("has packets that are no frame")
     return stamps
+
+
+def is_whole(packet: av.Packet, width: int) -> bool:
+    """Tell whether the parts of an H.264 packet, each after its size of so many bytes, fill it.
+
+    Where they do not, OpenCV stops or goes on with the next, even at a frame that is not wanted.
+    """
+    data, at = bytes(packet), 0
+    while at < len(data):
+        at += width + int.from_bytes(data[at : at + width])
+    return at == len(data)
 
 
 def decode(

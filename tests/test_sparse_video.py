@@ -9,7 +9,7 @@ import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from parts import sparse_video
@@ -99,6 +99,7 @@ def test_frames_that_no_other_needs_are_not_decoded(clip: Path, tmp_path: Path) 
 
 
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=9), st.booleans())
+@example(335798, b"\0\0", False)  # the size of a part, in a frame that is not decoded
 @settings(max_examples=25)
 def test_a_damaged_video_is_read_as_01_reads_it(
     clip: Path, at: int, bytes_there: bytes, cut_off: bool
