@@ -167,9 +167,13 @@ def prepare_crop(image: np.ndarray, size: int) -> np.ndarray:
 
     Pixels are averaged where the crop shrinks, so nothing aliases, and interpolated where it grows.
     """
+    return cv2.cvtColor(squeeze(image, size), cv2.COLOR_BGR2RGB)
+
+
+def squeeze(image: np.ndarray, size: int) -> np.ndarray:
+    """Squeeze an image, uint8 of any shape, to size x size, its colours in their order."""
     resample = cv2.INTER_AREA if min(image.shape[:2]) > size else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (size, size), interpolation=resample)
-    return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
+    return cv2.resize(image, (size, size), interpolation=resample)
 
 
 def measure_sharpness(crop: np.ndarray) -> float:

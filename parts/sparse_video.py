@@ -75,8 +75,9 @@ def list_stamps(container: av.container.InputContainer) -> list[int]:
     kinds = [decoder and (decoder.name, decoder.pix_fmt) for decoder in decoders]
     if container.format.name not in CONTAINERS or kinds not in KINDS:
         raise ValueError("is no single H.264 stream of 8 bits")
-    head = decoders[0].extradata or b"\0"
-    width = (head[4] & 3) + 1 if head[0] == 1 else 0
+    # Before each part of a packet stands its size, in so many bytes; elsewhere a mark does: 0.
+    head = decoders[0].extradata or b""
+    width = (head[4] & 3) + 1 if head[:1] == b"\1" and len(head) > 4 else 0
     packets = [
         (
             packet.pts,

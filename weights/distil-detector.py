@@ -42,7 +42,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-import cv2
 import numpy as np
 import pandas as pd
 import tyro
@@ -248,7 +247,7 @@ class Batches(Dataset):
                 if place >= self.whole and size == self.settings["image_size"]:
                     seen[size] += cut_close_up(faces, size, np.random.default_rng((*seed, 7)))
                 else:
-                    seen[size] += [squeeze(face, size) for face in faces]
+                    seen[size] += [crop_files.squeeze(face, size) for face in faces]
         labels = [row >= 0 and self.is_real[row] for pair in pairs for row in pair]
         stacked = {size: np.stack(faces).transpose(0, 3, 1, 2) for size, faces in seen.items()}
         batch = {size: torch.from_numpy(faces) for size, faces in stacked.items()}
@@ -265,13 +264,7 @@ def cut_close_up(faces: list[np.ndarray], size: int, rng: np.random.Generator) -
     lower = rng.random() < 0.65
     top = rng.uniform(max(0.26, 0.9 - side), 1 - side) if lower else rng.uniform(0.03, 0.18)
     y0, x0, y1, x1 = (round(len(faces[0]) * at) for at in (top, left, top + side, left + side))
-    return [squeeze(face[y0:y1, x0:x1], size) for face in faces]
-
-
-def squeeze(image: np.ndarray, size: int) -> np.ndarray:
-    """Squeeze an image, uint8 (side, side, 3), to size x size, as prepare_crop does."""
-    resample = cv2.INTER_AREA if len(image) > size else cv2.INTER_LINEAR
-    return cv2.resize(image, (size, size), interpolation=resample)
+    return [crop_files.squeeze(face[y0:y1, x0:x1], size) for face in faces]
 
 
 # --- Networks -------------------------------------------------------------------------------------
@@ -460,7 +453,7 @@ def print_measures(name: str, model: Detector, images: np.ndarray, val: pd.DataF
             return model(torch.from_numpy(images.transpose(0, 3, 1, 2)).to(device)).sigmoid().cpu()
 
     def measure(images: Iterable[np.ndarray]) -> dict[str, float]:
-        squeezed = np.stack([squeeze(image, model.size) for image in images])
+        squeezed = np.stack([crop_files.squeeze(image, model.size) for image in images])
         batches = np.array_split(squeezed, math.ceil(len(squeezed) / PREDICTED))
         p_real = [network.predict_both_ways(lambda x: predict(x)[:, None], x) for x in batches]
         scored = val.assign(p_fake=1 - np.concatenate(p_real))
