@@ -252,7 +252,7 @@ def sweep_changes(
         predictions: of the crops unchanged, their index being rows of images
     """
     steps = [(kind, value) for kind in changes for value in (UNCHANGED[kind], *changes[kind])]
-    unchanged, rows = measures.measure_videos(predictions, decision), []
+    unchanged, rows = measures.measure_data_sets(predictions, decision), []
     for kind, value in tqdm(steps, "changes", leave=False):
         if value == UNCHANGED[kind]:
             rows.append({"change": kind, "value": value, **unchanged})
@@ -268,7 +268,8 @@ def sweep_changes(
             sharpness = list(pool.map(change, predictions.index))
         side = predictions["side"] * (value if kind == "size" else 1)
         changed = score(predictions.assign(sharpness=sharpness, side=side))
-        rows.append({"change": kind, "value": value, **measures.measure_videos(changed, decision)})
+        measured = measures.measure_data_sets(changed, decision)
+        rows.append({"change": kind, "value": value, **measured})
     return rows
 
 

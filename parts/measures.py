@@ -46,6 +46,14 @@ def measure_videos(predictions: pd.DataFrame, decision: Decision) -> dict[str, f
     return measure(judge_videos(predictions), decision)
 
 
+def measure_data_sets(predictions: pd.DataFrame, decision: Decision) -> dict:
+    """Measure a folder's predictions by video, with the AUC of each data set in the folder."""
+    groups = split_groups(predictions.assign(folder=""))
+    parts = {name["dataset"]: of for name, of in groups if name["dataset"] and not name["method"]}
+    aucs = {name: measure_videos(of, decision)["auc"] for name, of in parts.items()}
+    return {**measure_videos(predictions, decision), "auc_by_dataset": aucs}
+
+
 def judge_videos(predictions: pd.DataFrame) -> pd.DataFrame:
     """Give each video the mean p_fake of its crops; it is undecided where most of its crops are."""
     videos = predictions.groupby(["label", "video_id"], as_index=False)

@@ -111,6 +111,7 @@ def test_the_model_card_has_the_numbers(report: Report, trained: Trained) -> Non
     row = "| 2 | 2 | 1.000 (1.000 to 1.000) | 1.000 | 0.000 | 0.000 (0.000 to 0.000) |"
     assert f"| {report.others[1]} | all | all {row}" in card
     assert "| JPEG quality 30 |" in card and "| unchanged |" in card
+    assert f"| unchanged | {report.others[0]} | 1.000 | dfdc 1.000 | 0 % |" in card
     assert "| learning_rate | 0.001 |" in card and "| shift | 0.05 |" in card
     assert f"TensorFlow {trained.training['versions']['TensorFlow']}" in card
     assert "A score is no proof" in card
@@ -381,6 +382,23 @@ def test_the_sweep_has_a_row_for_each_change(report: Report) -> None:
             assert 0 <= row["auc"] <= 1 and 0 <= row["undecided"] <= 1
             if row["value"] == evaluate.UNCHANGED[row["change"]]:
                 assert {name: row[name] for name in by_video} == by_video
+        named = {"dfdc"} if folder == str(report.others[0]) else set()
+        assert all(set(row["auc_by_dataset"]) == named for row in rows)
+
+
+def test_each_data_set_of_a_folder_has_its_own_auc() -> None:
+    """Ones that are told apart, a half, and not at all; and one with no reals is left out."""
+    pairs = {"x": ((0.9, 0.8), (0.2, 0.3)), "y": ((0.9, 0.3), (0.5, 0.5)), "z": ((0.1,), (0.6,))}
+    rows = [
+        dict(dataset=name, method=label, label=label, video_id=f"{name}{number}", p_fake=p_fake)
+        for name, (fakes, reals) in (pairs | {"no reals": ((0.5,), ())}).items()
+        for label, of in (("fake", fakes), ("real", reals))
+        for number, p_fake in enumerate(of)
+    ]
+    predictions = pd.DataFrame(rows).assign(undecided=False)
+    measured = measures.measure_data_sets(predictions, network.Decision())
+    assert measured["auc_by_dataset"] == {"x": 1.0, "y": 0.5, "z": 0.0}
+    assert measured["auc"] == measures.measure_videos(predictions, network.Decision())["auc"]
 
 
 def test_each_change_does_what_it_says() -> None:

@@ -78,6 +78,7 @@ OWN_LABEL = 0.3  # weight of a crop's own label beside the teacher's probability
 BLENDED = 0.25  # share of the pairs whose fake is a face blended into the real
 REDUCED = 0.3, 32  # share that is reduced, and the shortest side in pixels
 BLURRED = 0.2, 1.6  # share that is blurred, and the largest standard deviation, of student's pixels
+NOISY = train_cnn.NOISY  # share with noise, and its largest standard deviation, of 255
 JPEG = 0.5, 30  # share that is compressed, and the worst quality
 CLOSE_UPS = 0.0  # share of the pairs of which the student sees a part in all of its pixels
 SEED = 51  # of the order of the crops, and of what changes them
@@ -102,6 +103,7 @@ def main(
     blended: float = BLENDED,
     reduced: tuple[float, int] = REDUCED,
     blurred: tuple[float, float] = BLURRED,
+    noisy: tuple[float, float] = NOISY,
     jpeg: tuple[float, int] = JPEG,
     close_ups: float = CLOSE_UPS,
     seed: int = SEED,
@@ -125,6 +127,7 @@ def main(
         reduced: share that is reduced, and the shortest side in pixels; nothing smaller will be
             decided
         blurred: share that is blurred, and the largest standard deviation, of the student's pixels
+        noisy: share with noise, and its largest standard deviation, of 255
         jpeg: share that is compressed, and the worst quality; all else is as in script 04
         close_ups: share of the pairs of which the student sees a part in all of its pixels, and so
             does a teacher of its size; the others see the whole
@@ -142,7 +145,8 @@ def main(
     defaults = inspect.signature(train_cnn.main).parameters
     settings = {name: one.default for name, one in defaults.items()}
     settings |= {"blended": blended, "blurred": blurred, "jpeg": jpeg, "seed": seed}
-    settings |= {"reduced": reduced, "smallest_face": reduced[1], "batch_size": 2 * pairs}
+    settings |= {"reduced": reduced, "smallest_face": reduced[1], "noisy": noisy}
+    settings |= {"batch_size": 2 * pairs}
     student = read_student(start, image_size, sharpen_to).to(device)
     settings |= {"image_size": student.size, "sharpen_to": student.sharpen_to}
     taught_by = [read_teacher(path).to(device) for path in teachers]
