@@ -72,7 +72,7 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
     pytest.importorskip("torch", reason="PyTorch, which only weights/distil-detector.py needs")
     start, student = trained.model_dir / "best_model.keras", tmp_path / "distilled/student.keras"
     command = DISTIL, trained.split_dir, "--start", start, "--pairs", 2
-    command += "--close-ups", 0.5, "--minutes"
+    command += "--close-ups", 0.5, "--noisy", 0.3, 12.5, "--minutes"
     two = "--teachers", "distilled/teacher.pt", start
     for options, teachers, named, other in (
         ((0.05, 0.1), 1, "EfficientNet-Lite2", {}),
@@ -106,7 +106,7 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
         "teacher.pt: it has no threshold saved with it, so it is not a model",
     )
     assert told["counts"] == network.read_saved(start, "training.json")["counts"]
-    assert told["settings"]["learning_rate"] == 8e-4
+    assert (told["settings"]["learning_rate"], told["settings"]["noisy"]) == (8e-4, [0.3, 12.5])
     assert (told["settings"]["image_size"], told["settings"]["sharpen_to"]) == (160, 60)
 
     # Its calibration and thresholds are fitted as those of an average of one.
