@@ -158,8 +158,8 @@ def main(
             images = crop_files.open_cache(len(crops), decision.image_size, report_dir)
             crops, left_out = crop_files.decode_crops(crops, folder, images)
             score = partial(score_folder, loaded, images, decision=decision, batch_size=batch_size)
-            predictions = score(crops)
-            scored.append(predictions.assign(folder=str(folder)))
+            predictions = score(crops).assign(folder=str(folder))
+            scored.append(predictions)
             folders[str(folder)] = {
                 "part": parts[folder],
                 "counts": crop_files.count_crops(crops),

@@ -48,9 +48,11 @@ def measure_videos(predictions: pd.DataFrame, decision: Decision) -> dict[str, f
 
 def measure_data_sets(predictions: pd.DataFrame, decision: Decision) -> dict:
     """Measure a folder's predictions by video, with the AUC of each data set in the folder."""
-    groups = split_groups(predictions.assign(folder=""))
-    parts = {name["dataset"]: of for name, of in groups if name["dataset"] and not name["method"]}
-    aucs = {name: measure_videos(of, decision)["auc"] for name, of in parts.items()}
+    aucs = {
+        names["dataset"]: measure_videos(group, decision)["auc"]
+        for names, group in split_groups(predictions)
+        if names["dataset"] and not names["method"]
+    }
     return {**measure_videos(predictions, decision), "auc_by_dataset": aucs}
 
 

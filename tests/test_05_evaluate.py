@@ -395,7 +395,7 @@ def test_each_data_set_of_a_folder_has_its_own_auc() -> None:
         for label, of in (("fake", fakes), ("real", reals))
         for number, p_fake in enumerate(of)
     ]
-    predictions = pd.DataFrame(rows).assign(undecided=False)
+    predictions = pd.DataFrame(rows).assign(undecided=False, folder="all")
     measured = measures.measure_data_sets(predictions, network.Decision())
     assert measured["auc_by_dataset"] == {"x": 1.0, "y": 0.5, "z": 0.0}
     assert measured["auc"] == measures.measure_videos(predictions, network.Decision())["auc"]
