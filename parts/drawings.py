@@ -46,7 +46,7 @@ def draw_scores(predictions: pd.DataFrame, decision: Decision) -> Figure:
         histogram.axvline(decision.threshold, color="0.3", linestyle="--", label="fake from")
         histogram.axvline(decision.real_below, color="0.3", linestyle=":", label="real below")
         histogram.set(title="scores by video", xlabel="p_fake", ylabel="videos")
-        histogram.legend(frameon=False, loc="upper center")  # most scores are near 0 or 1
+        histogram.legend(loc="upper center", framealpha=1, edgecolor="w")  # clear of the bars
         draw_calibration(part, decision, reliability)
     return figure
 
