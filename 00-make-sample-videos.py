@@ -26,8 +26,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -36,10 +34,10 @@ import cv2
 import numpy as np
 import pandas as pd
 import skimage.data
-import tyro
 from tqdm.contrib.concurrent import thread_map
 
-from parts.folders import write_whole
+from deepfake_detect import cli
+from deepfake_detect.files import write_whole
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -438,18 +436,5 @@ def print_set(table: pd.DataFrame, frames: int, kept: int, folder: Path) -> None
     print("They show that the pipeline works, and say nothing of its accuracy on real deepfakes.")
 
 
-# --- Machinery ------------------------------------------------------------------------------------
-
-
 if __name__ == "__main__":
-    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parent)}  # for workers
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
-        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    try:
-        tyro.cli(main)
-    except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+    cli.run(main)

@@ -30,9 +30,7 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -47,13 +45,14 @@ import imageio_ffmpeg
 import numpy as np
 import pandas as pd
 import pebble
-import tyro
 from tqdm import tqdm
 
-from parts import catalogue, folders
-from parts.folders import claim_folder, write_whole
-from parts.width_rule import WidthRule, resize_by_width
-from parts.workers import make_processes, open_pool, read_part, share_folder
+from deepfake_detect import cli
+from deepfake_detect import datasets as catalogue
+from deepfake_detect import files as folders
+from deepfake_detect.faces import WidthRule, resize_by_width
+from deepfake_detect.files import claim_folder, write_whole
+from deepfake_detect.pool import make_processes, open_pool, read_part, share_folder
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -609,19 +608,4 @@ def row_of(future: Future[dict], seconds_per_video: float | None) -> dict:
 
 
 if __name__ == "__main__":
-    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parent)}  # for workers
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
-        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    try:
-        tyro.cli(main)
-    except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
-    except filelock.Timeout as error:
-        folder = Path(error.lock_file).parent
-        sys.exit(
-            f"{Path(__file__).name}: {folder}: another run is writing to it; wait for its end."
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+    cli.run(main)

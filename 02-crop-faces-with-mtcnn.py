@@ -15,7 +15,7 @@ Next    03-prepare-fake-real-dataset.py
 
 The faces are those that MTCNN (Zhang et al., 2016) finds, as it comes in the mtcnn package. Its
 three networks get many frames at a time here, which is several times as fast: see
-parts/batched_mtcnn.py, and benchmarks/crop_faces.py, which compares the two.
+deepfake_detect/mtcnn.py, and benchmarks/crop_faces.py, which compares the two.
 
 Every core works in a process of its own; a GPU, if TensorFlow sees one, is fed by the threads of
 one process. A run that was stopped goes on where it was: a video is done again only if its frames
@@ -30,8 +30,6 @@ import math
 import os
 import re
 import shutil
-import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from functools import cache, partial
@@ -42,12 +40,13 @@ import filelock
 import numpy as np
 import pandas as pd
 import pebble
-import tyro
 from tqdm import tqdm
 
-from parts import face_detector, folders
-from parts.folders import claim_folder, write_whole
-from parts.workers import make_processes, open_pool, read_part, run_apart, share_folder
+from deepfake_detect import cli
+from deepfake_detect import faces as face_detector
+from deepfake_detect import files as folders
+from deepfake_detect.files import claim_folder, write_whole
+from deepfake_detect.pool import make_processes, open_pool, read_part, run_apart, share_folder
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -79,7 +78,7 @@ LIMITS = {  # from, to
     "workers": (1, math.inf),
 }
 GPU_THREADS = 4  # that feed one GPU
-LOADED = ["parts.batched_mtcnn", "mtcnn", "tensorflow", "pandas", "tyro"]  # see make_processes
+LOADED = ["deepfake_detect.mtcnn", "mtcnn", "tensorflow", "pandas", "tyro"]  # see make_processes
 FRAMES_A_TASK = {"reduced": 32, "full": 8}  # that a worker has in memory before it reports
 MORE_FRAMES = 4  # times as many on a cluster, whose scheduler hands out some 300 tasks a second
 SHOWN = 10  # videos, and skipped frames, that are named at the end
@@ -512,19 +511,4 @@ def start_in_processes(workers: int) -> pebble.ProcessPool:
 
 
 if __name__ == "__main__":
-    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parent)}  # for workers
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
-        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    try:
-        tyro.cli(main)
-    except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
-    except filelock.Timeout as error:
-        folder = Path(error.lock_file).parent
-        sys.exit(
-            f"{Path(__file__).name}: {folder}: another run is writing to it; wait for its end."
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+    cli.run(main)

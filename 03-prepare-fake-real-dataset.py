@@ -20,8 +20,6 @@ counted. The crops are hard links: one edited in place changes in faces/ too, un
 
 import os
 import shutil
-import signal
-import sys
 from collections import Counter, defaultdict
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -30,12 +28,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import splitfolders
-import tyro
 from scipy.sparse import block_array, coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from parts import folders
+from deepfake_detect import cli
+from deepfake_detect import files as folders
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -484,14 +482,4 @@ def write_file(source: Path, target: Path, files: str) -> None:
 
 
 if __name__ == "__main__":
-    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parent)}  # for workers
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
-        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    try:
-        tyro.cli(main)
-    except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+    cli.run(main)

@@ -31,9 +31,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
-import signal
 import sys
 import zipfile
 from collections.abc import Callable
@@ -41,7 +39,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import parts.quiet_keras  # noqa: F401 - first, before others load Keras  # isort: skip
+import deepfake_detect.keras_setup  # noqa: F401 - first, before others load Keras  # isort: skip
 import filelock
 import keras
 import numpy as np
@@ -50,13 +48,13 @@ import scipy.optimize
 import scipy.special
 import sklearn.metrics
 import tensorflow as tf
-import tyro
 from matplotlib.figure import Figure
 from sklearn.utils.class_weight import compute_sample_weight
 from tqdm.keras import TqdmCallback
 
-from parts.augmentation import change_alike, serve_crops
-from parts.crop_files import (
+from deepfake_detect import cli
+from deepfake_detect.augmentation import change_alike, serve_crops
+from deepfake_detect.crops import (
     CLASSES,
     average_by_video,
     count_crops,
@@ -66,18 +64,12 @@ from parts.crop_files import (
     open_cache,
     read_crop_rule,
 )
-from parts.folders import claim_folder, write_whole
-from parts.fused_adam import FusedAdam
-from parts.network import (
-    SMALLEST_P,
-    Decision,
-    build_model,
-    calibrate,
-    check_image_size,
-    find_start_weights,
-    predict_crops,
-    write_model,
-)
+from deepfake_detect.decision import SMALLEST_P, Decision, calibrate, check_image_size
+from deepfake_detect.files import claim_folder, write_whole
+from deepfake_detect.fused_adam import FusedAdam
+from deepfake_detect.model import build_model, find_start_weights
+from deepfake_detect.model_file import write_model
+from deepfake_detect.scoring import predict_crops
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -622,19 +614,4 @@ def write_picture(path: Path, draw: Callable[[], Figure]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parent)}  # for workers
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
-        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    try:
-        tyro.cli(main)
-    except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
-    except filelock.Timeout as error:
-        folder = Path(error.lock_file).parent
-        sys.exit(
-            f"{Path(__file__).name}: {folder}: another run is writing to it; wait for its end."
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+    cli.run(main)

@@ -22,9 +22,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 import platform
-import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,20 +32,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import parts.quiet_keras  # noqa: F401 - first, before others load Keras  # isort: skip
+import deepfake_detect.keras_setup  # noqa: F401 - first, before others load Keras  # isort: skip
 import cv2
 import filelock
 import jinja2
 import keras
 import numpy as np
 import pandas as pd
-import tyro
 from tqdm import tqdm
 
-from parts import augmentation, crop_files, drawings, measures
-from parts.crop_files import CLASSES
-from parts.folders import claim_folder, write_whole
-from parts.network import Decision, calibrate, load_model, predict_crops, read_decision, read_saved
+from deepfake_detect import augmentation, cli, measures
+from deepfake_detect import crops as crop_files
+from deepfake_detect import plots as drawings
+from deepfake_detect.crops import CLASSES
+from deepfake_detect.decision import Decision, calibrate
+from deepfake_detect.files import claim_folder, write_whole
+from deepfake_detect.model_file import load_model, read_decision, read_saved
+from deepfake_detect.scoring import predict_crops
 
 train_cnn = importlib.import_module("04-train-cnn")
 
@@ -402,19 +403,4 @@ def find_own_files(report_dir: Path) -> set[str]:
 
 
 if __name__ == "__main__":
-    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parent)}  # for workers
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
-        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    try:
-        tyro.cli(main)
-    except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
-    except filelock.Timeout as error:
-        folder = Path(error.lock_file).parent
-        sys.exit(
-            f"{Path(__file__).name}: {folder}: another run is writing to it; wait for its end."
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+    cli.run(main)

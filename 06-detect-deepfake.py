@@ -30,8 +30,6 @@ import importlib
 import itertools
 import json as to_json  # the option --json has its name
 import math
-import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,11 +48,18 @@ import tyro
 from tqdm import tqdm
 
 # Now, as what it loads changes the environment, which threads read later.
-import parts.batched_mtcnn  # noqa: F401
-from parts import crop_files, detection_report, face_detector, marked_video, media, network
-from parts.folders import write_whole
-from parts.media import spell, word_error
-from parts.width_rule import resize_by_width
+import deepfake_detect.mtcnn  # noqa: F401
+from deepfake_detect import cli, marked_video
+from deepfake_detect import crops as crop_files
+from deepfake_detect import faces as face_detector
+from deepfake_detect import inputs as media
+from deepfake_detect import report as detection_report
+from deepfake_detect.decision import Decision, calibrate
+from deepfake_detect.faces import resize_by_width
+from deepfake_detect.files import write_whole
+from deepfake_detect.inputs import spell, word_error
+from deepfake_detect.model_file import Scorer, read_scorer
+from deepfake_detect.scoring import predict_both_ways
 
 convert = importlib.import_module("01-convert-video-to-image")
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
@@ -177,15 +182,13 @@ def main(
     return results
 
 
-def load_scorer(path: Path | None, as_graph: bool = True) -> network.Scorer:
-    """Load a model, or None for the first that is there of MODELS; see network.read_scorer."""
+def load_scorer(path: Path | None, as_graph: bool = True) -> Scorer:
+    """Load a model, or None for the first that is there of MODELS; see read_scorer."""
     convert.confine_decoder()  # before a thread reads the environment
-    return network.read_scorer(path or next(filter(Path.is_file, MODELS), MODELS[0]), as_graph)
+    return read_scorer(path or next(filter(Path.is_file, MODELS), MODELS[0]), as_graph)
 
 
-def process_file(
-    source: Path, target: Path, scorer: network.Scorer, settings: SimpleNamespace
-) -> dict:
+def process_file(source: Path, target: Path, scorer: Scorer, settings: SimpleNamespace) -> dict:
     """Detect and write what is asked for, into files whose names begin with `target`.
 
     Whatever fails costs this file alone; then the result is just the file and the reason.
@@ -213,9 +216,7 @@ def process_file(
 # --- The faces and their scores -------------------------------------------------------------------
 
 
-def detect(
-    path: Path, scorer: network.Scorer, settings: SimpleNamespace
-) -> tuple[dict, pd.DataFrame]:
+def detect(path: Path, scorer: Scorer, settings: SimpleNamespace) -> tuple[dict, pd.DataFrame]:
     """Score the faces of a file, join them to tracks, and judge every track and the file.
 
     Returns:
@@ -254,7 +255,7 @@ def detect(
 
 
 def score_frames(
-    frames: Iterable[Sample], scorer: network.Scorer, settings: SimpleNamespace
+    frames: Iterable[Sample], scorer: Scorer, settings: SimpleNamespace
 ) -> tuple[int, tuple[int, int], pd.DataFrame, pd.DataFrame]:
     """Score every face of some frames, a few at a time: memory does not grow with their number.
 
@@ -284,16 +285,14 @@ def score_frames(
 
 
 def find_in_batches(
-    frames: Iterator[Sample], decision: network.Decision, at_once: int
+    frames: Iterator[Sample], decision: Decision, at_once: int
 ) -> Iterator[tuple[int, tuple[int, int], list[tuple[dict, np.ndarray]]]]:
     """Yield how many the next frames are, the size of the first, and the faces in all of them."""
     while some := list(itertools.islice(frames, at_once)):
         yield len(some), some[0][2].shape[1::-1], list(find_faces(some, decision))
 
 
-def find_faces(
-    frames: list[Sample], decision: network.Decision
-) -> Iterator[tuple[dict, np.ndarray]]:
+def find_faces(frames: list[Sample], decision: Decision) -> Iterator[tuple[dict, np.ndarray]]:
     """Yield each face of some frames: a row, and the crop that 01 and 02 would have saved, BGR.
 
     A row has frame, seconds, x, y, width and height (the detector's box in pixels of the file's own
@@ -318,16 +317,16 @@ def find_faces(
             yield row | {"look": crop_files.measure_look(within_box)}, crop
 
 
-def score_crops(crops: list[np.ndarray], scorer: network.Scorer) -> list[float]:
+def score_crops(crops: list[np.ndarray], scorer: Scorer) -> list[float]:
     """Score crops, RGB uint8 (size, size, 3): p_fake, calibrated, of each.
 
     Raises:
         ValueError: the model gives no number for one of them.
     """
-    p_real = network.predict_both_ways(scorer.predict, np.stack(crops))
+    p_real = predict_both_ways(scorer.predict, np.stack(crops))
     if not np.isfinite(p_real).all():
         raise ValueError("the model gives no number for a face in it: its file is damaged")
-    return network.calibrate(p_real, scorer.decision).tolist()
+    return calibrate(p_real, scorer.decision).tolist()
 
 
 # --- Tracks and verdicts --------------------------------------------------------------------------
@@ -376,7 +375,7 @@ def measure_overlap(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def judge_track(
-    faces: pd.DataFrame, picture: bool, decision: network.Decision, settings: SimpleNamespace
+    faces: pd.DataFrame, picture: bool, decision: Decision, settings: SimpleNamespace
 ) -> dict:
     """Judge a face by its scores through the file: verdict, p_fake, interval and what it rests on.
 
@@ -406,7 +405,7 @@ def judge_track(
     }
 
 
-def doubt_faces(faces: pd.DataFrame, decision: network.Decision) -> str:
+def doubt_faces(faces: pd.DataFrame, decision: Decision) -> str:
     """Say why the model does not know such faces, where most are smaller or softer than trained."""
     side, sharpness = faces["crop_side"], faces["sharpness"]
     for what, values, least in (
@@ -420,7 +419,7 @@ def doubt_faces(faces: pd.DataFrame, decision: network.Decision) -> str:
     return ""
 
 
-def decide(p_fake: float, low: float, high: float, decision: network.Decision) -> tuple[str, str]:
+def decide(p_fake: float, low: float, high: float, decision: Decision) -> tuple[str, str]:
     """Give the verdict of a score and its range, and the reason where that is none."""
     if low >= decision.threshold:
         return FAKE, ""
@@ -449,7 +448,7 @@ def write_outputs(
     result: dict,
     worst: pd.DataFrame,
     target: Path,
-    scorer: network.Scorer,
+    scorer: Scorer,
     settings: SimpleNamespace,
 ) -> Future:
     """Write everything about a file, the .json last; what else cannot be written becomes a note.
@@ -545,19 +544,4 @@ def check_settings(settings: SimpleNamespace) -> None:
 
 
 if __name__ == "__main__":
-    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parent)}  # for workers
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
-        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    try:
-        tyro.cli(main)
-    except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
-    except filelock.Timeout as error:
-        folder = Path(error.lock_file).parent
-        sys.exit(
-            f"{Path(__file__).name}: {folder}: another run is writing to it; wait for its end."
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+    cli.run(main)

@@ -21,22 +21,22 @@ agree with those of the Keras model.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import parts.quiet_keras  # noqa: F401 - first, before others load Keras  # isort: skip
+import deepfake_detect.keras_setup  # noqa: F401 - first, before others load Keras  # isort: skip
 import filelock
 import keras
 import numpy as np
-import tyro
 
-from parts import crop_files, export_formats, network
-from parts.export_formats import INPUT, OUTPUT, Scorer
-from parts.folders import claim_folder, write_whole
+from deepfake_detect import cli, export_formats
+from deepfake_detect import crops as crop_files
+from deepfake_detect.decision import Decision, calibrate
+from deepfake_detect.export_formats import INPUT, OUTPUT, Scorer
+from deepfake_detect.files import claim_folder, write_whole
+from deepfake_detect.model_file import load_model, read_decision
+from deepfake_detect.scoring import predict_both_ways
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -91,7 +91,7 @@ def main(
         if value < 1:
             raise ValueError(f"{option} is {value}; give 1 or more.")
     model = model or next(filter(Path.is_file, MODELS), MODELS[0])
-    loaded, decision = network.load_model(model), network.read_decision(model)
+    loaded, decision = load_model(model), read_decision(model)
     images = read_crops(crops_dir, crops, decision.image_size)
     if export_dir.is_dir():  # a refusal comes before the minute that converting takes
         claim_folder(export_dir, "--export-dir", Path(__file__).name)
@@ -172,29 +172,11 @@ def read_crops(crops_dir: Path, count: int, size: int) -> np.ndarray:
     return np.stack(images).astype(np.float32)
 
 
-def run_keras(model: keras.Model, decision: network.Decision) -> Scorer:
+def run_keras(model: keras.Model, decision: Decision) -> Scorer:
     """Score as 06 does: p_fake, float64 (n, 1)."""
-    predict = partial(network.predict_both_ways, model.predict_on_batch)
-    return lambda images: network.calibrate(predict(images), decision)[:, None]
-
-
-# --- Machinery ------------------------------------------------------------------------------------
+    predict = partial(predict_both_ways, model.predict_on_batch)
+    return lambda images: calibrate(predict(images), decision)[:, None]
 
 
 if __name__ == "__main__":
-    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parent)}  # for workers
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
-        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    try:
-        tyro.cli(main)
-    except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
-    except filelock.Timeout as error:
-        folder = Path(error.lock_file).parent
-        sys.exit(
-            f"{Path(__file__).name}: {folder}: another run is writing to it; wait for its end."
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+    cli.run(main)

@@ -27,8 +27,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
-import sys
 import tempfile
 import threading
 import time
@@ -41,7 +39,6 @@ from types import SimpleNamespace
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
 
 import gradio as gr
-import tyro
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -50,7 +47,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tqdm import tqdm
 
-from parts import catalogue, detection_report, marked_video, media, network
+from deepfake_detect import cli, marked_video
+from deepfake_detect import datasets as catalogue
+from deepfake_detect import inputs as media
+from deepfake_detect import report as detection_report
+from deepfake_detect.model_file import Scorer
 
 samples = importlib.import_module("00-make-sample-videos")
 detect = importlib.import_module("06-detect-deepfake")
@@ -149,7 +150,7 @@ def make_practice_videos(folder: Path) -> dict[str, Path]:
 
 
 def answer_file(
-    path: str, tab: str, scorer: network.Scorer, settings: SimpleNamespace, folder: Path
+    path: str, tab: str, scorer: Scorer, settings: SimpleNamespace, folder: Path
 ) -> str:
     """Score a file as 06 does, write what 06 writes, and give its report as HTML for the page.
 
@@ -317,14 +318,4 @@ def keep_clean(folder: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parent)}  # for workers
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
-        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    try:
-        tyro.cli(main)
-    except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: stopped; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+    cli.run(main)

@@ -23,7 +23,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-catalogue = importlib.import_module("parts.catalogue")
+catalogue = importlib.import_module("deepfake_detect.datasets")
 convert = importlib.import_module("01-convert-video-to-image")
 
 # --------------------------------------------------------------------------------------------------

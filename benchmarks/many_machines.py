@@ -29,7 +29,8 @@ from distributed import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-pools = importlib.import_module("parts.workers")
+clusters = importlib.import_module("deepfake_detect.cluster")
+pools = importlib.import_module("deepfake_detect.pool")
 
 # --------------------------------------------------------------------------------------------------
 VIDEOS = 136_074  # of the five data sets
@@ -42,7 +43,7 @@ MIB = 2**20
 
 
 def start_pool(workers: int) -> pebble.ThreadPool:
-    """The pool that this file has for `parts.workers`, to which it is a step like 01 and 02."""
+    """Return the pool of this file, which deepfake_detect.cluster runs like 01 and 02."""
     return pebble.ThreadPool(workers)
 
 
@@ -83,7 +84,7 @@ def measure_scheduler(folder: Path, videos: int, workers: int) -> float:
             task = f"import many_machines as m; m.host_workers({address!r}, {share})"
             command = [sys.executable, "-c", task]
             processes.append(subprocess.Popen(command, cwd=Path(__file__).parent))
-        pool = pools.Cluster(address, start_pool, run, Path(__file__))
+        pool = clusters.Cluster(address, start_pool, run, Path(__file__))
         pool.client.wait_for_workers(workers)
 
         # As the scripts do: so many at once, and a new one for each that is done.

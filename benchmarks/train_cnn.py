@@ -26,7 +26,10 @@ import pandas as pd  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tyro  # noqa: E402
 
-from parts import augmentation, crop_files, network  # noqa: E402
+from deepfake_detect import augmentation  # noqa: E402
+from deepfake_detect import crops as crop_files  # noqa: E402
+from deepfake_detect.decision import IMAGE_SIZE  # noqa: E402
+from deepfake_detect.model import build_model  # noqa: E402
 
 BATCH_SIZE = 32
 
@@ -91,12 +94,12 @@ def main(
     # As many reals as fakes: of each pair that script 04 serves one is a real crop.
     each = min(crops // 2, *table["label"].value_counts())
     table = table.groupby("label").sample(each, random_state=1).reset_index(drop=True)
-    model = network.build_model(None)
+    model = build_model(None)
     train_cnn.compile_model(model, settings, 10**6)
     train_cnn.hasten_first_step(model)
 
     with tempfile.TemporaryDirectory() as folder:
-        images = crop_files.open_cache(len(table), network.IMAGE_SIZE, Path(folder))
+        images = crop_files.open_cache(len(table), IMAGE_SIZE, Path(folder))
         start = time.perf_counter()
         table, _ = crop_files.decode_crops(table, split_dir, images)
         print(f"decoding, once: {len(table) / (time.perf_counter() - start):,.0f} crops/s")

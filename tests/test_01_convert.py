@@ -17,7 +17,8 @@ from faults import jpeg, write_avi
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parts import catalogue, width_rule
+from deepfake_detect import datasets as catalogue
+from deepfake_detect import faces as width_rule
 
 SCRIPT = "01-convert-video-to-image.py"
 convert = importlib.import_module("01-convert-video-to-image")

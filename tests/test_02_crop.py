@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from mtcnn import MTCNN
 from mtcnn.utils.images import build_scale_pyramid
 
-from parts import batched_mtcnn, face_detector
+from deepfake_detect import faces as face_detector
+from deepfake_detect import mtcnn as batched_mtcnn
 
 SCRIPT = "02-crop-faces-with-mtcnn.py"
 crop = importlib.import_module("02-crop-faces-with-mtcnn")

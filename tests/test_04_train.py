@@ -25,7 +25,20 @@ from crops import BROKEN, OPTIONS, Trained, small_split, trained, write_crop, wr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parts import augmentation, crop_files, network
+from deepfake_detect import augmentation
+from deepfake_detect import crops as crop_files
+from deepfake_detect import model as model_module
+from deepfake_detect.decision import Decision, calibrate
+from deepfake_detect.model import (
+    BATCH_NORM_MOMENTUM,
+    IMAGENET_FILE,
+    LITE0_WEIGHTS,
+    build_model,
+    find_start_weights,
+    sharpen,
+)
+from deepfake_detect.model_file import load_model, read_decision, read_saved
+from deepfake_detect.scoring import predict_crops
 
 train = importlib.import_module("04-train-cnn")
 
@@ -50,7 +63,7 @@ def test_it_writes_its_files_whole(trained: Trained) -> None:
 
 def test_the_model_s_file_says_what_main_returns(trained: Trained) -> None:
     training = trained.training
-    assert network.read_saved(trained.model_dir / "best_model.keras", "training.json") == {
+    assert read_saved(trained.model_dir / "best_model.keras", "training.json") == {
         name: value for name, value in training.items() if name != "decision"
     }
     assert training["counts"] == {
@@ -92,7 +105,7 @@ def score_val(trained: Trained, splits: tuple[str, ...] = ("val",)) -> pd.DataFr
     images = np.stack(
         [crop_files.read_crop(trained.split_dir / crop, 128) for crop in crops["crop"]]
     )
-    return network.predict_crops(trained.model, images, crops, 8)
+    return predict_crops(trained.model, images, crops, 8)
 
 
 def test_the_model_kept_is_that_of_the_best_epoch(trained: Trained) -> None:
@@ -164,11 +177,11 @@ def test_calibration_keeps_the_order_and_turns_round(
     temperature: float, shift: float, p: list[float]
 ) -> None:
     p_real = np.sort(np.float64(p))
-    p_fake = network.calibrate(p_real, network.Decision(temperature, shift))
+    p_fake = calibrate(p_real, Decision(temperature, shift))
     assert ((p_fake > 0) & (p_fake < 1)).all()
     assert (np.diff(p_fake) <= 0).all()
     np.testing.assert_allclose(
-        network.calibrate(p_real, network.Decision()),
+        calibrate(p_real, Decision()),
         np.clip(1 - p_real, 1e-7, 1 - 1e-7),
         rtol=1e-6,
     )
@@ -222,7 +235,7 @@ def test_the_model_is_the_one_described(trained: Trained) -> None:
     assert isinstance(base.layers[-1], keras.layers.GlobalMaxPooling2D)
     norms = [layer for layer in base.layers if isinstance(layer, keras.layers.BatchNormalization)]
     assert len(norms) == 49
-    assert {layer.momentum for layer in norms} == {network.BATCH_NORM_MOMENTUM}
+    assert {layer.momentum for layer in norms} == {BATCH_NORM_MOMENTUM}
 
 
 def test_the_normalisation_is_inside(trained: Trained) -> None:
@@ -254,15 +267,15 @@ def test_the_saved_model_says_the_same_in_a_new_process(trained: Trained, tmp_pa
 
 def test_the_decision_travels_with_the_model(trained: Trained, tmp_path: Path) -> None:
     path = trained.model_dir / "best_model.keras"
-    decision = network.read_decision(path)
+    decision = read_decision(path)
     assert decision._asdict() == trained.training["decision"]
     with zipfile.ZipFile(path) as archive:
         assert json.loads(archive.read("decision.json"))["positive_class"] == "fake"
     plain = tmp_path / "plain.keras"
     trained.model.save(plain)
     with pytest.raises(ValueError, match="it has no threshold saved with it"):
-        network.read_decision(plain)
-    network.load_model(plain)
+        read_decision(plain)
+    load_model(plain)
 
 
 def save_other(path: Path, size: int, outputs: int) -> None:
@@ -296,11 +309,11 @@ def test_a_model_of_another_kind_is_named(
         ran = keras.layers.Lambda(lambda x: x[:, :1, 0, 0])(inputs)
         keras.Model(inputs, ran).save(path)
     elif name == "uneven":
-        network.build_model(None, 100).save(path)
+        build_model(None, 100).save(path)
     elif name != "missing":
         save_other(path, *((256, 1) if name == "large" else (128, 2)))
     with pytest.raises((ValueError, OSError)) as raised:
-        network.load_model(path)
+        load_model(path)
     message = str(raised.value)
     assert message.startswith(f"{path}: {sentence}") and "\n" not in message
 
@@ -615,21 +628,21 @@ def test_the_face_that_is_blended_in_is_of_the_same_data_set_and_alike(
 def test_auto_says_loudly_that_it_starts_from_the_embedded_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(network, "IMAGENET_FILE", "not-there.h5")
+    monkeypatch.setattr(model_module, "IMAGENET_FILE", "not-there.h5")
     monkeypatch.setattr(efficientnet.weights, "IMAGENET_WEIGHTS_PATH", tmp_path.as_uri() + "/")
-    weights, name = network.find_start_weights("auto")
-    assert weights == network.LITE0_WEIGHTS
+    weights, name = find_start_weights("auto")
+    assert weights == LITE0_WEIGHTS
     assert name == "ImageNet weights of EfficientNet-Lite0"
     assert "NOTE: training starts from the embedded weights" in capsys.readouterr().err
     with pytest.raises(OSError, match="--start lite0"):
-        network.find_start_weights("imagenet")
+        find_start_weights("imagenet")
 
 
 def test_every_convolution_and_batch_norm_is_filled_from_lite0() -> None:
-    model = network.build_model(network.LITE0_WEIGHTS)
+    model = build_model(LITE0_WEIGHTS)
     base = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     filled = set()
-    with np.load(network.LITE0_WEIGHTS) as arrays:
+    with np.load(LITE0_WEIGHTS) as arrays:
         for layer in base.layers:
             for variable in layer.weights:
                 name = f"{layer.name}/{variable.name}"
@@ -645,8 +658,8 @@ def test_every_convolution_and_batch_norm_is_filled_from_lite0() -> None:
 
 
 def test_none_is_random_weights() -> None:
-    assert network.find_start_weights(None) == network.find_start_weights("None")
-    assert network.find_start_weights("none") == (None, "random weights")
+    assert find_start_weights(None) == find_start_weights("None")
+    assert find_start_weights("none") == (None, "random weights")
 
 
 def test_imagenet_that_cannot_be_had_ends_in_one_sentence(
@@ -655,7 +668,7 @@ def test_imagenet_that_cannot_be_had_ends_in_one_sentence(
     model_dir = tmp_path / "model"
     model_dir.mkdir()
     (model_dir / "best_model.keras").write_bytes(b"an old model")
-    half_a_file = tmp_path / "keras" / "models" / network.IMAGENET_FILE
+    half_a_file = tmp_path / "keras" / "models" / IMAGENET_FILE
     half_a_file.parent.mkdir(parents=True)
     half_a_file.write_bytes(b"half a download")
     closed = "http://127.0.0.1:9"
@@ -675,9 +688,9 @@ def test_a_weights_file_of_the_package_is_loaded(tmp_path: Path) -> None:
     base.save(tmp_path / "base.h5")  # HDF5 as the package's own
     base.save_weights(tmp_path / "base.weights.h5")
     for name in ("base.h5", "base.weights.h5"):
-        weights, started_from = network.find_start_weights(str(tmp_path / name))
+        weights, started_from = find_start_weights(str(tmp_path / name))
         assert started_from == str(tmp_path / name)
-        loaded = network.build_model(weights).layers[2].get_weights()
+        loaded = build_model(weights).layers[2].get_weights()
         assert all(map(np.array_equal, loaded, base.get_weights()))
 
 
@@ -696,7 +709,7 @@ def test_weights_that_do_not_fit_are_named(name: str, tmp_path: Path) -> None:
     else:
         path.write_text("no weights")
     with pytest.raises(ValueError, match="these are not the weights") as raised:
-        network.build_model(path)
+        build_model(path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -726,10 +739,10 @@ def test_training_on_without_a_test_split(
         counts = training["counts"][split]
         assert (counts["fake videos"], counts["real videos"]) == (3, 3)
     assert training["val_auc"] == 1
-    decision = network.read_decision(model_dir / "best_model.keras")
+    decision = read_decision(model_dir / "best_model.keras")
     assert (decision.margin, decision.square, decision.frames) == (0.1, True, "full")
     assert (decision.image_size, decision.sharpen_to) == (160, 60)
-    model = network.load_model(model_dir / "best_model.keras")
+    model = load_model(model_dir / "best_model.keras")
     assert model.input_shape == (None, 160, 160, 3)
     summary = capsys.readouterr().out
     assert "val             6 crops of 6 videos" in summary
@@ -744,9 +757,9 @@ def test_what_is_soft_is_sharpened_within_the_network_and_the_rest_is_left() -> 
     images = [cv2.GaussianBlur(sharp, (0, 0), blur) for blur in (0.1, 1.0, 1.8, 3.0)]
     before = [crop_files.measure_sharpness(image) for image in images]
     wanted = before[0] / 2
-    model = network.build_model(network.LITE0_WEIGHTS, 64, wanted)
-    sharpen = keras.Model(model.input, network.sharpen(model.input, wanted))
-    sharpened = sharpen(np.stack(images).astype(np.float32)).numpy()
+    model = build_model(LITE0_WEIGHTS, 64, wanted)
+    sharpening = keras.Model(model.input, sharpen(model.input, wanted))
+    sharpened = sharpening(np.stack(images).astype(np.float32)).numpy()
     assert np.array_equal(sharpened[0], images[0])
     for image, result, sharpness in zip(images[1:], sharpened[1:], before[1:], strict=True):
         grey = image @ np.array((0.299, 0.587, 0.114))  # which measure_sharpness rounds
@@ -758,7 +771,7 @@ def test_what_is_soft_is_sharpened_within_the_network_and_the_rest_is_left() -> 
         now = crop_files.measure_sharpness(result.round().astype(np.uint8))
         assert sharpness < now < 1.05 * wanted
     # The model judges by what is sharpened, as a model without judges what was sharpened before.
-    plain = network.build_model(None, 64)
+    plain = build_model(None, 64)
     plain.set_weights(model.get_weights())
     batch = np.stack(images).astype(np.float32)
     np.testing.assert_allclose(model(batch), plain(sharpened), atol=1e-6)
@@ -819,7 +832,7 @@ def test_patience_counts_from_the_best_epoch_across_a_stop(
     """A training whose patience was used up before it was stopped does not train on."""
     crops = crop_files.find_crops(small_split, ("train", "val"))
     images = np.zeros((len(crops), 128, 128, 3), np.uint8)
-    model = network.build_model(None)
+    model = build_model(None)
     settings = dict(epochs=9, patience=2, batch_size=4, learning_rate=1e-4, seed=1)
     settings |= dict(warm_up_steps=0, decay="constant", devices=None)
     train.compile_model(model, settings, steps=9)

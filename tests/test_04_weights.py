@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT, assert_stops, run_script
 from crops import Trained, train, trained  # noqa: F401  the fixture
 
-from parts import network
+from deepfake_detect.model import build_model
+from deepfake_detect.model_file import load_model, read_decision, read_saved, write_model
 
 DISTIL, AVERAGE = "weights/distil-detector.py", "weights/average-models.py"
 MAKE, DETECTOR = "weights/make-detector.py", ROOT / "weights" / "deepfake-detector.keras"
@@ -27,10 +28,10 @@ def test_half_the_size_gives_the_same_scores(trained: Trained, tmp_path: Path) -
     # A model of so few steps is far from sure of noise, and moves by more than a trained one.
     make_detector.main(model, half, largest_difference=0.2)
     assert half.stat().st_size < 0.55 * model.stat().st_size
-    assert network.read_decision(half) == network.read_decision(model)
-    assert network.read_saved(half, "training.json") == network.read_saved(model, "training.json")
+    assert read_decision(half) == read_decision(model)
+    assert read_saved(half, "training.json") == read_saved(model, "training.json")
     crops = np.random.default_rng(1).integers(0, 256, (8, 128, 128, 3)).astype(np.float32)
-    whole, halved = (network.load_model(path)(crops, training=False) for path in (model, half))
+    whole, halved = (load_model(path)(crops, training=False) for path in (model, half))
     assert 0 < np.abs(whole - halved).max() < 0.2
 
 
@@ -41,27 +42,25 @@ def test_the_average_of_two_models_lies_between_them(
     """It may see larger images than both, and sharpen what is soft."""
     model, other = trained.model_dir / "best_model.keras", tmp_path / "other.keras"
     weights = trained.model.get_weights()
-    moved = network.build_model(None)
+    moved = build_model(None)
     moved.set_weights([array + 0.5 for array in weights])
-    network.write_model(moved, network.read_decision(model), other)
+    write_model(moved, read_decision(model), other)
     average_models.main(trained.split_dir, [model, model], tmp_path / "averaged.keras")
     for second, shift, size in ((model, 0.0, 128), (other, 0.25, 160)):
         if second == other:
             models = model, second, "--image-size", size, "--sharpen-to", 60
             result = run_script(AVERAGE, trained.split_dir, *models, cwd=tmp_path)
             assert result.returncode == 0, result.stderr
-        average = network.load_model(tmp_path / "averaged.keras")
+        average = load_model(tmp_path / "averaged.keras")
         assert average.input_shape == (None, size, size, 3)
-        decision = network.read_decision(tmp_path / "averaged.keras")
+        decision = read_decision(tmp_path / "averaged.keras")
         assert (decision.image_size, decision.sharpen_to) == (size, 60 if second == other else 0)
         for one, array in zip(average.get_weights(), weights, strict=True):
             assert np.allclose(one, array + shift, atol=1e-6)
-        assert network.read_saved(tmp_path / "averaged.keras", "training.json")["averaged"] == 2
+        assert read_saved(tmp_path / "averaged.keras", "training.json")["averaged"] == 2
         if second == model:
-            decision = network.read_decision(tmp_path / "averaged.keras")
-            assert decision.threshold == pytest.approx(
-                network.read_decision(model).threshold, abs=1e-3
-            )
+            decision = read_decision(tmp_path / "averaged.keras")
+            assert decision.threshold == pytest.approx(read_decision(model).threshold, abs=1e-3)
 
 
 def test_the_taught_model_is_one_of_04_with_other_weights(
@@ -89,12 +88,12 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
         assert result.returncode == 0, result.stderr
         told = [line.split()[0] for line in result.stdout.splitlines()[:-1]]
         assert told == ["left", "left", *["teacher"] * teachers, "student", "student"]
-        weights = network.load_model(student).get_weights()
-        pairs = zip(weights, network.load_model(start).get_weights(), strict=True)
+        weights = load_model(student).get_weights()
+        pairs = zip(weights, load_model(start).get_weights(), strict=True)
         assert all((one != other).any() for one, other in pairs if one.ndim > 1)
-        decision = network.read_decision(start)._replace(**other)
-        assert network.read_decision(student) == decision
-        told = network.read_saved(student, "training.json")
+        decision = read_decision(start)._replace(**other)
+        assert read_decision(student) == decision
+        told = read_saved(student, "training.json")
         assert told["started_from"] == f"best_model.keras, taught by {named}"
     (tmp_path / "text.pt").write_text("no teacher")
     assert_stops(
@@ -105,15 +104,15 @@ def test_the_taught_model_is_one_of_04_with_other_weights(
         run_script(*command[:3], "distilled/teacher.pt", cwd=tmp_path),
         "teacher.pt: it has no threshold saved with it, so it is not a model",
     )
-    assert told["counts"] == network.read_saved(start, "training.json")["counts"]
+    assert told["counts"] == read_saved(start, "training.json")["counts"]
     assert (told["settings"]["learning_rate"], told["settings"]["noisy"]) == (8e-4, [0.3, 12.5])
     assert (told["settings"]["image_size"], told["settings"]["sharpen_to"]) == (160, 60)
 
     # Its calibration and thresholds are fitted as those of an average of one.
     average = run_script(AVERAGE, trained.split_dir, student, cwd=tmp_path)
     assert average.returncode == 0, average.stderr
-    assert network.read_saved(tmp_path / "averaged.keras", "training.json") == told | {
-        "val_auc": network.read_saved(tmp_path / "averaged.keras", "training.json")["val_auc"]
+    assert read_saved(tmp_path / "averaged.keras", "training.json") == told | {
+        "val_auc": read_saved(tmp_path / "averaged.keras", "training.json")["val_auc"]
     }
 
 
@@ -129,10 +128,10 @@ def test_pytorch_judges_crops_as_keras_does(tmp_path: Path) -> None:
             p_real = student(torch.from_numpy(crops.transpose(0, 3, 1, 2))).sigmoid().numpy()
         again = tmp_path / "again.keras"
         distil.write_student(student, DETECTOR, again, {})
-        model = network.load_model(again)
-        assert network.read_decision(again).sharpen_to == sharpen_to
+        model = load_model(again)
+        assert read_decision(again).sharpen_to == sharpen_to
         assert np.abs(p_real - model.predict(crops)[:, 0]).max() < 1e-4
-        weights = zip(network.load_model(DETECTOR).get_weights(), model.get_weights(), strict=True)
+        weights = zip(load_model(DETECTOR).get_weights(), model.get_weights(), strict=True)
         assert all((one == other).all() for one, other in weights)
 
 
@@ -196,7 +195,7 @@ def test_what_is_no_model_stops_with_a_sentence(tmp_path: Path) -> None:
 def test_the_project_has_a_detector_of_04_that_says_what_it_is() -> None:
     """Under 12 MB, loaded as any model, with its crop rule, and with a card beside it."""
     assert DETECTOR.stat().st_size < 12e6
-    model, decision = network.load_model(DETECTOR), network.read_decision(DETECTOR)
+    model, decision = load_model(DETECTOR), read_decision(DETECTOR)
     assert (decision.margin, decision.square, decision.frames) == (0.0, True, "full")
     assert decision.smallest_face == 32 and 0 < decision.threshold < 1
     grey = np.full((1, *model.input_shape[1:]), 128, np.float32)

@@ -17,7 +17,13 @@ from crops import Trained, small_split, trained, write_split
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parts import crop_files, drawings, measures, network
+from deepfake_detect import crops as crop_files
+from deepfake_detect import measures
+from deepfake_detect import plots as drawings
+from deepfake_detect.decision import Decision, calibrate
+from deepfake_detect.model import build_model
+from deepfake_detect.model_file import load_model, read_decision, write_model
+from deepfake_detect.scoring import predict_both_ways
 
 train = importlib.import_module("04-train-cnn")
 evaluate = importlib.import_module("05-evaluate-model")
@@ -132,8 +138,8 @@ def test_predictions_hold_every_crop_once(report: Report, trained: Trained) -> N
     }
     assert all((Path(row.folder) / row.crop).is_file() for row in table.itertuples())
     assert table["p_real"].between(0, 1).all()
-    decision = network.Decision(**trained.training["decision"])
-    np.testing.assert_allclose(table["p_fake"], network.calibrate(table["p_real"], decision))
+    decision = Decision(**trained.training["decision"])
+    np.testing.assert_allclose(table["p_fake"], calibrate(table["p_real"], decision))
 
 
 def test_the_model_tells_people_that_it_never_saw(report: Report) -> None:
@@ -169,7 +175,7 @@ def test_a_model_sees_crops_of_its_own_size(trained: Trained, tmp_path: Path) ->
     """Unchanged, and changed."""
     model, split_dir = tmp_path / "small.keras", tmp_path / "split"
     start = trained.model_dir / "best_model.keras"
-    network.write_model(network.build_model(start, 64), network.read_decision(start), model)
+    write_model(build_model(start, 64), read_decision(start), model)
     write_split(split_dir, {"val": 1}, crops=2)
     changes = dict(jpeg_qualities=(), sizes=(0.5,), blurs=(), noises=(), brightnesses=())
     metrics = evaluate.main(model, (split_dir,), tmp_path / "report", sweep=True, **changes)
@@ -177,7 +183,7 @@ def test_a_model_sees_crops_of_its_own_size(trained: Trained, tmp_path: Path) ->
     assert [row["value"] for row in metrics["robustness"] if row["change"] == "size"] == [1, 0.5]
     crops = crop_files.find_crops(split_dir, ("val",))
     images = np.stack([crop_files.read_crop(split_dir / crop, 64) for crop in crops["crop"]])
-    p_real = network.predict_both_ways(network.load_model(model).predict_on_batch, images)
+    p_real = predict_both_ways(load_model(model).predict_on_batch, images)
     predictions = pd.read_csv(tmp_path / "report" / "predictions.csv")
     np.testing.assert_allclose(predictions["p_real"], p_real, atol=1e-5)
     assert "RGB images of 64 x 64 x 3" in (tmp_path / "report" / "README.md").read_text()
@@ -217,7 +223,7 @@ def test_a_video_has_the_mean_of_its_crops() -> None:
     # By crop: of 2 fakes x 4 reals, 0.1 and 0.5 lie below 3 of the reals each, 0.0 below both. A
     # p_fake of 0.5 is called fake. By video: 0.45 is a real called fake.
     predictions["undecided"] = False
-    decision = network.Decision()
+    decision = Decision()
     found = measures.measure_folder(predictions, decision)
     assert found["by_crop"]["auc"] == pytest.approx(6 / 8)
     assert found["by_crop"]["accuracy"] == pytest.approx(5 / 6)
@@ -227,7 +233,7 @@ def test_a_video_has_the_mean_of_its_crops() -> None:
         {"fake_as_fake": 1, "fake_as_real": 0, "fake_as_undecided": 0}
         | {"real_as_fake": 1, "real_as_real": 1, "real_as_undecided": 0}
     )
-    between = measures.measure_folder(predictions, network.Decision(threshold=0.6, real_below=0.4))
+    between = measures.measure_folder(predictions, Decision(threshold=0.6, real_below=0.4))
     assert between["confusion"] == (
         {"fake_as_fake": 1, "fake_as_real": 0, "fake_as_undecided": 0}
         | {"real_as_fake": 0, "real_as_real": 1, "real_as_undecided": 1}
@@ -244,7 +250,7 @@ def test_measures_are_what_their_definitions_say(draws: list[tuple[bool, int]]) 
     draws = [(True, 3), (False, 3), *draws]
     is_fake = np.array([fake for fake, _ in draws])
     p_fake = np.array([level / 20 for _, level in draws]).clip(1e-7, 1 - 1e-7)
-    decision = network.Decision(threshold=0.6, real_below=0.3)
+    decision = Decision(threshold=0.6, real_below=0.3)
     values = measures.measure(make_table(is_fake, p_fake), decision)
     pairs = [
         (fake > real) + (fake == real) / 2 for fake in p_fake[is_fake] for real in p_fake[~is_fake]
@@ -275,8 +281,8 @@ def test_the_calibration_error_falls_where_the_calibration_is_right(too_sure_by:
     logits = rng.normal(0, 1.5, 20_000)
     is_fake = rng.random(20_000) < scipy.special.expit(logits)
     p_real = scipy.special.expit(-too_sure_by * logits)
-    decision = network.Decision(temperature=too_sure_by)
-    assert measures.measure_calibration(is_fake, network.calibrate(p_real, decision)) < 0.015
+    decision = Decision(temperature=too_sure_by)
+    assert measures.measure_calibration(is_fake, calibrate(p_real, decision)) < 0.015
     if too_sure_by == 2.5:
         assert measures.measure_calibration(is_fake, 1 - p_real) > 0.1
 
@@ -305,7 +311,7 @@ def test_intervals_rest_on_videos_and_not_on_crops() -> None:
     alone = [(label, f"{video}-{i}", p) for label, video, p in videos for i in range(4)]
     width = {}
     for name, table in {"once": once, "often": often, "alone": make_predictions(alone)}.items():
-        values = measures.measure_with_intervals(table, network.Decision(), 400, 10, 1)
+        values = measures.measure_with_intervals(table, Decision(), 400, 10, 1)
         for measure in ("auc", "reals_called_fake", "fakes_found"):
             low, high = values[f"{measure}_95"]
             assert low < values[measure] < high
@@ -314,7 +320,7 @@ def test_intervals_rest_on_videos_and_not_on_crops() -> None:
     assert width["often"] == pytest.approx(width["once"])
     assert width["alone"] < 0.7 * width["once"]
     few = once.groupby("label").head(9)
-    assert measures.measure_with_intervals(few, network.Decision(), 9, 10, 1)["auc_95"] is None
+    assert measures.measure_with_intervals(few, Decision(), 9, 10, 1)["auc_95"] is None
     # Hanley and McNeil (1982): the standard error of this AUC, times 3.92.
     auc = sklearn.metrics.roc_auc_score(once["label"] == "fake", once["p_fake"])
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
@@ -345,7 +351,7 @@ def test_a_mistake_is_a_crop_called_wrong_and_none_that_is_undecided(small_split
     crops = crop_files.find_crops(small_split, ("test",))
     crops = crops.assign(folder=str(small_split), video_id=list("abcd"), undecided=False)
     assert list(crops["label"]) == ["fake", "fake", "real", "real"]
-    decision = network.Decision(threshold=0.7, real_below=0.3)
+    decision = Decision(threshold=0.7, real_below=0.3)
 
     def name_mistakes(*p_fake: float, undecided: bool = False) -> list[str]:
         table = crops.assign(p_fake=p_fake, undecided=undecided)
@@ -396,9 +402,9 @@ def test_each_data_set_of_a_folder_has_its_own_auc() -> None:
         for number, p_fake in enumerate(of)
     ]
     predictions = pd.DataFrame(rows).assign(undecided=False, folder="all")
-    measured = measures.measure_data_sets(predictions, network.Decision())
+    measured = measures.measure_data_sets(predictions, Decision())
     assert measured["auc_by_dataset"] == {"x": 1.0, "y": 0.5, "z": 0.0}
-    assert measured["auc"] == measures.measure_videos(predictions, network.Decision())["auc"]
+    assert measured["auc"] == measures.measure_videos(predictions, Decision())["auc"]
 
 
 def test_each_change_does_what_it_says() -> None:
@@ -426,10 +432,10 @@ def test_small_and_soft_crops_are_undecided(trained: Trained) -> None:
     images = np.empty((len(crops), 128, 128, 3), np.uint8)
     crops, _ = crop_files.decode_crops(crops, trained.split_dir, images)
     middle = crops["side"].median()
-    strict = network.Decision(smallest_face=int(middle), least_sharpness=0.0)
+    strict = Decision(smallest_face=int(middle), least_sharpness=0.0)
     scored = evaluate.score_folder(trained.model, images, crops, strict, 8)
     assert (scored["undecided"] == (crops["side"] < int(middle))).all()
-    strict = network.Decision(least_sharpness=crops["sharpness"].median())
+    strict = Decision(least_sharpness=crops["sharpness"].median())
     scored = evaluate.score_folder(trained.model, images, crops, strict, 8)
     assert scored["undecided"].sum() == 6
 

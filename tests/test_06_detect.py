@@ -20,7 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_02_crop import make_frame
 
-from parts import crop_files, detection_report, media, network
+from deepfake_detect import crops as crop_files
+from deepfake_detect import inputs as media
+from deepfake_detect import report as detection_report
+from deepfake_detect.decision import Decision
+from deepfake_detect.model import LITE0_WEIGHTS, build_model
+from deepfake_detect.model_file import load_model, read_decision, write_model
 
 convert = importlib.import_module("01-convert-video-to-image")
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
@@ -68,9 +73,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model as 04 writes it: from the embedded weights, its top untrained."""
     path = tmp_path_factory.mktemp("model") / "best_model.keras"
     train_cnn.keras.utils.set_random_seed(1)
-    built = network.build_model(network.LITE0_WEIGHTS)
-    decision = network.Decision(temperature=1.5, threshold=0.3, real_below=0.2)
-    network.write_model(built, decision, path)
+    built = build_model(LITE0_WEIGHTS)
+    decision = Decision(temperature=1.5, threshold=0.3, real_below=0.2)
+    write_model(built, decision, path)
     return path
 
 
@@ -114,7 +119,7 @@ def test_a_frame_gives_the_crops_that_01_and_02_save(
     crop_faces.main(tmp_path / "frames", tmp_path / "faces", square=square, workers=1)
     rule = json.loads((tmp_path / "faces" / "crop-rule.json").read_text(encoding="utf-8"))
     assert (rule["frames"], rule["square"]) == (frames, square)
-    decision = network.Decision(**{name: rule[name] for name in ("frames", "margin", "square")})
+    decision = Decision(**{name: rule[name] for name in ("frames", "margin", "square")})
     saved = pd.read_csv(tmp_path / "faces" / "faces.csv")
     found = list(detect.find_faces(sample(videos / "two.mp4", 1000), decision))
     assert len(found) == len(saved) == 8
@@ -134,8 +139,8 @@ def test_a_frame_gives_the_crops_that_01_and_02_save(
 def test_the_scores_are_the_model_s_calibrated(size: int, model: Path, tmp_path: Path) -> None:
     """Whatever the size of its images."""
     if size != 128:
-        built, decision = network.build_model(model, size), network.read_decision(model)
-        network.write_model(built, decision, model := tmp_path / "other.keras")
+        built, decision = build_model(model, size), read_decision(model)
+        write_model(built, decision, model := tmp_path / "other.keras")
     loaded = detect.load_scorer(model)
     (row, crop), *_ = detect.find_faces([(0, 0.0, make_frame((200, 60, 1.0)))], loaded.decision)
     prepared = crop_files.prepare_crop(crop, size)
@@ -233,7 +238,7 @@ def judge(
 ) -> dict:
     faces = make_faces([(5 * number, 0) for number in range(len(scores))])
     limits = {"real_below": threshold} | (limits or {})
-    decision = network.Decision(threshold=threshold, **limits)
+    decision = Decision(threshold=threshold, **limits)
     faces = faces.assign(p_fake=scores, **columns)
     return detect.judge_track(faces, picture, decision, SETTINGS)
 
@@ -422,7 +427,7 @@ def test_the_marked_picture_is_the_picture_but_for_its_boxes(detections: Path) -
 
 def test_the_explanation_adds_up_to_the_score() -> None:
     """Without the biases of the top, what the places add is the logit of p_fake itself."""
-    loaded = network.build_model(network.LITE0_WEIGHTS, 96, 60)
+    loaded = build_model(LITE0_WEIGHTS, 96, 60)
     crops = np.random.default_rng(0).integers(60, 200, (3, 8, 8, 3)).astype(np.uint8)
     crops = np.stack([cv2.resize(crop, (96, 96)) for crop in crops])  # the network sharpens them
     added, logit = detection_report.attribute_score(crops, loaded)
@@ -484,7 +489,7 @@ def test_a_model_of_another_kind_is_named(
 
 def test_a_model_without_its_threshold_is_named(model: Path, inputs: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain.keras"
-    network.load_model(model).save(plain)
+    load_model(model).save(plain)
     with pytest.raises(ValueError, match="it has no threshold saved with it"):
         detect.main([inputs], model=plain, detections_dir=tmp_path / "out")
 

@@ -13,7 +13,9 @@ import scipy.special
 import tensorflow as tf
 from conftest import assert_stops, run_script
 
-from parts import network
+from deepfake_detect.decision import Decision, calibrate
+from deepfake_detect.model import LITE0_WEIGHTS, build_model
+from deepfake_detect.model_file import load_model, write_model
 
 train_cnn = importlib.import_module("04-train-cnn")
 export = importlib.import_module("07-export-model")
@@ -26,9 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model as 04 writes it, its top untrained, crops, and what 07 makes of them."""
     folder = tmp_path_factory.mktemp("export")
     train_cnn.keras.utils.set_random_seed(1)
-    built = network.build_model(network.LITE0_WEIGHTS, 64, 60)
-    decision = network.Decision(1.5, -0.4, 0.3, 0.3, sharpen_to=60)
-    network.write_model(built, decision, folder / "model.keras")
+    built = build_model(LITE0_WEIGHTS, 64, 60)
+    decision = Decision(1.5, -0.4, 0.3, 0.3, sharpen_to=60)
+    write_model(built, decision, folder / "model.keras")
     rng = np.random.default_rng(1)
     for number in range(12):
         coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
@@ -46,11 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def truth(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """The crops, and their p_fake as 06 has it."""
     images = export.read_crops(folder / "crops", 99, 64)
-    model = network.load_model(folder / "model.keras")
+    model = load_model(folder / "model.keras")
     p_real = model.predict_on_batch(np.concatenate((images, images[:, :, ::-1])))[:, 0]
     logit = scipy.special.logit(p_real.astype(np.float64)).reshape(2, -1).mean(axis=0)
     p_real = scipy.special.expit(logit)[:, None]  # of a crop and its mirror image
-    return images, network.calibrate(p_real, network.Decision(1.5, -0.4))
+    return images, calibrate(p_real, Decision(1.5, -0.4))
 
 
 def test_broken_crops_are_passed_over_and_few_are_taken_evenly(folder: Path) -> None:

@@ -21,7 +21,9 @@ import pytest
 from conftest import ROOT
 from playwright.sync_api import Browser, Page, Request, Route, sync_playwright
 
-from parts import network
+from deepfake_detect.decision import Decision
+from deepfake_detect.model import LITE0_WEIGHTS, build_model
+from deepfake_detect.model_file import write_model
 
 train_cnn = importlib.import_module("04-train-cnn")
 samples = importlib.import_module("00-make-sample-videos")
@@ -48,10 +50,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The page of a model with an untrained top, whose uploads may have 1 MB."""
     home = tmp_path_factory.mktemp("page")
     train_cnn.keras.utils.set_random_seed(1)
-    built = network.build_model(network.LITE0_WEIGHTS)
-    network.write_model(
-        built, network.Decision(temperature=1.0, threshold=0.5), home / "model.keras"
-    )
+    built = build_model(LITE0_WEIGHTS)
+    write_model(built, Decision(temperature=1.0, threshold=0.5), home / "model.keras")
     (home / "secret.txt").write_text(SECRET)
     (home / "secret.mp4").write_text(SECRET)
     (home / "tmp").mkdir()

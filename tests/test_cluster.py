@@ -27,7 +27,7 @@ from faults import (
 from test_faults_01 import finished_folders
 from test_faults_02 import write_frames
 
-from parts import workers
+from deepfake_detect import cluster, pool
 
 pytest.importorskip("distributed", reason="Dask is an extra: requirements-cluster.txt")
 pytest.importorskip("fcntl", reason="signals and shared locks are not for Windows")
@@ -221,17 +221,17 @@ def test_another_text_of_the_step_or_of_a_part_is_another_version(
 ) -> None:
     step, part = tmp_path / "step.py", tmp_path / "parts" / "part.py"
     part.parent.mkdir()
-    monkeypatch.setattr(workers, "__file__", str(part))
+    monkeypatch.setattr(cluster, "__file__", str(part))
     versions = []
     for texts in (("a", "b"), ("a", "b"), ("a", "c"), ("b", "c")):
         for path, text in zip((step, part), texts, strict=True):
             path.write_text(text)
-        workers.find_digest.cache_clear()
-        versions.append(workers.find_version(step))
+        cluster.find_digest.cache_clear()
+        versions.append(cluster.find_version(step))
     part.write_text("loaded already: this comes too late")
     assert versions[0] == versions[1] and len(set(versions)) == 3
-    assert workers.find_version(step) == versions[-1]
-    workers.find_digest.cache_clear()
+    assert cluster.find_version(step) == versions[-1]
+    cluster.find_digest.cache_clear()
 
 
 def test_the_scheduler_is_killed(machines: Machines, long_videos: Path) -> None:
@@ -287,4 +287,4 @@ def test_parts_of_the_faces(few_frames: Path) -> None:
 @pytest.mark.parametrize("part", ["0/2", "3/2", "half", "1/0", "-1/2"])
 def test_a_part_that_is_none(few_videos: Path, part: str) -> None:
     with pytest.raises(ValueError, match=r"--part is .*give one such as 3/10"):
-        workers.read_part(part)
+        pool.read_part(part)

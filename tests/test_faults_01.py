@@ -32,7 +32,7 @@ from faults import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parts import catalogue
+from deepfake_detect import datasets as catalogue
 
 resource = pytest.importorskip("resource", reason="signals and limits are not for Windows")
 SCRIPT = "01-convert-video-to-image.py"
@@ -113,7 +113,7 @@ def test_ctrl_c(long_video: Path, moment: str) -> None:
         assert run.wait() == 130
         wait_for_end_of_all(run)
     said = (long_video / "said").read_text()
-    assert said.endswith(f"{SCRIPT}: stopped; the same command goes on.\n")
+    assert said.endswith(f"{SCRIPT}: stopped; run the same command to continue.\n")
     assert "Traceback" not in said and "Error" not in said and "leaked" not in said
     assert not (frames / ".unfinished").exists()
     if moment == "converting":
@@ -135,7 +135,7 @@ def test_ctrl_c_while_a_process_is_half_begun(long_video: Path) -> None:
     )
     result = run_script_after(half_begun, SCRIPT, cwd=long_video)
     assert result.returncode == 130
-    assert result.stderr.endswith(f"{SCRIPT}: stopped; the same command goes on.\n")
+    assert result.stderr.endswith(f"{SCRIPT}: stopped; run the same command to continue.\n")
     assert "Traceback" not in result.stderr and "Error" not in result.stderr
     assert not (long_video / "frames/.unfinished").exists()
 
@@ -169,7 +169,7 @@ def test_other_ends_of_a_run_are_as_ctrl_c(long_video: Path, name: str) -> None:
         assert run.wait() == 130
         wait_for_end_of_all(run)
     said = (long_video / "said").read_text()
-    assert said.endswith(f"{SCRIPT}: stopped; the same command goes on.\n")
+    assert said.endswith(f"{SCRIPT}: stopped; run the same command to continue.\n")
     assert "Traceback" not in said
     assert not (long_video / "frames/.unfinished").exists()
 

@@ -113,7 +113,7 @@ def test_a_crash_of_a_worker_costs_its_video_only(tmp_path: Path) -> None:
 def test_workers_that_cannot_begin_end_the_run(tmp_path: Path) -> None:
     """They end as soon as they are there, as when the memory is full."""
     frames = write_frames(tmp_path / "frames", videos=1, frames=2)
-    dying = "import os, parts.face_detector as detector; detector.share_cores = os._exit"
+    dying = "import os, deepfake_detect.faces as detector; detector.share_cores = os._exit"
     result = run_script_after(dying, SCRIPT, "--frames-dir", frames, cwd=tmp_path)
     assert_stops(result, "faces", "the processes that do the work ended", "the same command goes")
     assert not (tmp_path / "faces/.unfinished").exists()
@@ -132,7 +132,7 @@ def test_ctrl_c_and_its_like_end_it_and_all_of_its_processes(name: str, tmp_path
         assert run.wait() == 130
         faults.wait_for_end_of_all(run)
     said = (tmp_path / "said").read_text()
-    assert said.rstrip().endswith(f"{SCRIPT}: stopped; the same command goes on.")
+    assert said.rstrip().endswith(f"{SCRIPT}: stopped; run the same command to continue.")
     assert "Traceback" not in said
     assert not (faces / ".unfinished").exists()
 

@@ -416,7 +416,7 @@ def test_a_signal_ends_it_with_a_sentence_and_the_old_folders(name: str, tmp_pat
     signal.signal(number, before)
     assert code == 130
     assert (folder / "said").read_text().splitlines()[-1] == (
-        f"{SCRIPT}: stopped; the same command goes on."
+        f"{SCRIPT}: stopped; run the same command to continue."
     )
     found = read(folder)
     assert found == old

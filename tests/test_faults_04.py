@@ -18,7 +18,16 @@ import pytest
 from crops import Trained, small_split, trained
 from faults import read_tree, running, wait_for
 
-from parts import crop_files, network
+from deepfake_detect import crops as crop_files
+from deepfake_detect.decision import Decision
+from deepfake_detect.model import build_model
+from deepfake_detect.model_file import (
+    LARGEST_MODEL,
+    load_model,
+    read_decision,
+    read_saved,
+    write_model,
+)
 
 train = importlib.import_module("04-train-cnn")
 
@@ -144,7 +153,7 @@ def test_a_wrong_decision_is_named(decision: str, trained: Trained, tmp_path: Pa
     changes = {"decision.json": decision.encode()}
     path = rewrite(trained.model_dir / "best_model.keras", tmp_path / "m.keras", changes)
     with pytest.raises(ValueError, match="it has no threshold saved with it"):
-        network.read_decision(path)
+        read_decision(path)
 
 
 def test_an_older_decision_gets_the_defaults(
@@ -152,9 +161,7 @@ def test_an_older_decision_gets_the_defaults(
 ) -> None:
     changes = {"decision.json": b'{"temperature": 2.0, "threshold": 0.7}'}
     path = rewrite(trained.model_dir / "best_model.keras", tmp_path / "m.keras", changes)
-    assert network.read_decision(path) == network.Decision(
-        temperature=2.0, threshold=0.7, real_below=0.7
-    )
+    assert read_decision(path) == Decision(temperature=2.0, threshold=0.7, real_below=0.7)
     assert f"NOTE: {path}: an older model, without a crop rule" in capsys.readouterr().err
 
 
@@ -165,17 +172,17 @@ def test_a_model_of_other_layers_is_refused_whatever_its_shapes(tmp_path: Path) 
     outputs = keras.layers.Dense(1, activation="sigmoid")(pooled)
     keras.Model(inputs, outputs).save(tmp_path / "other.keras")
     with pytest.raises(ValueError, match=r"not a model of 04-train-cnn\.py \(it has other layers"):
-        network.load_model(tmp_path / "other.keras")
+        load_model(tmp_path / "other.keras")
 
 
 def test_a_model_of_another_activation_is_refused(trained: Trained, tmp_path: Path) -> None:
     model = trained.model_dir / "best_model.keras"
-    config = json.dumps(network.read_saved(model, "config.json"))
+    config = json.dumps(read_saved(model, "config.json"))
     changes = {
         "config.json": config.replace('"activation": "relu"', '"activation": "tanh"').encode()
     }
     with pytest.raises(ValueError, match="it has other layers"):
-        network.load_model(rewrite(model, tmp_path / "tanh.keras", changes))
+        load_model(rewrite(model, tmp_path / "tanh.keras", changes))
 
 
 def test_a_model_that_unpacks_to_more_than_it_may_is_not_unpacked(
@@ -184,34 +191,34 @@ def test_a_model_that_unpacks_to_more_than_it_may_is_not_unpacked(
     """S4: a small file that fills the memory, packed by the zip file or inside the weights."""
     model = trained.model_dir / "best_model.keras"
     monkeypatch.setattr(keras.Model, "load_weights", lambda *_: pytest.fail("it was unpacked"))
-    changes = {"config.json": bytes(network.LARGEST_MODEL)}
+    changes = {"config.json": bytes(LARGEST_MODEL)}
     with pytest.raises(ValueError, match="it unpacks to more than 200 MiB"):
-        network.load_model(rewrite(model, tmp_path / "zipped.keras", changes))
+        load_model(rewrite(model, tmp_path / "zipped.keras", changes))
     weights = io.BytesIO()
     with h5py.File(weights, "w") as file:
-        shape = (network.LARGEST_MODEL // 4 + 1,)
+        shape = (LARGEST_MODEL // 4 + 1,)
         file.create_dataset("a/b", shape, np.float32, chunks=True, compression="gzip")
     changes = {"model.weights.h5": weights.getvalue()}
     with pytest.raises(ValueError, match="it unpacks to more than 200 MiB"):
-        network.load_model(rewrite(model, tmp_path / "packed.keras", changes))
+        load_model(rewrite(model, tmp_path / "packed.keras", changes))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_numbers_are_refused(value: float, tmp_path: Path) -> None:
     """W7: each face was "undecided, p_fake nan"."""
-    model = network.build_model(None)
+    model = build_model(None)
     weights = model.get_weights()
     weights[-1] = np.full_like(weights[-1], value)
     model.set_weights(weights)
-    network.write_model(model, network.Decision(), tmp_path / "nan.keras")
+    write_model(model, Decision(), tmp_path / "nan.keras")
     with pytest.raises(ValueError, match="some of its weights are not numbers"):
-        network.load_model(tmp_path / "nan.keras")
+        load_model(tmp_path / "nan.keras")
 
 
 def test_the_same_weights_give_the_same_file(tmp_path: Path) -> None:
-    model = network.build_model(None)
+    model = build_model(None)
     for name in ("a.keras", "b.keras"):
-        network.write_model(model, network.Decision(), tmp_path / name, {"epochs_run": 1})
+        write_model(model, Decision(), tmp_path / name, {"epochs_run": 1})
     assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
 
 
@@ -291,6 +298,6 @@ def test_a_signal_ends_with_its_sentence(
     said = (tmp_path / "said").read_text()
     # A signal in the very moment in which a bar is made has tqdm complain of half a bar at the end.
     said = said.split("Exception ignored in: <function tqdm.__del__")[0]
-    assert said.rstrip().endswith(f"{SCRIPT}: stopped; the same command goes on.")
+    assert said.rstrip().endswith(f"{SCRIPT}: stopped; run the same command to continue.")
     assert "Traceback" not in said
     assert not (tmp_path / "model" / "best_model.keras").exists()

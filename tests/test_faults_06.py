@@ -23,13 +23,18 @@ import pytest
 from conftest import write_video
 from faults import jpeg, write_avi
 
-from parts import crop_files, detection_report, marked_video, media, network
+from deepfake_detect import crops as crop_files
+from deepfake_detect import inputs as media
+from deepfake_detect import marked_video
+from deepfake_detect import report as detection_report
+from deepfake_detect.decision import Decision
+from deepfake_detect.model_file import Scorer
 
 detect = importlib.import_module("06-detect-deepfake")
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 SETTINGS = {name: one.default for name, one in inspect.signature(detect.main).parameters.items()}
-DECISION = network.Decision(temperature=1.0, threshold=0.5)
+DECISION = Decision(temperature=1.0, threshold=0.5)
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ def p_real(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     loading = Future()
     loading.set_result((None, predict))
-    scorer = network.Scorer(Path("stand-in.keras"), DECISION, loading)
+    scorer = Scorer(Path("stand-in.keras"), DECISION, loading)
     monkeypatch.setattr(detect, "load_scorer", lambda path, as_graph: scorer)
     monkeypatch.setattr(detect, "find_faces", find_faces)
     monkeypatch.setattr(detection_report, "collect_report", lambda *_: {})

@@ -25,15 +25,19 @@ def read_codes(page: Path) -> list[str]:
 
 @cache
 def read_options(script: Path) -> set[str]:
-    """The options of a script: the parameters of its main, all of which --help has (test_house)."""
+    """The options of a script: the fields of its settings, or the parameters of its main."""
     definitions = ast.parse(script.read_text(encoding="utf-8")).body
-    main = next(node for node in definitions if getattr(node, "name", "") == "main")
+    classes = [node for node in definitions if isinstance(node, ast.ClassDef)]
+    fields = [node for one in classes for node in one.body if isinstance(node, ast.AnnAssign)]
+    named = [(field.target.id, field.annotation) for field in fields]
+    for main in (node for node in definitions if getattr(node, "name", "") == "main"):
+        parameters = [*main.args.args, *main.args.kwonlyargs]
+        named += [(parameter.arg, parameter.annotation) for parameter in parameters]
     options = {"--help"}
-    for parameter in [*main.args.args, *main.args.kwonlyargs]:
-        name = parameter.arg.replace("_", "-")
-        if "Positional" not in ast.unparse(parameter.annotation):
-            options |= {f"--{name}"}
-            options |= {f"--no-{name}"} if "bool" in ast.unparse(parameter.annotation) else set()
+    for name, annotation in named:
+        option = name.replace("_", "-")
+        options |= {f"--{option}"}
+        options |= {f"--no-{option}"} if "bool" in ast.unparse(annotation) else set()
     return options
 
 

@@ -15,7 +15,10 @@ from conftest import ROOT
 from test_02_crop import make_frame
 from test_06_detect import write_frames
 
-from parts import detection_report, network
+from deepfake_detect import report as detection_report
+from deepfake_detect.decision import Decision
+from deepfake_detect.model import LITE0_WEIGHTS, build_model
+from deepfake_detect.model_file import Scorer, read_decision, write_model
 
 train_cnn = importlib.import_module("04-train-cnn")
 detect = importlib.import_module("06-detect-deepfake")
@@ -39,9 +42,9 @@ def detections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What 06 writes of a video, a picture and a video without a face."""
     home = tmp_path_factory.mktemp("report")
     train_cnn.keras.utils.set_random_seed(1)
-    built = network.build_model(network.LITE0_WEIGHTS)
-    decision = network.Decision(temperature=1.0, threshold=0.5, real_below=0.4)
-    network.write_model(built, decision, home / "best_model.keras")
+    built = build_model(LITE0_WEIGHTS)
+    decision = Decision(temperature=1.0, threshold=0.5, real_below=0.4)
+    write_model(built, decision, home / "best_model.keras")
     (home / "metrics.json").write_text(json.dumps(MEASURED | {"decision": decision._asdict()}))
     frames = [make_frame((40 + 12 * at, 200, 1.2), size=(640, 480)) for at in range(12)]
     write_frames(home / "in" / "clip.mp4", frames)
@@ -200,8 +203,8 @@ def test_what_lies_between_the_thresholds_is_said_to_be_neither() -> None:
 
 
 def test_measures_of_another_model_are_not_taken_for_its_own(tmp_path: Path) -> None:
-    decision = network.Decision(temperature=1.0, threshold=0.5)
-    scorer = network.Scorer(tmp_path / "best_model.keras", decision, None)
+    decision = Decision(temperature=1.0, threshold=0.5)
+    scorer = Scorer(tmp_path / "best_model.keras", decision, None)
     for content in ("", "[]", "{}", '{"decision": 1}', json.dumps(MEASURED | {"decision": {}})):
         (tmp_path / "metrics.json").write_text(content)
         assert detection_report.read_measures(scorer) == {}
@@ -216,7 +219,7 @@ def test_measures_of_another_model_are_not_taken_for_its_own(tmp_path: Path) -> 
 
 def test_the_detector_that_comes_along_says_how_often_it_is_wrong() -> None:
     detector = ROOT / "weights" / "deepfake-detector.keras"
-    scorer = network.Scorer(detector, network.read_decision(detector), None)
+    scorer = Scorer(detector, read_decision(detector), None)
     page = detection_report.render_report(
         make_content() | {"measured": detection_report.read_measures(scorer)}
     )

@@ -1,4 +1,4 @@
-"""parts/sparse_video.py: the frames that OpenCV decodes of an H.264 video, by half of the work."""
+"""Sampled decoding: the frames that OpenCV decodes of an H.264 video, for half of the work."""
 
 import importlib
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from parts import sparse_video
+from deepfake_detect import sparse_video
 
 convert = importlib.import_module("01-convert-video-to-image")
 

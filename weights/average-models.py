@@ -28,7 +28,11 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 train_cnn = importlib.import_module("04-train-cnn")
 
-from parts import crop_files, network  # noqa: E402 - after 04, which quiets TensorFlow first
+from deepfake_detect import crops as crop_files  # noqa: E402 - after 04, which quiets TensorFlow first
+from deepfake_detect.decision import Decision, calibrate, check_image_size  # noqa: E402 - after 04, which quiets TensorFlow first
+from deepfake_detect.model import build_model  # noqa: E402 - after 04, which quiets TensorFlow first
+from deepfake_detect.model_file import load_model, read_decision, read_saved, write_model  # noqa: E402 - after 04, which quiets TensorFlow first
+from deepfake_detect.scoring import predict_crops  # noqa: E402 - after 04, which quiets TensorFlow first
 
 TARGET = Path("averaged.keras")
 
@@ -39,7 +43,7 @@ def main(
     target: Path = TARGET,
     image_size: int | None = None,
     sharpen_to: float | None = None,
-) -> network.Decision:
+) -> Decision:
     """Average the weights of models of script 04, and fit calibration and thresholds.
 
     Args:
@@ -57,30 +61,30 @@ def main(
     Raises:
         ValueError, OSError: a model or the crops cannot be used.
     """
-    first = network.read_decision(models[0])
+    first = read_decision(models[0])
     rule = {name: getattr(first, name) for name in ("margin", "square", "frames")}
-    weights = [network.load_model(path).get_weights() for path in models]
-    image_size = network.check_image_size(image_size or first.image_size)
+    weights = [load_model(path).get_weights() for path in models]
+    image_size = check_image_size(image_size or first.image_size)
     sharpen_to = first.sharpen_to if sharpen_to is None else sharpen_to
-    averaged = network.build_model(None, image_size, sharpen_to)
+    averaged = build_model(None, image_size, sharpen_to)
     averaged.set_weights([np.mean(arrays, axis=0) for arrays in zip(*weights, strict=True)])
 
     crops = crop_files.find_crops(split_dir, ("train", "val"))
     images = crop_files.open_cache(len(crops), image_size, target.parent)
     crops, _ = crop_files.decode_crops(crops, split_dir, images)
     parts = {split: part for split, part in crops.groupby("split", sort=False)}
-    training = network.read_saved(models[0], "training.json")
+    training = read_saved(models[0], "training.json")
     defaults = inspect.signature(train_cnn.main).parameters
     training["settings"] |= {"image_size": image_size, "sharpen_to": sharpen_to}
     settings = {name: one.default for name, one in defaults.items()} | training["settings"]
-    val = network.predict_crops(averaged, images, parts["val"], settings["batch_size"])
+    val = predict_crops(averaged, images, parts["val"], settings["batch_size"])
     decision = train_cnn.make_decision(val, parts["train"], images, rule, settings)
     if len(models) > 1:
         training["averaged"] = len(models)
     training["val_auc"] = train_cnn.measure_auc(
-        val.assign(p_fake=network.calibrate(val["p_real"], decision))
+        val.assign(p_fake=calibrate(val["p_real"], decision))
     )
-    network.write_model(averaged, decision, target, training)
+    write_model(averaged, decision, target, training)
     print(f"{target}\n  {'validation':15} AUC by video {training['val_auc']:.4f}")
     print(f"  {'verdict':15} fake from {decision.threshold:.3f}, real below ", end="")
     print(f"{decision.real_below:.3f}")

@@ -64,7 +64,22 @@ train_cnn = importlib.import_module("04-train-cnn")
 import keras  # noqa: E402 - after 04, which quiets TensorFlow first
 import tensorflow as tf  # noqa: E402
 
-from parts import augmentation, crop_files, folders, network  # noqa: E402
+from deepfake_detect import augmentation  # noqa: E402
+from deepfake_detect import crops as crop_files  # noqa: E402
+from deepfake_detect import files as folders  # noqa: E402
+from deepfake_detect.decision import check_image_size  # noqa: E402
+from deepfake_detect.model import (  # noqa: E402
+    BATCH_NORM_MOMENTUM,
+    BELL,
+    GREY,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LAPLACIAN,
+    MOST_ADDED,
+    build_model,
+)
+from deepfake_detect.model_file import load_model, read_decision, read_saved, write_model  # noqa: E402
+from deepfake_detect.scoring import predict_both_ways  # noqa: E402
 
 # --------------------------------------------------------------------------------------------------
 TARGET_DIR = Path("distilled")
@@ -139,8 +154,8 @@ def main(
     torch.manual_seed(seed)
     tf.config.set_visible_devices([], "GPU")  # of which TensorFlow would take the whole memory
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.read_decision(start)  # what is no model of 04 is told now
-    before = network.read_saved(start, "training.json")
+    read_decision(start)  # what is no model of 04 is told now
+    before = read_saved(start, "training.json")
     before.pop("averaged", None)  # which tells of the model to go on from
     defaults = inspect.signature(train_cnn.main).parameters
     settings = {name: one.default for name, one in defaults.items()}
@@ -284,8 +299,8 @@ class Detector(nn.Module):
         self.base, self.head, self.size, self.sharpen_to = base, head, size, sharpen_to
         for layer in base.modules():
             if isinstance(layer, nn.BatchNorm2d):
-                layer.momentum = 1 - network.BATCH_NORM_MOMENTUM
-        for name, values in (("mean", network.IMAGENET_MEAN), ("std", network.IMAGENET_STD)):
+                layer.momentum = 1 - BATCH_NORM_MOMENTUM
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
         self.to(memory_format=torch.channels_last)
 
@@ -297,7 +312,7 @@ class Detector(nn.Module):
 
 
 def sharpen(images: torch.Tensor, wanted: float) -> torch.Tensor:
-    """Sharpen images, float32 (n, 3, size, size) in 0..255, as network.sharpen does."""
+    """Sharpen images, float32 (n, 3, size, size) in 0..255, as the network does."""
     if not wanted:
         return images
 
@@ -309,11 +324,11 @@ def sharpen(images: torch.Tensor, wanted: float) -> torch.Tensor:
         return functional.conv2d(padded, kernels, groups=channels)
 
     with torch.autocast(images.device.type, enabled=False):
-        shares = torch.tensor(network.GREY, device=images.device)[:, None, None]
-        edges = convolve((images * shares).sum(dim=1, keepdim=True), network.LAPLACIAN)
+        shares = torch.tensor(GREY, device=images.device)[:, None, None]
+        edges = convolve((images * shares).sum(dim=1, keepdim=True), LAPLACIAN)
         sharpness = edges.var(dim=(1, 2, 3), correction=0, keepdim=True)
-        added = ((wanted / (sharpness + 1e-3)).sqrt() - 1).clamp(0, network.MOST_ADDED)
-        soft = convolve(convolve(images, network.BELL), network.BELL.T)
+        added = ((wanted / (sharpness + 1e-3)).sqrt() - 1).clamp(0, MOST_ADDED)
+        soft = convolve(convolve(images, BELL), BELL.T)
         return (images + added * (images - soft)).clamp(0, 255)
 
 
@@ -344,15 +359,15 @@ def read_teacher(path: Path) -> Detector:
 
 def read_student(path: Path, image_size: int | None, sharpen_to: float | None) -> Detector:
     """Read a model of script 04, with another image size or sharpness where one is given."""
-    model = network.load_model(path)
-    image_size = network.check_image_size(image_size or model.input_shape[1])
+    model = load_model(path)
+    image_size = check_image_size(image_size or model.input_shape[1])
     base = timm.create_model(
         "tf_efficientnet_b0", num_classes=0, global_pool="max", drop_path_rate=0.2
     )
     head = nn.Linear(base.num_features, 512), nn.ReLU(), nn.Dropout(0.5)
     head = nn.Sequential(*head, nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 1))
     if sharpen_to is None:
-        sharpen_to = network.read_decision(path).sharpen_to
+        sharpen_to = read_decision(path).sharpen_to
     student = Detector(base, head, image_size, sharpen_to)
     for tensor, variable, order in pair_weights(student, model):
         tensor.data.copy_(torch.from_numpy(variable.numpy().transpose(order)))
@@ -386,11 +401,11 @@ def pair_weights(
 
 def write_student(student: Detector, start: Path, path: Path, training: dict) -> None:
     """Write a student as a model of script 04, with the decision of that which it began with."""
-    model = network.build_model(start, student.size, student.sharpen_to)
+    model = build_model(start, student.size, student.sharpen_to)
     for tensor, variable, order in pair_weights(student, model):
         variable.assign(tensor.detach().cpu().numpy().transpose(np.argsort(order)))
-    decision = network.read_decision(start)._replace(sharpen_to=student.sharpen_to)
-    network.write_model(model, decision, path, training)
+    decision = read_decision(start)._replace(sharpen_to=student.sharpen_to)
+    write_model(model, decision, path, training)
     print(path)
 
 
@@ -458,7 +473,7 @@ def print_measures(name: str, model: Detector, images: np.ndarray, val: pd.DataF
     def measure(images: Iterable[np.ndarray]) -> dict[str, float]:
         squeezed = np.stack([crop_files.squeeze(image, model.size) for image in images])
         batches = np.array_split(squeezed, math.ceil(len(squeezed) / PREDICTED))
-        p_real = [network.predict_both_ways(lambda x: predict(x)[:, None], x) for x in batches]
+        p_real = [predict_both_ways(lambda x: predict(x)[:, None], x) for x in batches]
         scored = val.assign(p_fake=1 - np.concatenate(p_real))
         aucs = {name: train_cnn.measure_auc(part) for name, part in scored.groupby("dataset")}
         return aucs | {"mean": train_cnn.measure_auc(scored)}

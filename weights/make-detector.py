@@ -21,7 +21,10 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from parts import crop_files, folders, network
+from deepfake_detect import crops as crop_files
+from deepfake_detect import files as folders
+from deepfake_detect.decision import calibrate
+from deepfake_detect.model_file import load_model, read_decision
 
 TARGET = Path(__file__).with_name("deepfake-detector.keras")
 LARGEST_DIFFERENCE = 0.01  # of p_fake, 0 to 1
@@ -42,7 +45,7 @@ def main(
     Raises:
         FileNotFoundError, ValueError: it is no such model, or 16 bits change its scores.
     """
-    decision = network.read_decision(model)
+    decision = read_decision(model)
     score = score_crops(model)
     with zipfile.ZipFile(model) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
@@ -53,7 +56,7 @@ def main(
             for name, content in files.items():
                 info = zipfile.ZipInfo(name)  # dated 1980: the same file for the same model
                 archive.writestr(info, content, zipfile.ZIP_DEFLATED)
-        if network.read_decision(partial) != decision:
+        if read_decision(partial) != decision:
             raise ValueError(f"{model}: its decision is not kept.")
         difference = float(np.abs(score_crops(partial) - score).max())
         if difference > largest_difference:
@@ -90,10 +93,10 @@ def score_crops(path: Path) -> np.ndarray:
     """Score random crops of many kinds with a model: p_fake, float64 (64,)."""
     rng = np.random.default_rng(1)
     crops = rng.integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
-    decision = network.read_decision(path)
+    decision = read_decision(path)
     crops = np.stack([crop_files.prepare_crop(crop, decision.image_size) for crop in crops])
-    p_real = network.load_model(path)(crops.astype(np.float32), training=False).numpy()[:, 0]
-    return network.calibrate(p_real, decision)
+    p_real = load_model(path)(crops.astype(np.float32), training=False).numpy()[:, 0]
+    return calibrate(p_real, decision)
 
 
 if __name__ == "__main__":

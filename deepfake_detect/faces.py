@@ -6,6 +6,7 @@ main process of 02 leaves that to others.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from functools import cache
@@ -14,15 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 
-from parts.width_rule import resize_by_width
-
 if TYPE_CHECKING:
-    from parts.batched_mtcnn import FaceDetector
+    from deepfake_detect.mtcnn import FaceDetector
 
 os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "0")  # batches differ too much to tune for each
 
 Box = tuple[int, int, int, int]  # x, y, width and height in whole pixels
 LOADING = threading.Lock()
+WidthRule = tuple[tuple[float, float], ...]
+WIDTH_RULE = ((300, 2.0), (1001, 1.0), (1901, 0.5), (math.inf, 0.33))  # below so many pixels: times
 
 
 class Face(NamedTuple):
@@ -86,6 +87,20 @@ def crop_face(frame: np.ndarray, box: Box, margin: float, square: bool = False) 
     return frame[max(0, top) : bottom, max(0, left) : right].copy()
 
 
+def resize_by_width(frame: np.ndarray, width_rule: WidthRule = WIDTH_RULE) -> np.ndarray:
+    """Resize an image, uint8 (height, width) or (height, width, 3), by the factor for its width.
+
+    The rule brings faces to a similar size: below 300 pixels 2x, to 1000 1x, to 1900 0.5x, above
+    0.33x, cut to whole pixels. INTER_AREA shrinks by averages, so that nothing aliases.
+    """
+    height, width = frame.shape[:2]
+    factor = next(factor for limit, factor in width_rule if width < limit)
+    if factor == 1:
+        return frame
+    size = max(1, int(width * factor)), max(1, int(height * factor))
+    return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
+
+
 # --- The detector ---------------------------------------------------------------------------------
 
 
@@ -97,20 +112,20 @@ def load_detector(*settings: object) -> FaceDetector:
 
 @cache
 def make_detector(*settings: object) -> FaceDetector:
-    from parts.batched_mtcnn import FaceDetector
+    from deepfake_detect.mtcnn import FaceDetector
 
     return FaceDetector(*settings)
 
 
 def has_gpu() -> bool:
-    from parts.quiet_keras import tensorflow as tf
+    from deepfake_detect.keras_setup import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))
 
 
 def share_cores(workers: int) -> None:
     """Take this process's share of the cores: so many work side by side."""
-    from parts.quiet_keras import tensorflow as tf
+    from deepfake_detect.keras_setup import tensorflow as tf
 
     threads = max(1, (os.cpu_count() or 1) // workers)
     tf.config.threading.set_intra_op_parallelism_threads(threads)

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from parts import media
-from parts.media import spell
+from deepfake_detect import inputs as media
+from deepfake_detect.inputs import spell
 
 convert = importlib.import_module("01-convert-video-to-image")
 

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from parts.network import check_decision
+from deepfake_detect.decision import check_decision
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 

@@ -15,7 +15,8 @@ import onnxruntime
 import tensorflow as tf
 import tf2onnx
 
-from parts.network import IMAGENET_MEAN, IMAGENET_STD, SMALLEST_P, Decision, sharpen
+from deepfake_detect.decision import SMALLEST_P, Decision
+from deepfake_detect.model import IMAGENET_MEAN, IMAGENET_STD, sharpen
 
 INPUT, OUTPUT = "rgb_0_to_255", "p_fake"
 Scorer = Callable[[np.ndarray], np.ndarray]  # RGB float32 (n, size, size, 3) to p_fake (n, 1)

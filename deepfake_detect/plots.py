@@ -11,9 +11,9 @@ import sklearn.metrics
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from parts.crop_files import CLASSES, read_crop
-from parts.measures import bin_scores, call, judge_videos, measure_calibration
-from parts.network import Decision, calibrate
+from deepfake_detect.crops import CLASSES, read_crop
+from deepfake_detect.decision import Decision, calibrate
+from deepfake_detect.measures import bin_scores, call, judge_videos, measure_calibration
 
 
 def draw_scores(predictions: pd.DataFrame, decision: Decision) -> Figure:

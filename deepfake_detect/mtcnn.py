@@ -1,4 +1,4 @@
-"""MTCNN, on many frames at a time; 02 and 06 use this, through parts/face_detector.py.
+"""MTCNN, on many frames at a time; 02 and 06 use this, through deepfake_detect/faces.py.
 
 MTCNN (Zhang et al., 2016, "Joint Face Detection and Alignment Using Multitask Cascaded
 Convolutional Networks") looks for faces with three networks: a small one proposes boxes all over
@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from functools import partial
 
-import parts.quiet_keras  # noqa: F401 - first, before others load Keras  # isort: skip
+import deepfake_detect.keras_setup  # noqa: F401 - first, before others load Keras  # isort: skip
 import cv2
 import numpy as np
 import tensorflow as tf
@@ -21,7 +21,7 @@ from mtcnn.stages import StageONet, StagePNet, StageRNet
 from mtcnn.utils.bboxes import generate_bounding_box, resize_to_square, smart_nms_from_bboxes
 from mtcnn.utils.images import build_scale_pyramid
 
-from parts.face_detector import Face, has_gpu
+from deepfake_detect.faces import Face, has_gpu
 
 OVERLAPS = 0.5, 0.7  # of two boxes that share more, the better stays: at one scale, of all scales
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 32  # frames, where nothing else is asked for

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from parts.network import check_decision
+from deepfake_detect.decision import check_decision
 
 RULE = ("margin", "square", "frames")  # what crop-rule.json and a model's decision both have
 CLASSES = ("fake", "real")  # in the alphabet's order: fake 0, real 1

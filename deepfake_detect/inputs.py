@@ -22,8 +22,9 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from parts import catalogue, sparse_video
-from parts.folders import write_whole
+from deepfake_detect import datasets as catalogue
+from deepfake_detect import sparse_video
+from deepfake_detect.files import write_whole
 
 convert = importlib.import_module("01-convert-video-to-image")
 

@@ -13,8 +13,8 @@ import scipy.stats
 import sklearn.metrics
 from sklearn.utils.class_weight import compute_sample_weight
 
-from parts.crop_files import CLASSES
-from parts.network import Decision, calibrate
+from deepfake_detect.crops import CLASSES
+from deepfake_detect.decision import Decision, calibrate
 
 BINS = 10  # of p_fake, for the calibration error
 

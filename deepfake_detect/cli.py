@@ -1,0 +1,130 @@
+"""The command line of every script: settings, their ranges, and how a run ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, get_type_hints
+
+import filelock
+import tyro
+
+PROJECT = Path(__file__).resolve().parents[1]
+MACHINE = "machine"  # marks a setting that changes how fast a result is made, and not the result
+
+
+@dataclass(frozen=True)
+class Between:
+    """The range of a setting, or of each number of a tuple; both ends are allowed."""
+
+    low: float
+    high: float = math.inf
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return "above 0" if self.low == sys.float_info.min else f"{self.low:,} or more"
+        return f"{self.low:,} to {self.high:,}"
+
+
+Share = Annotated[float, Between(0, 1)]
+Count = Annotated[int, Between(1)]
+Positive = Annotated[float, Between(sys.float_info.min, sys.float_info.max)]
+
+
+def list_settings(settings: object) -> Iterator[tuple[str, object, tuple]]:
+    """Yield the name, value and annotations of each setting, nested groups included."""
+    hints = get_type_hints(type(settings), include_extras=True)
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from list_settings(value)
+        else:
+            yield field.name, value, tuple(list_annotations(hints[field.name]))
+
+
+def list_annotations(hint: object) -> Iterator[object]:
+    """Yield the annotations of a type, and of the types inside it such as `Count | None`."""
+    yield from getattr(hint, "__metadata__", ())
+    for inner in getattr(hint, "__args__", ()):
+        yield from list_annotations(inner)
+
+
+def check_ranges(settings: object) -> None:
+    """Check every setting against the range in its annotation.
+
+    Raises:
+        ValueError: a setting is outside its range; NaN always is
+    """
+    for name, value, marks in list_settings(settings):
+        numbers = value if isinstance(value, tuple) else (value,)
+        for allowed in (mark for mark in marks if isinstance(mark, Between)):
+            for number in (one for one in numbers if one is not None):
+                if not allowed.low <= number <= allowed.high:
+                    option = f"--{name.replace('_', '-')}"
+                    raise ValueError(f"{option} is {number}; give a number {allowed}.")
+
+
+def settings_of_result(settings: object) -> dict:
+    """Return the settings that a result depends on, as JSON has them.
+
+    Left out are folders and files, which move, and what is marked as MACHINE.
+    """
+    kept = {
+        name: value
+        for name, value, marks in list_settings(settings)
+        if MACHINE not in marks and not isinstance(value, Path)
+    }
+    return json.loads(json.dumps(kept, default=str))
+
+
+def print_facts(title: object, facts: Mapping[str, object]) -> None:
+    """Print the summary of a run: a title, then one indented line for each label and fact."""
+    print(printable(title))
+    for label, fact in facts.items():
+        print(printable(f"  {label:15} {fact}"))
+
+
+def printable(text: object) -> str:
+    """Return text that is safe to print: control and direction characters are escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error as one line; the type is named unless it is one that the scripts raise."""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {words}"
+
+
+def parse(main: Callable[..., object], arguments: list[str] | None = None) -> object:
+    """Call main with the settings that the arguments give; None takes those of the shell."""
+    return tyro.cli(main, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def run(main: Callable[..., object]) -> None:
+    """Run the main function of a script from the command line.
+
+    An error ends the run with one sentence and exit code 1, Ctrl-C, TERM and HUP with code 130.
+    """
+    script = Path(sys.argv[0]).name
+    # Worker processes start Python anew: they find the project, and nothing in the user's folder.
+    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(PROJECT)}
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
+        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(getattr(signal, name), signal.default_int_handler)
+    try:
+        parse(main)
+    except KeyboardInterrupt:
+        print(f"{script}: stopped; run the same command to continue.", file=sys.stderr)
+        sys.exit(130)
+    except filelock.Timeout as error:
+        folder = Path(error.lock_file).parent
+        sys.exit(f"{script}: {folder}: another run is using this folder; wait for it to finish.")
+    except (ValueError, OSError) as error:
+        sys.exit(f"{script}: {error}")
