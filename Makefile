@@ -1,55 +1,58 @@
-# make run    every step on practice videos, from nothing to a verdict on two of them
 # make detect FILES="clip.mp4 photo.jpg"    a verdict on your own files
 # make page   the detection as a page in the browser
+# make run    every step on practice videos, in practice/: from nothing to a verdict on two of them
 # make test   the tests
-# Each sets up .venv first, and only once: the stamps below are older than nothing they depend on.
+# Each sets up .venv first with install.sh, and installs only what is missing there.
+# The command behind make detect takes every name: .venv/bin/deepfake-detect "my clip.mp4"
 
-PYTHON ?= python3
-VENV := .venv
-PY := $(VENV)/bin/python
+export PYTHON ?= python3
+PY := .venv/bin/python
 
-# Prints the path of one fake and of one real video of the test part, for 06.
+# Prints the path of one fake and of one real video of the test part, a line each, for 06.
 define TEST_VIDEOS
 import pandas; \
 crops = pandas.read_csv('split_dataset/crops.csv'); \
 sources = pandas.read_csv('frames/videos.csv').set_index('video_id').source; \
-print(*('videos/' + sources[crops[crops.split == 'test'].groupby('label').video_id.first()]))
+print(*('videos/' + sources[crops[crops.split == 'test'].groupby('label').video_id.first()]), sep='\n')
 endef
 
-.PHONY: run detect page test lint
-run: $(VENV)/installed
-	$(PY) 00-make-sample-videos.py
-	$(PY) 01-convert-video-to-image.py --frames-per-video 20
-	$(PY) 02-crop-faces-with-mtcnn.py
-	$(PY) 03-prepare-fake-real-dataset.py
-	$(PY) 04-train-cnn.py --epochs 3
-	$(PY) 05-evaluate-model.py
-	$(PY) 06-detect-deepfake.py $$($(PY) -c "$(TEST_VIDEOS)")
-	@echo "The verdicts on a fake and a real video of people that training did not see: look into detections/"
+.PHONY: detect page run test lint lock
+# FILES as it was typed: the name of one file, or several names, quoted as in a shell.
+detect: export NAMES = $(value FILES)
+detect:
+	@test -n "$$NAMES" || { echo 'Name your files: make detect FILES="clip.mp4 photo.jpg"'; exit 1; }
+	@sh install.sh detect
+	@if test -e "$$NAMES"; then set -- "$$NAMES"; else eval "set -- $$NAMES"; fi; \
+		$(PY) 06-detect-deepfake.py "$$@"
 
-detect: $(VENV)/installed
-	@test -n "$(FILES)" || { echo 'Name your files: make detect FILES="clip.mp4 photo.jpg"'; exit 1; }
-	$(PY) 06-detect-deepfake.py $(FILES)
-
-page: $(VENV)/installed-for-page
+page:
+	@sh install.sh page
 	$(PY) 08-web-page.py
 
-test: $(VENV)/installed-for-tests
+run:
+	@sh install.sh train
+	mkdir -p practice
+	cd practice && ../$(PY) ../00-make-sample-videos.py
+	cd practice && ../$(PY) ../01-convert-video-to-image.py --frames-per-video 20
+	cd practice && ../$(PY) ../02-crop-faces-with-mtcnn.py
+	cd practice && ../$(PY) ../03-prepare-fake-real-dataset.py
+	cd practice && ../$(PY) ../04-train-cnn.py --epochs 3
+	cd practice && ../$(PY) ../05-evaluate-model.py
+	cd practice && ../$(PY) -c "$(TEST_VIDEOS)" | tr '\n' '\0' | xargs -0 ../$(PY) ../06-detect-deepfake.py
+	@echo "The verdicts on a fake and a real video of people that training did not see: look into practice/detections/"
+
+test:
+	@sh install.sh test
 	$(PY) -m pytest
 
-lint: $(VENV)/installed-for-tests
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+lint:
+	@sh install.sh test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 
-$(VENV)/installed: requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --disable-pip-version-check --requirement requirements.txt
-	touch $@
-
-$(VENV)/installed-for-page: requirements-page.txt $(VENV)/installed
-	$(PY) -m pip install --disable-pip-version-check --requirement requirements-page.txt
-	touch $@
-
-$(VENV)/installed-for-tests: tests/requirements.txt $(VENV)/installed-for-page
-	$(PY) -m pip install --disable-pip-version-check --requirement tests/requirements.txt
-	touch $@
+# The tested versions of all packages with their hashes, for every system and Python from 3.11 on.
+lock:
+	@sh install.sh test
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \
+		--custom-compile-command "make lock" --output-file requirements.lock \
+		pyproject.toml tests/requirements.txt

@@ -16,6 +16,8 @@ from typing import Annotated, get_type_hints
 import filelock
 import tyro
 
+from deepfake_detect import __version__
+
 PROJECT = Path(__file__).resolve().parents[1]
 MACHINE = "machine"  # marks a setting that changes how fast a result is made, and not the result
 
@@ -113,6 +115,9 @@ def run(main: Callable[..., object]) -> None:
     An error ends the run with one sentence and exit code 1, Ctrl-C, TERM and HUP with code 130.
     """
     script = Path(sys.argv[0]).name
+    if sys.argv[1:] == ["--version"]:
+        print(f"DeepFake-Detect {__version__}")
+        return
     # Worker processes start Python anew: they find the project, and nothing in the user's folder.
     os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(PROJECT)}
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does

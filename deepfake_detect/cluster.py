@@ -58,7 +58,7 @@ class Cluster:
             import distributed
         except ImportError as error:
             raise ValueError(
-                f"--scheduler needs Dask ({error}); pip install -r requirements-cluster.txt."
+                f"--scheduler needs Dask ({error}); pip install '.[cluster]'."
             ) from error
         logging.disable()  # Dask would print pages on what is said here in a sentence.
         try:

@@ -23,8 +23,9 @@ import pandas as pd
 import tensorflow as tf
 
 from deepfake_detect.decision import check_decision
+from deepfake_detect.shipped import find_shipped
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
+TEMPLATES = find_shipped("templates")
 
 
 def collect_report(

@@ -29,7 +29,7 @@ from test_faults_02 import write_frames
 
 from deepfake_detect import cluster, pool
 
-pytest.importorskip("distributed", reason="Dask is an extra: requirements-cluster.txt")
+pytest.importorskip("distributed", reason="Dask is the extra 'cluster'")
 pytest.importorskip("fcntl", reason="signals and shared locks are not for Windows")
 SCRIPT = "01-convert-video-to-image.py"
 KILLS = int(os.environ.get("KILLS", "2"))  # 20 by hand: each takes as long as a run
