@@ -20,9 +20,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from deepfake_detect.decision import check_decision
+from deepfake_detect.decision import CROP_RULE, check_decision
 
-RULE = ("margin", "square", "frames")  # what crop-rule.json and a model's decision both have
 CLASSES = ("fake", "real")  # in the alphabet's order: fake 0, real 1
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -79,17 +78,24 @@ def read_crops_table(split_dir: Path) -> pd.DataFrame:
 
 
 def read_crop_rule(split_dir: Path) -> dict:
-    """Read how the crops were cut: margin, square and frames; nothing where no file says so."""
+    """Return how the crops were cut, the fields of CROP_RULE; empty without a crop-rule.json.
+
+    Raises:
+        ValueError: the file does not hold a crop rule
+    """
     path = split_dir / "crop-rule.json"
     if not path.exists():
         return {}
     with suppress(KeyError, TypeError, ValueError, OverflowError, RecursionError):
         refuse_pipe(path)
         rule = json.loads(path.read_text(encoding="utf-8"))
-        return {name: rule[name] for name in RULE if check_decision(rule)}
+        checked = check_decision(
+            {name: rule[name] for name in ("margin", "square", "frames")} | rule
+        )
+        return {name: getattr(checked, name) for name in CROP_RULE}
     raise ValueError(
-        f"{path}: it does not give {', '.join(RULE)}; run 03-prepare-fake-real-dataset.py again, "
-        "or delete it to go by the settings of those names."
+        f"{path}: it is not a crop rule; run 03-prepare-fake-real-dataset.py again, or delete the "
+        "file to use the settings margin, square and frames."
     )
 
 

@@ -2,59 +2,119 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-IMAGE_SIZE = 128  # pixels of an image's side, as the known recipe has it
-IMAGE_SIZES = range(32, 513, 32)  # that a model may have: the network halves an image five times
-SMALLEST_P = 1e-7  # probabilities are kept this far from 0 and 1, for the sake of their logarithms
+from deepfake_detect.faces import WIDTH_RULE, WidthRule
+
+IMAGE_SIZE = 128  # pixels per side of an image, the default of training
+IMAGE_SIZES = range(32, 513, 32)  # allowed sizes: the network halves an image five times
+SMALLEST_P = 1e-7  # probabilities stay this far from 0 and 1, so that their logits are finite
+CROP_RULE = "margin", "square", "frames", "width_rule"  # fields that crop-rule.json has, too
 
 
 class Decision(NamedTuple):
-    """What turns a model's output into a verdict; it is saved with the model."""
+    """Everything that turns a model's output into a verdict; saved with the model."""
 
-    temperature: float = 1.0  # above 0; divides the logit, above 1 where the model is too sure
-    shift: float = 0.0  # added to the logit of p_fake after that
-    threshold: float = 0.5  # of p_fake: a video whose mean is at or above it is called fake
-    real_below: float = 0.5  # and one below this real; what lies between is undecided
-    margin: float = 0.3  # how the crops were cut: of the face's box, added on each side
-    square: bool = False  # whether they are squares
-    frames: str = "reduced"  # of which frames: reduced by the width rule, or "full"
-    image_size: int = IMAGE_SIZE  # pixels that a crop's sides are squeezed to
-    sharpen_to: float = 0.0  # sharpness that the network brings a softer crop to; 0 for none
+    temperature: float = 1.0  # above 0; divides the logit; above 1 if the model is overconfident
+    shift: float = 0.0  # added to the logit of p_fake afterwards
+    threshold: float = 0.5  # of p_fake: a video with this mean or a higher one is likely fake
+    real_below: float = 0.5  # a video with a mean below this is likely real; undecided in between
+    picture_threshold: float | None = None  # the same two for a single picture; None: as for videos
+    picture_real_below: float | None = None
+    part_threshold: float | None = None  # of the most suspicious few seconds; None: as threshold
+    margin: float = 0.3  # how crops are cut: share of the face box, added on each side
+    square: bool = False  # whether crops are squares
+    frames: str = (
+        "reduced"  # the frames that crops are cut from: "reduced" by width_rule, or "full"
+    )
+    width_rule: WidthRule = WIDTH_RULE  # pairs: frames narrower than this are scaled by this factor
+    image_size: int = IMAGE_SIZE  # pixels per side of the network's input
+    sharpen_to: float = 0.0  # the network sharpens softer crops to this sharpness; 0: never
     smallest_face: int = 0  # pixels of a crop's shorter side; a smaller one is undecided
-    least_sharpness: float = 0.0  # as measure_sharpness has it; a softer crop is undecided
+    least_sharpness: float = 0.0  # variance of the Laplacian; a softer crop is undecided
+
+    def thresholds_of(self, kind: str) -> tuple[float, float]:
+        """Return (threshold, real_below) for a kind of file: "picture" or "video"."""
+        own = self.picture_threshold, self.picture_real_below
+        if kind != "picture" or None in own:
+            return self.threshold, self.real_below
+        return own
+
+    @property
+    def threshold_of_part(self) -> float:
+        """Threshold of the most suspicious few seconds of a video."""
+        return self.threshold if self.part_threshold is None else self.part_threshold
 
 
 def check_image_size(size: int) -> int:
-    """Check the pixels of an image's side, which are given back; raises ValueError."""
+    """Return the size if a model can have it: a multiple of 32 up to 512 pixels.
+
+    Raises:
+        ValueError: it cannot
+    """
     if size not in IMAGE_SIZES:
         raise ValueError(f"--image-size is {size}; give a multiple of 32, up to 512.")
     return size
 
 
 def check_decision(saved: dict) -> Decision:
-    """Make a decision of what a file holds; what the file lacks is as in models without it."""
-    kinds = {name: type(value) for name, value in Decision._field_defaults.items()}
-    saved = {"real_below": saved["threshold"]} | saved if "threshold" in saved else saved
-    decision = Decision(**{name: kinds[name](saved[name]) for name in kinds if name in saved})
-    numbers = [float(value) for value in decision if not isinstance(value, str)]
-    sharpness = decision.sharpen_to, decision.least_sharpness
-    least = min(decision.margin, decision.smallest_face, *sharpness)
-    right = all(map(math.isfinite, numbers)) and decision.temperature > 0 and least >= 0
-    ordered = 0 <= decision.real_below <= decision.threshold <= 1
-    if not right or not ordered or decision.frames not in ("reduced", "full"):
+    """Build a decision from the JSON of a file; fields that it lacks get their defaults.
+
+    Raises:
+        ValueError, TypeError, OverflowError: a value is of another kind or out of its range
+    """
+    if "threshold" in saved:
+        saved = {"real_below": saved["threshold"]} | saved
+    values = {name: saved[name] for name in Decision._fields if name in saved}
+    for name, default in Decision._field_defaults.items():
+        if name == "width_rule" and name in values:
+            values[name] = read_width_rule(values[name])
+        elif name in values and not (default is None and values[name] is None):
+            values[name] = (float if default is None else type(default))(values[name])
+    decision = Decision(**values)
+    numbers = [value for value in decision if isinstance(value, int | float)]
+    amounts = decision.margin, decision.smallest_face, decision.sharpen_to, decision.least_sharpness
+    pairs = decision.thresholds_of("video"), decision.thresholds_of("picture")
+    if not (
+        all(map(math.isfinite, numbers))
+        and decision.temperature > 0
+        and min(amounts) >= 0
+        and all(0 <= real_below <= threshold <= 1 for threshold, real_below in pairs)
+        and 0 <= decision.threshold_of_part <= 1
+        and decision.frames in ("reduced", "full")
+    ):
         raise ValueError(f"{decision} is out of its range")
     return decision
 
 
+def read_width_rule(saved: list) -> WidthRule:
+    """Read the pairs of a width rule; the last width is infinite, in JSON null or Infinity."""
+    pairs = tuple(
+        (math.inf if width is None else float(width), float(factor)) for width, factor in saved
+    )
+    widths, factors = zip(*pairs, strict=True)
+    if list(widths) != sorted(set(widths)) or widths[-1] != math.inf:
+        raise ValueError(f"the widths {widths} do not rise to infinity")
+    if not all(0 < factor < math.inf for factor in factors) or not widths[0] > 0:
+        raise ValueError(f"{pairs} is out of its range")
+    return pairs
+
+
+def describe_decision(decision: Decision) -> dict:
+    """Return a decision as JSON has it: an infinite width is null, as JSON knows no infinity."""
+    rule = [(None if width == math.inf else width, factor) for width, factor in decision.width_rule]
+    return json.loads(json.dumps(decision._asdict() | {"width_rule": rule}))
+
+
 def calibrate(p_real: np.ndarray, decision: Decision) -> np.ndarray:
-    """Turn the model's output round and calibrate it: p_fake, float64 of the same shape, 0..1.
+    """Return the calibrated p_fake of the model's output p_real, float64 of the same shape, 0..1.
 
     The logit of p_fake is divided by a temperature and shifted (Platt, "Probabilistic Outputs for
-    Support Vector Machines", 1999), which changes how sure a score is, never the order of two.
+    Support Vector Machines", 1999). That changes how confident scores are, never their order.
     """
     p_real = np.clip(np.asarray(p_real, np.float64), SMALLEST_P, 1 - SMALLEST_P)
     logit = (np.log1p(-p_real) - np.log(p_real)) / decision.temperature + decision.shift

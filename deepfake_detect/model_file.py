@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from deepfake_detect.decision import IMAGE_SIZES, Decision, check_decision
+from deepfake_detect.decision import IMAGE_SIZES, Decision, check_decision, describe_decision
 from deepfake_detect.files import write_whole
 from deepfake_detect.model import build_model
 
@@ -48,7 +48,7 @@ def write_model(
     score = "p_fake = sigmoid(-logit(p_real) / temperature + shift)"
     about = {"output": "p_real", "positive_class": "fake", "score": score}
     added = {
-        "decision.json": json.dumps(about | decision._asdict(), indent=2),
+        "decision.json": json.dumps(about | describe_decision(decision), indent=2),
         "training.json": json.dumps(training or {}, indent=2),
     }
 

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from deepfake_detect.decision import check_decision
+from deepfake_detect.decision import check_decision, describe_decision
 from deepfake_detect.shipped import find_shipped
 
 TEMPLATES = find_shipped("templates")
@@ -71,7 +71,11 @@ def collect_report(
         "still": still,
         "marked": marked.name,
         "file": {"name": source.name, "bytes": source.stat().st_size, "sha256": hash_file(source)},
-        "model": {"name": model.name, "sha256": hash_file(model), **scorer.decision._asdict()},
+        "model": {
+            "name": model.name,
+            "sha256": hash_file(model),
+            **describe_decision(scorer.decision),
+        },
         "measured": read_measures(scorer),
         "settings": vars(settings),
         "date": time.strftime("%Y-%m-%d %H:%M %z"),

@@ -203,7 +203,9 @@ def main(
         student, epochs = train_network(student, follow, batches, minutes[1], learning_rates[1])
         print_measures("student", student, images, val)
         known = before.get("settings", {}) | dict.fromkeys(("image_size", "sharpen_to"))
-        told = {name: settings[name] for name in known if name not in crop_files.RULE}
+        told = {
+            name: settings[name] for name in known if name not in ("margin", "square", "frames")
+        }
         named = " and ".join(path.name for path in teachers) or "EfficientNet-Lite2"
         told = known | told | {"start": f"{start.name}, taught by {named}"}
         training = {"started_from": told["start"], "settings": told | {"epochs": epochs}}
