@@ -105,8 +105,8 @@ def main(
 
     # The new folders take the place of the old ones at the end of this block, if all went well.
     with (
-        folders.replacing(prepared_dir, "--prepared-dir") as new_prepared,
-        folders.replacing(split_dir, "--split-dir") as new_split,
+        folders.replacing(prepared_dir, "--prepared-dir", __file__) as new_prepared,
+        folders.replacing(split_dir, "--split-dir", __file__) as new_split,
     ):
         write_chosen(chosen, faces_dir, new_prepared, new_split, files)
         on_disk = read_split_folders(new_split, videos)
@@ -412,10 +412,7 @@ def write_chosen(
     """
     names = chosen["label"] + "/" + chosen["crop"].map(lambda crop: PurePosixPath(crop).name)
     rule = faces_dir / "crop-rule.json"  # how the crops were cut, which a model must know
-    # Mark and table come first, so that the next run knows what an interrupted one has left.
     for folder, paths in ((prepared_dir, names), (split_dir, chosen["split"] + "/" + names)):
-        folder.mkdir()
-        (folder / ".made-by").write_text(f"{Path(__file__).name}\n", encoding="utf-8")
         chosen.assign(crop=paths).to_csv(folder / "crops.csv", index=False)
         if rule.is_file():
             shutil.copyfile(rule, folder / rule.name)

@@ -1,0 +1,269 @@
+"""Output folders: whole files, and what is ours in them."""
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepfake_detect import files
+
+OPTION = "--out-dir"
+
+
+def text(content: str) -> files.Write:
+    return lambda path: path.write_text(content, encoding="utf-8")
+
+
+def claim(folder: Path, script: str = "a.py", shared: bool = True) -> files.Output:
+    return files.claim(folder, OPTION, script, shared)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != files.LIST)
+
+
+@pytest.mark.parametrize("name", ["clip.csv", "clip.tar.gz", "漢" * 83, ".hidden"])
+def test_a_file_is_whole_or_the_old_one(name: str, tmp_path: Path) -> None:
+    files.write_whole(tmp_path / name, text("old"))
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("No space left")
+
+    with pytest.raises(OSError, match="No space"):
+        files.write_whole(tmp_path / name, fail)
+    assert names(tmp_path) == [name] and (tmp_path / name).read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["clip.partial.csv", ".unfinished", "clip.csv.partial", ".lock"])
+def test_names_like_temporary_ones_stay_the_user_s(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    output = claim(tmp_path)
+    files.write_whole(tmp_path / "clip.csv", text("ours"))
+    output.write("other.csv", text("ours"))
+    files.delete_left_behind(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["mine", "ours, edited"])
+def test_only_what_was_written_here_is_replaced(content: str, tmp_path: Path) -> None:
+    output = claim(tmp_path)
+    output.write("a.csv", text("ours"))
+    output.write("a.csv", text("ours again"))
+    assert output.owns("a.csv") and claim(tmp_path, "other.py").owns("a.csv")
+    (tmp_path / "a.csv").write_text(content)
+    for again in (output, claim(tmp_path)):
+        assert not again.owns("a.csv")
+        with pytest.raises(ValueError, match=rf"a\.csv.*{OPTION}"):
+            again.write("a.csv", text("new"))
+        again.delete(["a.csv"])
+    assert (tmp_path / "a.csv").read_text() == content and names(tmp_path) == ["a.csv"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "thesis.txt",
+        json.dumps({"script": "a.py", "name": "thesis.txt", "bytes": 4, "source": ""}),
+        json.dumps(
+            {"script": "a.py", "name": "thesis.txt", "bytes": 4, "source": "", "sha256": "0" * 64}
+        ),
+        json.dumps(
+            {"script": "a.py", "name": "thesis.txt", "bytes": 4, "source": "", "modified_ns": 0}
+        ),
+    ],
+)
+def test_a_planted_list_gives_nothing_away(line: str, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / files.LIST).write_text(f"a.py\n{line}\n")
+    output = claim(tmp_path)
+    assert not output.owns("thesis.txt")
+    with pytest.raises(ValueError, match=r"thesis\.txt"):
+        output.write("thesis.txt", text("ours"))
+
+
+def test_a_list_that_travelled_gives_nothing_away(tmp_path: Path) -> None:
+    claim(tmp_path / "a").write("x.txt", text("ours"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.txt").write_text("mine")
+    shutil.copy(tmp_path / "a" / files.LIST, tmp_path / "b")
+    assert not claim(tmp_path / "b").owns("x.txt")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_list_that_is_not_a_file_is_refused(kind: str, tmp_path: Path) -> None:
+    victim, place = tmp_path / "victim", tmp_path / "out" / files.LIST
+    victim.write_text("mine")
+    place.parent.mkdir()
+    {"link": lambda: place.symlink_to(victim), "pipe": lambda: os.mkfifo(place)}.get(
+        kind, place.mkdir
+    )()
+    with pytest.raises(ValueError, match=f"{files.LIST}.*{OPTION}"):
+        claim(place.parent)
+    assert victim.read_text() == "mine"
+
+
+@given(content=st.binary(max_size=200))
+def test_any_list_can_be_read(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    (folder / files.LIST).write_bytes(content)
+    output = claim(folder)
+    output.write("a", text("ours"))
+    assert output.owns("a") and claim(folder).owns("a")
+
+
+def test_another_source_takes_another_name(tmp_path: Path) -> None:
+    output = claim(tmp_path)
+    monday, tuesday = tmp_path / "monday/clip.png", tmp_path / "tuesday/clip.png"
+    output.write("clip.html", text("Monday"), monday)
+    assert output.is_free(["clip.html"], monday) and not output.is_free(["clip.html"], tuesday)
+    with pytest.raises(ValueError, match=r"clip\.html"):
+        output.write("clip.html", text("Tuesday"), tuesday)
+    output.delete(["clip.html"], tuesday)
+    assert (tmp_path / "clip.html").read_text() == "Monday"
+    assert str(tmp_path) not in (tmp_path / files.LIST).read_text()
+
+
+@pytest.mark.parametrize("failing", ["a.onnx", "a.tflite", "a.json"])
+def test_a_set_is_replaced_as_a_set(failing: str, tmp_path: Path) -> None:
+    output = claim(tmp_path)
+    writes = {name: text("old") for name in ("a.onnx", "a.tflite", "a.json")}
+    output.write_set(writes)
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("No space left")
+
+    with pytest.raises(OSError, match="No space"):
+        output.write_set(dict.fromkeys(writes, text("new")) | {failing: fail})
+    assert {(tmp_path / name).read_text() for name in writes} == {"old"}
+    assert names(tmp_path) == sorted(writes)
+    (tmp_path / failing).write_text("mine")
+    with pytest.raises(ValueError, match=failing):
+        output.write_set(dict.fromkeys(writes, text("new")))
+    assert (tmp_path / failing).read_text() == "mine"
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_set_stopped_between_two_names_is_not_taken_for_one(
+    renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = claim(tmp_path)
+    order = ("a.onnx", "a.tflite", "a.json")
+    output.write_set(dict.fromkeys(order, text("old")))
+    done, replace = [], Path.replace
+
+    def stop(path: Path, target: Path) -> None:
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(target.name)
+        replace(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", stop)
+        output.write_set(dict.fromkeys(order, text("new")))
+    assert done == list(order[:renames]) and not (tmp_path / "a.json").exists()
+    claim(tmp_path).write_set(dict.fromkeys(order, text("new")))  # what is there is ours
+    assert {(tmp_path / name).read_text() for name in order} == {"new"}
+
+
+def test_a_line_that_a_kill_cut_off_costs_only_itself(tmp_path: Path) -> None:
+    output = claim(tmp_path)
+    output.write("a", text("a"))
+    with (tmp_path / files.LIST).open("a") as file:
+        file.write('\n{"script": "a.py", "na')
+    output.write("b", text("b"))
+    again = claim(tmp_path)
+    assert again.owns("a") and again.owns("b")
+
+
+def test_threads_and_runs_share_a_list(tmp_path: Path) -> None:
+    outputs = [claim(tmp_path) for _ in range(4)]
+
+    def work(number: int) -> None:
+        for turn in range(20):
+            outputs[number % 4].write(f"{number}-{turn}", text("x"))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(names(tmp_path)) == 160
+    assert all(output.owns(name) for output in outputs for name in names(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "folder/deep.png"])
+def test_a_folder_with_anything_in_it_is_refused_unless_it_may_be_shared(
+    name: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"{name.split('/')[0]}.*{OPTION}"):
+        claim(folder, shared=False)
+    claim(folder, shared=True)
+    claim(folder, shared=False)
+    with pytest.raises(ValueError, match=OPTION):
+        claim(folder, "b.py", shared=False)
+    with pytest.raises(ValueError, match=OPTION):
+        claim(folder / name, shared=False)
+
+
+def replace_all(folder: Path, content: str) -> None:
+    with files.replacing(folder, OPTION, "a.py") as new:
+        (new / "train").mkdir()
+        (new / "train/a.txt").write_text(content)
+        os.link(folder.parent / "original", new / "train/link")
+
+
+@pytest.mark.parametrize("kind", ["new", "edited", "link", "linked folder"])
+def test_a_folder_is_replaced_only_if_all_in_it_is_ours(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    (tmp_path / "original").write_text("linked")
+    replace_all(folder, "one")
+    replace_all(folder, "two")
+    os.utime(tmp_path / "original", ns=(0, 0))  # the link's content has another name, too
+    replace_all(folder, "three")
+    name = {"new": "train/mine", "edited": "train/a.txt"}.get(kind, "mine")
+    if "link" in kind:
+        (folder / name).symlink_to(tmp_path if "folder" in kind else "nowhere")
+    else:
+        (folder / name).write_text("mine!")
+    with pytest.raises(ValueError, match=f"{name}.*{OPTION}"):
+        replace_all(folder, "four")
+    assert os.path.lexists(folder / name) and (folder / "train/link").read_text() == "linked"
+
+
+def test_what_a_killed_run_left_beside_a_folder_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / "original").write_text("linked")
+    left = tmp_path / f".out.unfinished-{'0' * 32}"
+    others = [tmp_path / ".out.unfinished-1", tmp_path / f".other.unfinished-{'0' * 32}"]
+    for path in (left, *others):
+        path.mkdir()
+    replace_all(tmp_path / "out", "one")
+    assert not left.exists() and all(path.exists() for path in others)
+    with pytest.raises(KeyboardInterrupt), files.replacing(tmp_path / "out", OPTION, "a.py"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "out/train/a.txt").read_text() == "one"
+    assert not list(tmp_path.glob(".out.unfinished-????*"))
+
+
+@pytest.mark.parametrize("kind", ["missing", "broken link", "folder", "pipe", "empty", "text"])
+def test_what_is_not_an_image_has_a_reason(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    {
+        "broken link": lambda: path.symlink_to("nowhere"),
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "empty": path.touch,
+        "text": lambda: path.write_text("no image"),
+    }.get(kind, lambda: None)()
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        files.read_image(path)
+    assert {"missing": "no such", "text": "decode"}.get(kind, kind) in str(error.value)

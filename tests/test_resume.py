@@ -1,0 +1,102 @@
+"""Which videos are done, and what is ours to delete."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deepfake_detect import resume
+
+SIDE = resume.Sidecar("video.json", "a.py")
+INPUTS = {"settings": {"rate": 1.0}, "files": 1, "bytes": 3, "modified_ns": 0}
+
+
+def finish(folder: Path, name: str = "clip", images: int = 2) -> Path:
+    made = folder / f".run/{name}"
+    made.mkdir(parents=True)
+    for number in range(images):
+        (made / f"{name}-{number:06d}.png").write_bytes(b"image")
+    SIDE.finish(made, folder / name, INPUTS, {"frames": images})
+    return folder / name
+
+
+def test_a_finished_video_is_found_and_another_is_not(tmp_path: Path) -> None:
+    target = finish(tmp_path)
+    assert SIDE.find_result(target, INPUTS) == {"frames": 2}
+    assert SIDE.find_result(target, INPUTS | {"bytes": 4}) is None
+    assert resume.Sidecar("video.json", "b.py").find_result(target, INPUTS) is None
+    assert SIDE.find_result(tmp_path / "none", INPUTS) is None
+
+
+@pytest.mark.parametrize("damage", ["image gone", "image emptied", "image more", "side file cut"])
+def test_a_damaged_folder_is_not_done_and_still_ours(damage: str, tmp_path: Path) -> None:
+    target = finish(tmp_path)
+    image = target / "clip-000001.png"
+    {
+        "image gone": image.unlink,
+        "image emptied": lambda: image.write_bytes(b""),
+        "image more": lambda: (target / "clip-000009-00.png").touch(),
+        "side file cut": lambda: (target / "video.json").write_text('{"made_by'),
+    }[damage]()
+    assert SIDE.find_result(target, INPUTS) is None
+    assert SIDE.owns(target)
+    SIDE.check(target, "--out-dir")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "clip-1.png", "other-000001.png", "folder"])
+def test_a_folder_with_a_file_of_the_user_is_not_ours(name: str, tmp_path: Path) -> None:
+    target = finish(tmp_path)
+    assert SIDE.list_own(tmp_path) == {"clip"}
+    (target / name).mkdir() if name == "folder" else (target / name).write_text("mine")
+    assert not SIDE.owns(target) and not SIDE.list_own(tmp_path)
+    with pytest.raises(ValueError, match=r"clip.*--out-dir"):
+        SIDE.check(target, "--out-dir")
+
+
+@pytest.mark.parametrize("content", ["{}", "mine", '{"made_by": "other.py"}', "[" * 100_000])
+def test_a_side_file_of_another_is_not_ours(content: str, tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip/video.json").write_text(content)
+    assert not SIDE.owns(tmp_path / "clip")
+
+
+def test_a_linked_folder_stays_a_link(tmp_path: Path) -> None:
+    moved = finish(tmp_path).rename(tmp_path / "elsewhere")
+    (tmp_path / "clip").symlink_to(moved)
+    (tmp_path / ".run").rmdir()
+    target = finish(tmp_path, images=3)
+    assert target.is_symlink() and len(list(moved.glob("*.png"))) == 3
+    assert SIDE.find_result(target, INPUTS) == {"frames": 3}
+
+
+def test_a_change_that_keeps_size_and_time_is_noticed_at_the_ends(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(bytes(100_000))
+    before = resume.fingerprint([path], {}, sampled=True)
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    for place in (0, 50_000, 99_999):
+        content = bytearray(100_000)
+        content[place] = 1
+        path.write_bytes(content)
+        os.utime(path, ns=times)
+        assert resume.fingerprint([path], {}, sampled=True) != before
+    assert resume.fingerprint([path], {}) == {key: before[key] for key in before if key != "sample"}
+
+
+def test_what_cannot_be_read_has_a_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "broken").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    paths = [tmp_path / "broken", tmp_path / "pipe"]
+    assert resume.fingerprint(paths, {}, sampled=True)["files"] == 2
+
+
+@pytest.mark.parametrize("part", [None, "1/2"])
+def test_a_run_begins_empty_and_deletes_what_a_killed_one_left(
+    part: str | None, tmp_path: Path
+) -> None:
+    left, mine = tmp_path / f".unfinished-{'0' * 32}", tmp_path / ".unfinished"
+    for path in (left, mine):
+        (path / "clip").mkdir(parents=True)
+    with resume.open_run(tmp_path, None, part) as run:
+        assert not list(run.iterdir()) and left.exists() == bool(part) and mine.exists()
+    assert not run.exists() and (mine / "clip").exists()
