@@ -1,0 +1,597 @@
+"""Read videos, whole or sampled, as BGR frames with their time in seconds.
+
+One reader, on FFmpeg (PyAV), for every step. Frames are turned, stretched, deinterlaced and
+tone-mapped as the file says, each by its own properties, so that they look as a player shows them.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import av
+import av.logging
+import cv2
+import numpy as np
+from av.filter import Graph
+from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+
+from deepfake_detect.tone_mapping import map_to_sdr
+
+av.logging.set_libav_level(av.logging.PANIC)  # what is wrong with a file is said once, by us
+
+# Containers that FFmpeg may open. Playlists are excluded: they can point at other files.
+CONTAINERS = "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpegts,mpeg,flv,asf,ogg"
+MOST_PIXELS = 100_000_000  # of a frame; memory would not hold many that are larger
+FRAME_SECONDS = 1 / 25  # of a frame without a usable time stamp, and of a still
+LONGEST_VIDEO = 864_000  # seconds, 10 days; a time stamp beyond that is not believed
+MISSING_SHARE = 0.02  # of the frames or seconds claimed; if fewer are missing, that is not said
+READ_ERRORS = 100  # damaged places in a container after which reading ends
+LONGEST_PIXEL = 4  # width to height of a pixel, or the inverse; more is not believed
+PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")  # of covers, beside a video
+APART = (  # streams that are not the video
+    Disposition.attached_pic
+    | Disposition.timed_thumbnails
+    | Disposition.still_image
+    | Disposition.dependent
+)
+# Here each frame is one packet with its own time stamp, and the decoder can pass over frames that
+# no other frame is predicted from: in H.264 those with nal_ref_idc 0 (ITU-T H.264, 7.4.1).
+EXACT_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
+EXACT_CODECS = "h264", "hevc"
+PQ = 16  # AVCOL_TRC_SMPTE2084
+UNKNOWN_COLOURS = 14, 15  # AVCOL_SPC_ICTCP, AVCOL_SPC_IPT_C2: Dolby Vision without a base layer
+
+Source = Path | bytes | BinaryIO
+Chooser = Callable[[int, float], bool]  # is this frame wanted? Asked for each frame, in order
+
+
+class Frame(NamedTuple):
+    """A frame of a video."""
+
+    index: int  # its number, from 0, among the frames that can be read; a label, not a time
+    seconds: float  # since the first frame
+    image: np.ndarray | None  # BGR uint8 (height, width, 3) as displayed; None if it is damaged
+
+
+@dataclass(frozen=True)
+class StreamFacts:
+    """What a file says about one of its video streams."""
+
+    index: int  # of the stream in the file
+    codec: str
+    width: int  # pixels, as stored
+    height: int
+
+
+class Video:
+    """A video file, or a folder of stills, read one frame after another.
+
+    Args:
+        source: a path, the bytes of a file, or a binary file object that can seek. Of the last two
+            nothing is written to the disk.
+        stream: index of the video stream to read; None takes the first that is not a cover
+        threads: that the decoder may use; 0 for as many as there are cores
+        most_pixels: of a frame; larger ones are not decoded
+
+    Attributes:
+        streams: facts of all video streams, covers left out
+        stream: index of the stream that is read
+        rate: average frames a second that the file claims, 0 if unknown
+        claimed_frames, claimed_seconds: that the file claims, 0 if unknown
+        notes: sentences about what is not shown right or not looked at; may grow while reading
+        seen_frames, seen_seconds: read so far, by the latest run of `frames` or `sampled`
+        lost_frames: that did not decode in it
+
+    Raises:
+        ValueError: it is not a video of a kind that is read, or has no such stream.
+        OSError: it cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        stream: int | None = None,
+        *,
+        threads: int = 1,
+        most_pixels: int = MOST_PIXELS,
+    ) -> None:
+        self.source, self.threads, self.most_pixels = source, threads, most_pixels
+        self.notes: list[str] = []
+        self.stills = list_stills(source) if isinstance(source, Path) and source.is_dir() else None
+        self._size: tuple[int, int] | None = None
+        self._pixels = VideoReformatter()
+        self._start_counting()
+        if self.stills is None:
+            with self._open() as container:
+                self.streams = list_streams(container)
+                self.stream = choose_stream(self.streams, stream)
+                self._read_claims(container)
+        else:
+            self.streams, self.stream = [StreamFacts(0, "stills", 0, 0)], 0
+            self.rate, self.claimed_frames = 1 / FRAME_SECONDS, len(self.stills)
+            self.claimed_seconds = FRAME_SECONDS * len(self.stills)
+        for one in self.streams:
+            if one.index != self.stream:
+                size = f"{one.codec}, {one.width} x {one.height}"
+                self.notes.append(f"video stream {one.index} ({size}) was not looked at")
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing: the file is open only while frames are read."""
+
+    @property
+    def width(self) -> int:
+        """Width in pixels of the first frame, as displayed."""
+        return self._display_size()[0]
+
+    @property
+    def height(self) -> int:
+        """Height in pixels of the first frame, as displayed."""
+        return self._display_size()[1]
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield every frame, in the order of display.
+
+        Raises:
+            ValueError: not one frame decodes.
+            OSError: the file cannot be read any more.
+        """
+        yield from self._read_whole(lambda index, seconds: True)
+
+    def sampled(
+        self,
+        frames_per_second: float | None = None,
+        *,
+        indices: Collection[int] = (),
+        times: Collection[float] = (),
+    ) -> Iterator[Frame]:
+        """Yield some of the frames; others are not converted and, where possible, not decoded.
+
+        Give one of:
+            frames_per_second: evenly in time; a slower video gives all its frames
+            indices: the frames with these numbers
+            times: for each of these seconds, the first frame that is not earlier
+
+        Raises:
+            ValueError: not one frame decodes.
+            OSError: the file cannot be read any more.
+        """
+
+        def make_chooser() -> Chooser:
+            if frames_per_second:
+                return choose_by_rate(frames_per_second)
+            return choose_by_time(times) if times else choose_by_index(indices)
+
+        if self.stills is not None:
+            yield from self._read_whole(make_chooser())
+            return
+        last = -1.0
+        with suppress(Inexact, av.FFmpegError):
+            for frame in self._read_sparsely(make_chooser()):
+                last = frame.seconds
+                yield frame
+            return
+        for frame in self._read_whole(make_chooser()):
+            if frame.seconds > last:
+                yield frame
+
+    def list_times(self) -> list[float] | None:
+        """Return the seconds of every frame without decoding; None where they are not exact."""
+        if self.stills is not None:
+            return [FRAME_SECONDS * index for index in range(len(self.stills))]
+        with suppress(Inexact, av.FFmpegError), self._open() as container:
+            return [seconds for _, seconds in list_stamps(container, self.stream)]
+        return None
+
+    def missing(self) -> str:
+        """Return what the file claims and did not give, as a sentence; "" if nothing is missing.
+
+        To call after `frames` or `sampled` has come to its end.
+        """
+        said = []
+        short = self.seen_frames < (1 - MISSING_SHARE) * self.claimed_frames - 2
+        if short and self.stills is None and self._is_cut_off():
+            claim = f"the {self.claimed_frames:,} frames it claims"
+            said.append(f"ends after {self.seen_frames:,} of {claim}")
+        if self.lost_frames:
+            said.append(f"{self.lost_frames:,} frames do not decode")
+        return "; ".join(said)
+
+    # --- The file ---------------------------------------------------------------------------------
+
+    def _open(self) -> av.container.InputContainer:
+        """Open the file for reading from its start."""
+        source = self.source
+        if isinstance(source, Path):
+            if source.exists() and not source.is_file():
+                raise FileNotFoundError("is a pipe or a device")
+            source = f"file:{source.absolute()}"  # FFmpeg would take http:clip.mp4 for an address
+        elif isinstance(source, bytes):
+            source = io.BytesIO(source)
+        else:
+            source.seek(0)
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+        options |= {"max_pixels": str(self.most_pixels)}
+        try:
+            return av.open(source, options=options, metadata_errors="replace")
+        except OSError as error:
+            raise OSError(error.strerror or str(error)) from error
+        except (av.FFmpegError, ValueError) as error:
+            raise ValueError("does not open as a video") from error
+
+    def _read_claims(self, container: av.container.InputContainer) -> None:
+        """Note the length and the rate that the file claims."""
+        stream = container.streams[self.stream]
+        rate = float(stream.average_rate or 0)
+        self.rate = rate if 0 < rate < math.inf else 0.0
+        if stream.duration:
+            seconds = float(stream.duration * stream.time_base)
+        else:
+            seconds = (container.duration or 0) / av.time_base
+            start = (container.start_time or 0) / av.time_base
+            seconds -= start if 0 < start < seconds else 0
+        self.claimed_seconds = max(0.0, seconds)
+        believed = self.claimed_seconds if self.claimed_seconds < LONGEST_VIDEO else 0
+        self.claimed_frames = stream.frames or round(believed * self.rate)
+
+    def _is_cut_off(self) -> bool:
+        """Return True if the end of the file is missing, not only shorter than claimed.
+
+        An AVI counts its frames, and an MP4 says where in the file each one is. Others claim more
+        than they have if they begin late, have no constant rate, or are a piece of a longer one: of
+        those one is cut off if no stream, such as the sound, reaches the end claimed.
+        """
+        try:
+            with self._open() as container:
+                if container.format.name == "avi":
+                    return True
+                if container.format.name == EXACT_CONTAINERS[0]:
+                    entries, size = container.streams[self.stream].index_entries, container.size
+                    return any(entry.pos + entry.size > size for entry in entries)
+                reached = 0.0
+                for packet in read_packets(container):
+                    stamp = packet.dts if packet.pts is None else packet.pts
+                    if stamp is not None:
+                        end = (stamp + (packet.duration or 0)) * packet.time_base
+                        reached = max(reached, float(end))
+                return reached < (1 - MISSING_SHARE) * (container.duration or 0) / av.time_base
+        except (OSError, ValueError, av.FFmpegError):  # it was readable before
+            return True
+
+    def _display_size(self) -> tuple[int, int]:
+        if self._size is None:
+            other = Video(self.source, self.stream, most_pixels=self.most_pixels)
+            first = next((frame for frame in other.frames() if frame.image is not None), None)
+            if first is None:
+                raise ValueError("no frame of it decodes")
+            self._size = first.image.shape[1::-1]
+        return self._size
+
+    # --- Reading ----------------------------------------------------------------------------------
+
+    def _start_counting(self) -> None:
+        self.seen_frames, self.seen_seconds, self.lost_frames = 0, 0.0, 0
+
+    def _count(self, index: int, seconds: float) -> None:
+        self.seen_frames, self.seen_seconds = index + 1, seconds
+
+    def _read_whole(self, wanted: Chooser) -> Iterator[Frame]:
+        """Decode every frame and yield those that are wanted."""
+        self._start_counting()
+        if self.stills is not None:
+            for index, path in enumerate(self.stills):
+                self._count(index, FRAME_SECONDS * index)
+                if wanted(index, self.seen_seconds):
+                    image = read_still(path)
+                    self.lost_frames += image is None
+                    yield Frame(index, self.seen_seconds, image)
+            return
+        clock = Clock()
+        with self._open() as container:
+            stream, shape = container.streams[self.stream], PixelShape(container, self.stream)
+            for index, frame in enumerate(deinterlace(self._decode(container, stream))):
+                seconds = clock.read(frame.time)
+                self._count(index, seconds)
+                if wanted(index, seconds):
+                    yield Frame(index, seconds, self._show(frame, shape.width_to_height()))
+            if not self.seen_frames:
+                limit = (
+                    "" if stream.width else f": more than {self.most_pixels:,} pixels, or damaged"
+                )
+                raise ValueError(f"no frame of it decodes{limit}")
+
+    def _decode(
+        self, container: av.container.InputContainer, stream: av.VideoStream
+    ) -> Iterator[av.VideoFrame]:
+        """Decode a stream; a damaged packet costs its own frames only."""
+        self._set_up(stream.codec_context)
+        for packet in read_packets(container, stream):
+            try:
+                yield from packet.decode()
+            except av.FFmpegError:
+                self.lost_frames += bool(packet.size)
+        with suppress(av.FFmpegError):  # reading ended at damage: the decoder still has frames
+            yield from stream.codec_context.decode(None)
+
+    def _set_up(self, decoder: av.VideoCodecContext) -> None:
+        decoder.thread_count = self.threads
+        decoder.thread_type = "AUTO" if self.threads != 1 else "SLICE"
+        decoder.options = {"max_pixels": str(self.most_pixels)}
+
+    def _read_sparsely(self, wanted: Chooser) -> Iterator[Frame]:
+        """Yield the frames that are wanted without decoding more than they need.
+
+        Raises:
+            Inexact, av.FFmpegError: the file is not simple enough, or damaged.
+        """
+        self._start_counting()
+        with self._open() as container:
+            listed = list_stamps(container, self.stream)
+            chosen = {
+                stamp: Frame(index, seconds, None)
+                for index, (stamp, seconds) in enumerate(listed)
+                if wanted(index, seconds)
+            }
+            container.seek(0)
+            stream, shape = container.streams[self.stream], PixelShape(container, self.stream)
+            self._set_up(stream.codec_context)
+            waiting = iter(chosen)
+            for packet in container.demux(stream):
+                needed = packet.pts is None or packet.pts in chosen  # None: the end, with the rest
+                stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
+                for frame in packet.decode():
+                    if frame.interlaced_frame or frame.is_corrupt:
+                        raise Inexact("has interlaced or damaged frames")
+                    if frame.pts in chosen:
+                        if frame.pts != next(waiting, None):
+                            raise Inexact("lacks a frame")
+                        index, seconds, _ = chosen[frame.pts]
+                        self._count(index, seconds)
+                        yield Frame(index, seconds, self._show(frame, shape.width_to_height()))
+            if next(waiting, None) is not None:
+                raise Inexact("lacks a frame")
+            self._count(len(listed) - 1, listed[-1][1])
+
+    def _show(self, frame: av.VideoFrame, pixel: float) -> np.ndarray:
+        """Convert a frame to BGR uint8 as displayed; `pixel` is the width to height of a pixel."""
+        settings = {"width": max(1, round(frame.width * pixel)), "height": frame.height}
+        settings |= {"interpolation": "BICUBIC", "threads": 1}
+        if frame.color_trc == PQ and frame.colorspace not in UNKNOWN_COLOURS:
+            if frame.colorspace == 2:  # not said
+                settings |= {"src_colorspace": "bt2020"}
+            wide = self._pixels.reformat(frame, format="bgr48le", **settings).to_ndarray()
+            image = map_to_sdr(wide, frame.color_primaries)
+        else:
+            image = self._pixels.reformat(frame, format="bgr24", **settings).to_ndarray()
+            if frame.color_trc == PQ:
+                note = "its HDR colours (Dolby Vision) could not be converted"
+                self.notes += [note] if note not in self.notes else []
+        if matrix := frame.side_data.get(SideData.DISPLAYMATRIX):
+            image = turn(image, np.frombuffer(matrix, np.int32))
+        self._size = self._size or image.shape[1::-1]
+        return image
+
+
+class Inexact(ValueError):
+    """A video is not simple enough to be read without decoding every frame."""
+
+
+class Clock:
+    """Seconds since the first frame, from time stamps that may be missing or wrong.
+
+    Where stamps stand still, run back or pass 10 days, a frame counts as 1/25 s.
+    """
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self.seconds = -FRAME_SECONDS
+
+    def read(self, stamp: float | None) -> float:
+        """Return the seconds of the next frame, whose time stamp in the file is `stamp`."""
+        if self.first is None and stamp is not None:
+            self.first = stamp - self.seconds - FRAME_SECONDS
+        passed = -1.0 if stamp is None else stamp - self.first
+        usable = self.seconds < passed < LONGEST_VIDEO
+        self.seconds = passed if usable else self.seconds + FRAME_SECONDS
+        return self.seconds
+
+
+class PixelShape:
+    """Width to height of the pixels: what the container says, or else the latest frame."""
+
+    def __init__(self, container: av.container.InputContainer, stream: int) -> None:
+        self.decoder = container.streams[stream].codec_context
+        said = container.streams[stream].sample_aspect_ratio
+        self.of_container = said if said != self.decoder.sample_aspect_ratio else None
+
+    def width_to_height(self) -> float:
+        """Return the ratio to stretch by; 1 where it is not said, not credible, or within 1 %."""
+        ratio = float(self.of_container or self.decoder.sample_aspect_ratio or Fraction(1))
+        credible = 1 / LONGEST_PIXEL <= ratio <= LONGEST_PIXEL
+        return ratio if credible and abs(ratio - 1) > 0.01 else 1.0
+
+
+# --- Streams and packets --------------------------------------------------------------------------
+
+
+def list_streams(container: av.container.InputContainer) -> list[StreamFacts]:
+    """List the video streams that can be decoded; covers only where there is nothing else."""
+    found = [one for one in container.streams.video if one.codec_context]
+    found = [one for one in found if not one.disposition & APART] or found
+    return [StreamFacts(one.index, one.codec_context.name, one.width, one.height) for one in found]
+
+
+def choose_stream(streams: list[StreamFacts], wanted: int | None) -> int:
+    """Return the index of the stream to read.
+
+    Raises:
+        ValueError: there is no video stream, or not the one that is wanted.
+    """
+    if not streams:
+        raise ValueError("has no video stream that can be decoded")
+    if wanted is None:
+        return min(streams, key=lambda one: one.codec in PICTURE_CODECS).index
+    if wanted not in [one.index for one in streams]:
+        raise ValueError(f"has no video stream {wanted}")
+    return wanted
+
+
+def read_packets(
+    container: av.container.InputContainer, *streams: av.VideoStream
+) -> Iterator[av.Packet]:
+    """Yield the packets of streams, or of all, going on behind damaged places."""
+    for _ in range(READ_ERRORS):
+        try:
+            yield from container.demux(*streams)
+            return
+        except av.FFmpegError:
+            continue
+
+
+def list_stamps(container: av.container.InputContainer, index: int) -> list[tuple[int, float]]:
+    """List the time stamp and the seconds of each frame, in the order of display.
+
+    Raises:
+        Inexact: it is not a stream of whole frames, each with a time stamp of its own.
+    """
+    stream = container.streams[index]
+    if (
+        container.format.name not in EXACT_CONTAINERS
+        or stream.codec_context.name not in EXACT_CODECS
+    ):
+        raise Inexact("frames cannot be passed over")
+    packets = [
+        (packet.pts, packet.is_discard or packet.is_corrupt)
+        for packet in container.demux(stream)
+        if packet.size
+    ]
+    stamps = sorted({stamp for stamp, _ in packets if stamp is not None})
+    if len(stamps) < max(1, len(packets)) or any(odd for _, odd in packets):
+        raise Inexact("has packets that are not one frame each")
+    if packets[0][0] != stamps[0]:
+        raise Inexact("begins with frames that cannot be decoded")
+    clock, base = Clock(), stream.time_base
+    return [(stamp, clock.read(float(stamp * base))) for stamp in stamps]
+
+
+# --- Which frames ---------------------------------------------------------------------------------
+
+
+def choose_by_rate(frames_per_second: float) -> Chooser:
+    """Choose so many frames of each second, evenly in time."""
+    due = 0.0
+
+    def wanted(index: int, seconds: float) -> bool:
+        nonlocal due
+        if seconds <= due - 1e-6:
+            return False
+        # The next sampling time after this frame: a video with fewer frames a second than asked
+        # for gives all it has, and a gap in it is not made up for.
+        due = (math.floor(seconds * frames_per_second + 1e-6) + 1) / frames_per_second
+        return True
+
+    return wanted
+
+
+def choose_by_time(times: Collection[float]) -> Chooser:
+    """Choose for each time the first frame that is not earlier."""
+    waiting = sorted(times, reverse=True)
+
+    def wanted(index: int, seconds: float) -> bool:
+        found = False
+        while waiting and waiting[-1] <= seconds + 1e-6:
+            found = bool(waiting.pop()) or True
+        return found
+
+    return wanted
+
+
+def choose_by_index(indices: Collection[int]) -> Chooser:
+    """Choose the frames with these numbers."""
+    known = set(indices)
+    return lambda index, seconds: index in known
+
+
+# --- Pictures -------------------------------------------------------------------------------------
+
+
+def deinterlace(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """Make of each interlaced frame one with lines of one moment; leave the others as they are.
+
+    Interlacing is a property of a frame, not of a stream. From the first interlaced frame on, all
+    pass through FFmpeg's bwdif, which needs the frame before and the one after, and changes only
+    those that say they are interlaced.
+    """
+    graph, kind = None, None
+    for frame in frames:
+        now = frame.width, frame.height, frame.format.name
+        if graph is not None and now != kind:
+            yield from drain(graph)
+            graph = None
+        if graph is None and not frame.interlaced_frame:
+            yield frame
+            continue
+        if graph is None:
+            graph, kind = Graph(), now
+            source = graph.add_buffer(*now_as_buffer(frame))
+            bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+            graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
+        graph.push(frame)
+        yield from pull(graph)
+    if graph is not None:
+        yield from drain(graph)
+
+
+def now_as_buffer(frame: av.VideoFrame) -> tuple:
+    """Return the arguments of Graph.add_buffer for frames like this one."""
+    return None, frame.width, frame.height, frame.format, None, frame.time_base or Fraction(1, 1000)
+
+
+def pull(graph: Graph) -> Iterator[av.VideoFrame]:
+    """Yield the frames that a filter graph has finished."""
+    with suppress(av.BlockingIOError, av.EOFError):
+        while True:
+            yield graph.pull()
+
+
+def drain(graph: Graph) -> Iterator[av.VideoFrame]:
+    """Yield what a filter graph still holds, at the end of its frames."""
+    graph.push(None)
+    yield from pull(graph)
+
+
+def turn(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Turn and mirror an image by a display matrix, int32 (9,), to the nearest right angle."""
+    a, b, _, c, d, *_ = matrix.tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        image, mirrored, flipped = cv2.transpose(image), c < 0, b < 0
+    else:
+        mirrored, flipped = a < 0, d < 0
+    if mirrored or flipped:
+        image = cv2.flip(image, -1 if mirrored and flipped else int(mirrored))
+    return image
+
+
+def list_stills(folder: Path) -> list[Path]:
+    """List the stills in a folder, in order of their names."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def read_still(path: Path) -> np.ndarray | None:
+    """Read a still, BGR uint8 (height, width, 3); None if it cannot be read."""
+    try:
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+        return cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except (OSError, cv2.error):
+        return None
