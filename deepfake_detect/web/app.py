@@ -1,0 +1,381 @@
+"""The page and its HTTP API as a Starlette application."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import urllib.parse
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+)
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deepfake_detect import __version__
+from deepfake_detect.web.jobs import MB, FullError, Job, Jobs
+
+HERE = Path(__file__).parent
+STALLED = 60  # seconds without a byte, after which an upload is given up
+OVERHEAD = 10_000  # bytes that a form adds to its file
+LARGEST_QUESTION = 100_000  # bytes of any other request
+LONGEST_NAME = 200  # letters of a file's name
+LOCAL = ("127.0.0.1", "localhost")
+COOKIE = "deepfake-detect-token"
+# The browser loads nothing from elsewhere and runs no script of a report inside the page.
+POLICY = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; connect-src 'self'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; media-src 'self' data:; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+# A report on its own has its script inside, so it gets an origin of its own: it reaches nothing.
+REPORT_POLICY = (
+    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; sandbox allow-scripts allow-modals allow-downloads"
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the application serves.
+
+    Attributes:
+        jobs: does the work
+        examples: practice clips, by the words on their buttons
+        facts: for page.html: version, model, error rates
+        card: the model card, Markdown, which need not be there
+        api: whether programs may ask, too
+        token: that every visitor must know; None: only this machine is answered
+    """
+
+    jobs: Jobs
+    examples: dict[str, Path]
+    facts: dict
+    card: Path
+    api: bool
+    token: str | None
+
+    @classmethod
+    def describe(cls, jobs: Jobs, api: bool, token: str | None) -> Site:
+        """Describe what a detector serves, with the practice clips and the model card."""
+        model = jobs.detector.model
+        card = Path(model.name).with_name("README.md")  # 05 writes it
+        facts = {
+            "version": __version__,
+            "model": Path(model.name).name,
+            "model_sha256": model.sha256,
+            "practice": model.training.get("practice") is True,
+            "rates": "",
+            "has_card": card.is_file(),
+        }
+        examples = {words: HERE / "examples" / name for words, name in EXAMPLES.items()}
+        return cls(jobs, examples, facts, card, api, token)
+
+    def build(self) -> Starlette:
+        """Build the application."""
+        routes = [
+            Route("/", self.show_page),
+            Route("/card", self.show_card),
+            Route("/health", self.show_health),
+            Mount("/static", StaticFiles(directory=HERE / "static")),
+            Route("/files", self.take_file, methods=["POST"]),
+            Route("/examples", self.take_example, methods=["POST"]),
+            Route("/jobs", self.show_jobs, methods=["POST"]),
+            Route("/jobs/left", self.note_left, methods=["POST"]),
+            Route("/jobs/{job}", self.remove_job, methods=["DELETE"]),
+            Route("/results/{job}/{name}", self.show_result),
+        ]
+        answers = {HTTPException: word_problem, FullError: word_full, OSError: word_disk}
+        if self.api:
+            routes += [
+                Route("/check", self.check, methods=["POST"]),
+                Route("/version", self.show_version),
+                Route("/openapi.json", self.show_openapi),
+            ]
+        return Starlette(
+            routes=routes,
+            middleware=[Middleware(guard, token=self.token)],
+            exception_handlers=answers,
+        )
+
+    # --- The page ---------------------------------------------------------------------------------
+
+    async def show_page(self, request: Request) -> Response:
+        """Serve the page; a token in its address becomes a cookie."""
+        if "token" in request.query_params:
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie(COOKIE, self.token or "", httponly=True, samesite="strict")
+            return answer
+        limits = self.jobs.limits
+        facts = self.facts | {
+            "examples": self.examples,
+            "upload_limit": limits.upload // MB,
+            "keep_minutes": f"{limits.seconds / 60:g}",
+            "local": self.token is None,
+        }
+        return HTMLResponse(TEMPLATES.get_template("page.html").render(facts))
+
+    async def show_card(self, request: Request) -> Response:
+        """Serve the model card."""
+        if not self.card.is_file():
+            raise HTTPException(404, "This model has no card.")
+        text = self.card.read_text(encoding="utf-8", errors="replace")
+        return HTMLResponse(TEMPLATES.get_template("card.html").render(card=text))
+
+    async def take_file(self, request: Request) -> Response:
+        """Take an upload and queue its check; the answer has the job's id."""
+        job = await self.receive(request, marks=True)
+        return JSONResponse(self.jobs.describe(job, job.id), 202)
+
+    async def take_example(self, request: Request) -> Response:
+        """Queue the check of a practice clip."""
+        path = self.examples.get(str((await read_question(request)).get("example")))
+        if not path:
+            raise HTTPException(404, "There is no such example.")
+        with path.open("rb") as file:
+            job = await run_in_threadpool(self.jobs.add, path.name, file, marks=True)
+        return JSONResponse(self.jobs.describe(job, job.id), 202)
+
+    async def show_jobs(self, request: Request) -> Response:
+        """Say how far some jobs are; this also shows that their tab is open."""
+        found = {one: self.jobs.find(one) for one in await read_ids(request)}
+        for job in filter(None, found.values()):
+            self.jobs.see(job)
+        return JSONResponse({"jobs": [self.jobs.describe(job, one) for one, job in found.items()]})
+
+    async def note_left(self, request: Request) -> Response:
+        """Note that a tab was closed, with the jobs that it waited for."""
+        for one in await read_ids(request):
+            if job := self.jobs.find(one):
+                self.jobs.leave(job)
+        return Response(status_code=204)
+
+    async def remove_job(self, request: Request) -> Response:
+        """Cancel a job, or delete what it found."""
+        if job := self.jobs.find(request.path_params["job"]):
+            await run_in_threadpool(self.jobs.remove, job)
+        return Response(status_code=204)
+
+    async def show_result(self, request: Request) -> Response:
+        """Serve a file of a job: its article, report, marked copy or JSON."""
+        job, name = self.jobs.find(request.path_params["job"]), request.path_params["name"]
+        if not job or name not in RESULTS:
+            raise HTTPException(404, "There is no such result; it may be deleted already.")
+        if name != "article.html":  # the report is ready last
+            await asyncio.wrap_future(job.report)
+        path = job.folder / name
+        if not path.is_file():
+            raise HTTPException(404, "There is no such result.")
+        kind, ending = RESULTS[name]
+        if "save" not in request.query_params:
+            headers = {"Content-Security-Policy": REPORT_POLICY} if name == "report.html" else {}
+            return FileResponse(path, media_type=kind, headers=headers)
+        return FileResponse(path, media_type=kind, filename=f"{Path(job.name).stem}{ending}")
+
+    # --- Programs ---------------------------------------------------------------------------------
+
+    async def check(self, request: Request) -> Response:
+        """Check an upload and answer with the JSON of its result; nothing of it is kept."""
+        job = await self.receive(request, marks=False)
+        leaving = asyncio.create_task(wait_until_gone(request))
+        checked = asyncio.ensure_future(asyncio.wrap_future(job.checked))
+        try:
+            await asyncio.wait({leaving, checked}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            self.jobs.remove(job)
+        if not checked.done() or job.answer is None:  # the client left, or the page is closed
+            raise HTTPException(503, "The check was cancelled.")
+        return JSONResponse(job.answer, 422 if "error" in job.answer else 200)
+
+    async def show_health(self, request: Request) -> Response:
+        """Say that the server works, and how many files wait."""
+        waiting = sum(job.answer is None for job in list(self.jobs.jobs.values()))
+        return JSONResponse({"status": "ok", "waiting": waiting})
+
+    async def show_version(self, request: Request) -> Response:
+        """Say which version and model answer."""
+        return JSONResponse({key: self.facts[key] for key in ("version", "model", "model_sha256")})
+
+    async def show_openapi(self, request: Request) -> Response:
+        """Describe the HTTP API."""
+        described = json.loads((HERE / "openapi.json").read_text(encoding="utf-8"))
+        described["info"]["version"] = self.facts["version"]
+        return JSONResponse(described)
+
+    # --- Uploads ----------------------------------------------------------------------------------
+
+    async def receive(self, request: Request, marks: bool) -> Job:
+        """Receive the file of a form; until it is whole, no file of it has a name on the disk.
+
+        Raises:
+            HTTPException: it is too large, broken off, or not there
+            FullError: the page keeps as much as it may
+        """
+        limit, received = self.jobs.limits.upload, 0
+        declared = int(request.headers.get("content-length", 0))
+        too_large = HTTPException(413, f"The file has more than {limit // MB:,} MB.")
+        if declared > limit + OVERHEAD:
+            raise too_large
+        self.jobs.check_room(declared)
+
+        async def receive() -> Message:
+            nonlocal received
+            async with asyncio.timeout(STALLED):
+                message = await request.receive()
+            size = len(message.get("body", b""))
+            received += size
+            self.jobs.receiving += size
+            if received > limit + OVERHEAD:
+                raise too_large
+            self.jobs.check_room()
+            return message
+
+        try:
+            form = Request(request.scope, receive).form(max_files=1, max_fields=5)
+            async with form as fields:
+                file = fields.get("file")
+                if not isinstance(file, UploadFile):
+                    raise HTTPException(400, 'Send the file as the field "file" of a form.')
+                if (file.size or 0) > limit:
+                    raise too_large
+                name = clean_name(file.filename)
+                return await run_in_threadpool(self.jobs.add, name, file.file, marks)
+        except (TimeoutError, ClientDisconnect):
+            raise HTTPException(400, "The upload was broken off.") from None
+        finally:
+            self.jobs.receiving -= received
+
+
+EXAMPLES = {"A real one": "practice-real.mp4", "A fake one": "practice-fake.mp4"}  # by the buttons
+RESULTS = {  # type, and the ending of its name when it is saved
+    "article.html": ("text/html", ".html"),
+    "report.html": ("text/html", ".html"),
+    "marked.mp4": ("video/mp4", "-marked.mp4"),
+    "marked.png": ("image/png", "-marked.png"),
+    "result.json": ("application/json", ".json"),
+}
+TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True)
+
+
+def clean_name(name: str | None) -> str:
+    """Return the last part of a file's name, without letters that cannot be shown."""
+    last = (name or "").replace("\\", "/").rsplit("/", 1)[-1]
+    shown = "".join(letter if letter.isprintable() else "_" for letter in last).strip()
+    return shown[:LONGEST_NAME] or "file"
+
+
+async def read_question(request: Request) -> dict:
+    """Read the JSON object of a request.
+
+    Raises:
+        HTTPException: it is something else, or too large.
+    """
+    body = b""
+    with suppress(ClientDisconnect):
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LARGEST_QUESTION:
+                raise HTTPException(413, "The question is too long.")
+    try:
+        question = json.loads(body)
+    except (ValueError, RecursionError):
+        question = None
+    if not isinstance(question, dict):
+        raise HTTPException(400, "The question is not a JSON object.")
+    return question
+
+
+async def read_ids(request: Request) -> list[str]:
+    """Read which jobs a page asks for."""
+    ids = (await read_question(request)).get("ids")
+    return [str(one) for one in ids] if isinstance(ids, list) else []
+
+
+async def wait_until_gone(request: Request) -> None:
+    """Wait until the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def word_problem(request: Request, error: HTTPException) -> Response:
+    """Answer a request that failed with a sentence."""
+    return JSONResponse({"reason": error.detail}, error.status_code, error.headers)
+
+
+async def word_full(request: Request, error: FullError) -> Response:
+    return JSONResponse({"reason": str(error)}, 503, {"Retry-After": "60"})
+
+
+async def word_disk(request: Request, error: OSError) -> Response:
+    return JSONResponse({"reason": f"It cannot be kept: {error.strerror}."}, 507)
+
+
+def guard(app: ASGIApp, token: str | None) -> ASGIApp:
+    """Answer only the page itself and those who know the token; keep the browser here.
+
+    Without a token only this machine is answered, under its own name: a page elsewhere whose name
+    was made to lead here (DNS rebinding) is refused. So is any request from a page elsewhere.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in POLICY.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await refuse(scope, app, token)(scope, receive, send_with_policy)
+
+    return answer
+
+
+def refuse(scope: Scope, app: ASGIApp, token: str | None) -> Callable[..., Awaitable[None]]:
+    """Return the application, or the answer to a request that it is not to see."""
+    if scope["type"] != "http":
+        return app if scope["type"] == "lifespan" else PlainTextResponse("Not here.", 404)
+    headers = Headers(scope=scope)
+    host = headers.get("host", "")
+    origin = headers.get("origin", f"http://{host}")
+    foreign = len(headers.getlist("host")) != 1 or origin.split("://")[-1] != host
+    if foreign or (token is None and host.rsplit(":", 1)[0] not in LOCAL):
+        return PlainTextResponse("This is not served here.", 404)
+    if token and scope["path"] != "/health" and not knows(token, scope, headers):
+        said = {"reason": "The token is missing or wrong; the terminal of the page shows it."}
+        return JSONResponse(said, 401, {"WWW-Authenticate": "Bearer"})
+    return app
+
+
+def knows(token: str, scope: Scope, headers: Headers) -> bool:
+    """Whether a request has the token: in a header, in its cookie or in its address."""
+    query = urllib.parse.parse_qs(scope["query_string"].decode("latin-1"))
+    given = [headers.get("authorization", "").removeprefix("Bearer ")]
+    given += [value for value in query.get("token", []) if scope["path"] == "/"]
+    cookies = (one.partition("=") for one in headers.get("cookie", "").split(";"))
+    given += [value.strip() for name, _, value in cookies if name.strip() == COOKIE]
+    return any(secrets.compare_digest(one.encode(), token.encode()) for one in given)

@@ -1,0 +1,369 @@
+"""The files that visitors bring: checked one after another, and deleted whatever happens.
+
+Each file is a job with a folder of its own, and all folders are in one that the page locks while
+it is open. The next page of the same user deletes what a killed one left.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import filelock
+
+from deepfake_detect.cli import describe_error
+from deepfake_detect.result import Failure, Result
+
+if TYPE_CHECKING:
+    from deepfake_detect.detector import Detector
+
+PREFIX = "deepfake-page-"
+WAITING, RECEIVED, DONE, CANCELLED = "Waiting", "Received", "Done", "Cancelled"
+LEFT_AFTER = 5.0  # seconds after a tab was closed; a reload takes less
+UNSEEN_AFTER = 150.0  # seconds without a question; a tab in the background asks once a minute
+EXPECTED = 8.0  # seconds of a check, before there was one
+MB = 10**6
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much the page takes and keeps.
+
+    Attributes:
+        upload: bytes of a file
+        kept: bytes of all uploads and results together
+        seconds: for which a result stays
+    """
+
+    upload: int
+    kept: int
+    seconds: float
+
+
+class FullError(Exception):
+    """The page keeps as much as it may."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A file that is to be checked, and what was found."""
+
+    name: str  # as its owner calls it
+    folder: Path  # has the upload and the results, and is deleted with the job
+    marks: bool  # write a report and a marked copy
+    seen: float = field(default_factory=time.monotonic)  # when its tab last asked; inf: no tab
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))  # nobody can guess it
+    phase: str = WAITING
+    done: int = 0
+    total: int | None = None
+    began: float = 0.0  # the phase
+    ended: float | None = None
+    size: int = 0  # bytes that it keeps
+    busy: bool = False  # a thread works on it
+    stop: threading.Event = field(default_factory=threading.Event)
+    answer: dict | None = None  # the JSON of the result, or of the failure
+    notes: list[str] = field(default_factory=list)  # about the marked copy
+    marked: Path | None = None
+    report: Future = field(default_factory=Future)  # done when the report is written, or never is
+    checked: Future = field(default_factory=Future)  # of the Result or Failure
+
+    @property
+    def upload(self) -> Path:
+        return self.folder / "upload"
+
+    @property
+    def article(self) -> Path:
+        return self.folder / "article.html"
+
+    def enter(self, phase: str, done: int = 0, total: int | None = None) -> None:
+        """Note how far the work is."""
+        if phase != self.phase:
+            self.began = time.monotonic()
+        self.phase, self.done, self.total = phase, done, total
+
+    def is_unwanted(self) -> bool:
+        """Whether it was cancelled, or its tab is closed."""
+        return self.stop.is_set() or time.monotonic() - self.seen > UNSEEN_AFTER
+
+    def measure(self) -> None:
+        """Count the bytes that it keeps."""
+        with suppress(OSError):
+            self.size = sum(path.stat().st_size for path in self.folder.iterdir())
+
+    def share(self) -> float | None:
+        """How much of the phase is done, 0 to 1; None if that is not known."""
+        return min(self.done / self.total, 1.0) if self.total else None
+
+    def seconds_left(self) -> float | None:
+        """Estimate the seconds that the phase goes on, by its speed until now."""
+        share, passed = self.share(), time.monotonic() - self.began
+        return passed * (1 - share) / share if share and passed > 1 else None
+
+
+class Jobs:
+    """All jobs of a page: a thread checks them in turn, another draws the marked copies."""
+
+    def __init__(self, detector: Detector, folder: Path, limits: Limits) -> None:
+        self.detector, self.folder, self.limits = detector, folder, limits
+        self.jobs: dict[str, Job] = {}
+        self.lock = threading.Lock()
+        self.receiving = 0  # bytes of uploads that are on their way
+        self.checking = ThreadPoolExecutor(1, "check")
+        self.drawing = ThreadPoolExecutor(1, "draw")  # a verdict never waits for a drawing
+        self.durations: deque[float] = deque([EXPECTED], maxlen=5)  # seconds of the last checks
+        self.closed = threading.Event()
+        self.cleaner = threading.Thread(target=self.keep_clean, daemon=True)
+        self.cleaner.start()
+
+    def find(self, identity: str) -> Job | None:
+        """Return a job by its id; None if there is none, or none any more."""
+        return self.jobs.get(identity)
+
+    # --- From the visitors ------------------------------------------------------------------------
+
+    def check_room(self, coming: int = 0) -> None:
+        """Check that `coming` bytes more may be kept.
+
+        Raises:
+            FullError: the limit of all jobs together is reached
+        """
+        kept = sum(job.size for job in list(self.jobs.values()))
+        if kept + self.receiving + coming > self.limits.kept:
+            raise FullError(
+                f"The page keeps {self.limits.kept // MB:,} MB of uploads and results at most. "
+                "Remove some results, or try again later."
+            )
+
+    def add(self, name: str, content: BinaryIO, marks: bool) -> Job:
+        """Store an upload and queue its check; marks: write a report and a marked copy too.
+
+        Raises:
+            FullError, OSError: it cannot be kept.
+        """
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        job = Job(name, folder, marks, *([] if marks else [math.inf]))
+        try:
+            with job.upload.open("xb") as file:
+                shutil.copyfileobj(content, file, 2**20)
+            job.measure()
+            self.jobs[job.id] = job
+            job.checked = self.checking.submit(self.work, job, self.check)
+        except BaseException:
+            self.jobs.pop(job.id, None)
+            delete(folder)
+            raise
+        return job
+
+    def remove(self, job: Job) -> None:
+        """Cancel a job and delete all of it, at once or when its thread has noticed."""
+        with self.lock:
+            self.jobs.pop(job.id, None)
+            job.stop.set()
+            busy = job.busy
+        settle(job.report)
+        if not busy:
+            delete(job.folder)
+
+    def see(self, job: Job) -> None:
+        """Note that the tab of a job is open."""
+        job.seen = time.monotonic()
+
+    def leave(self, job: Job) -> None:
+        """Note that the tab of a job was closed: it has a few seconds to come back."""
+        job.seen = min(job.seen, time.monotonic() - UNSEEN_AFTER + LEFT_AFTER)
+
+    def describe(self, job: Job | None, identity: str) -> dict:
+        """Give what a page shows of a job, as plain values; also that it is there no more."""
+        if job is None:
+            return {"id": identity, "phase": "Deleted"}
+        said = {"id": job.id, "name": job.name, "phase": job.phase, "share": job.share()}
+        if job.phase == WAITING:
+            waiting = [one for one in list(self.jobs.values()) if one.answer is None]
+            before = waiting.index(job) if job in waiting else 0
+            mean = sum(self.durations) / len(self.durations)
+            return said | {"before": before, "seconds_left": before * mean}
+        said["seconds_left"] = job.seconds_left()
+        if job.answer:
+            shown = ("verdict", "score", "interval_95", "reason", "advice")
+            said |= {key: job.answer[key] for key in shown if key in job.answer}
+            said |= {"marked": job.marked and job.marked.name, "ready": job.report.done()}
+        return said
+
+    # --- In the threads ---------------------------------------------------------------------------
+
+    def work(self, job: Job, step: Callable[[Job], object]) -> object:
+        """Take a step of a job unless nobody waits for it any more."""
+        with self.lock:
+            job.busy = not job.stop.is_set()
+        if not job.busy:
+            return None
+        try:
+            return None if job.is_unwanted() else step(job)
+        finally:
+            with self.lock:
+                job.busy = False
+            if job.is_unwanted():
+                self.remove(job)
+
+    def check(self, job: Job) -> Result | Failure:
+        """Check the upload; its report follows in the other thread."""
+        began = time.monotonic()
+        job.enter(RECEIVED)
+        try:
+            result = self.detector.check(
+                job.upload, name=job.name, progress=job.enter, cancelled=job.is_unwanted
+            )
+            job.answer = result.to_dict()
+            if job.marks:
+                video = f"/results/{job.id}/report.html"
+                article = self.detector.render_report(result, download=video)
+                job.article.write_text(article, encoding="utf-8", errors="replace")
+        except Exception as error:  # of this file alone
+            return self.fail(job, error)
+        self.durations.append(time.monotonic() - began)
+        if job.marks and not job.is_unwanted():
+            self.drawing.submit(self.work, job, lambda job: self.draw(job, result))
+        else:
+            self.finish(job)
+        return result
+
+    def fail(self, job: Job, error: Exception) -> Failure:
+        """Note why a file could not be checked."""
+        reason = describe_error(error).replace(f"{job.upload}: ", "").replace(str(job.upload), "")
+        failure = Failure(job.name, reason, error)
+        job.answer = failure.to_dict() | {"advice": advise(error)}
+        settle(job.report)
+        self.finish(job)
+        return failure
+
+    def draw(self, job: Job, result: Result) -> None:
+        """Write the marked copy and the report; what fails is noted, and the verdict stays."""
+        marked = job.folder / ("marked.png" if result.kind == "picture" else "marked.mp4")
+        report = job.folder / "report.html"
+        try:
+            if result.tracks:
+                self.detector.write_marked_copy(
+                    result, marked, progress=job.enter, cancelled=job.is_unwanted
+                )
+                job.marked = marked
+        except Exception as error:
+            job.notes.append(f"The marked copy is not written: {describe_error(error)}")
+        try:
+            if not job.is_unwanted():
+                self.detector.write_report(result, report)
+        except Exception as error:
+            job.notes.append(f"The report is not written: {describe_error(error)}")
+        (job.folder / "result.json").write_text(json.dumps(job.answer), encoding="utf-8")
+        settle(job.report)
+        self.finish(job)
+
+    def finish(self, job: Job) -> None:
+        """End a job: its upload goes, its results stay for a while."""
+        job.upload.unlink(missing_ok=True)
+        job.measure()
+        job.ended = time.monotonic()
+        job.enter(CANCELLED if job.is_unwanted() and not job.answer else DONE)
+
+    # --- Deleting ---------------------------------------------------------------------------------
+
+    def keep_clean(self) -> None:
+        """Delete what is old, as long as the page is open; nothing ends this but its end."""
+        while not self.closed.wait(min(60, self.limits.seconds / 2)):
+            try:
+                self.clean()
+            except Exception as error:
+                print(f"deleting old uploads: {describe_error(error)}", file=sys.stderr)
+
+    def clean(self) -> None:
+        """Remove jobs that are old or whose tab is closed, and files that belong to no job."""
+        now = time.monotonic()
+        for job in list(self.jobs.values()):
+            if now - job.ended > self.limits.seconds if job.ended else job.is_unwanted():
+                self.remove(job)
+        owned = {job.folder for job in list(self.jobs.values())} | {self.folder / LOCK}
+        for path in set(self.folder.iterdir()) - owned:
+            with suppress(OSError):
+                if time.time() - path.lstat().st_mtime > self.limits.seconds:
+                    delete(path)
+
+    def close(self) -> None:
+        """Cancel all jobs and wait for the threads."""
+        self.closed.set()
+        for job in list(self.jobs.values()):
+            self.remove(job)
+        for threads in (self.checking, self.drawing):
+            threads.shutdown(cancel_futures=True)
+
+
+def settle(future: Future) -> None:
+    """Wake those who wait, however often it is called."""
+    with suppress(InvalidStateError):
+        future.set_result(None)
+
+
+# --- Words ----------------------------------------------------------------------------------------
+
+ADVICE = {
+    "SourceUnreadableError": "It may be incomplete or of another kind: download or copy it again. "
+    "If it plays elsewhere, save it as MP4 (a video) or JPEG (a picture) and drop that.",
+    "SourceTooLargeError": "Save a smaller copy of it and drop that.",
+}
+OTHERWISE = "Drop it again. If that does not help, save it as MP4 or JPEG and drop that."
+
+
+def advise(error: Exception) -> str:
+    """Return what a visitor can do about a file that could not be checked."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "The disk of this computer is full: make room on it, then drop the file again."
+    return ADVICE.get(type(error).__name__, OTHERWISE)
+
+
+# --- Folders --------------------------------------------------------------------------------------
+
+LOCK = "lock"
+
+
+def delete(path: Path) -> None:
+    """Delete a file or folder, if it is there; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """Make the folder of a page, which only this user can read; it goes at the end of the block.
+
+    The folders of this user's pages that were killed are deleted first: nobody holds their lock.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError, filelock.Timeout):
+            own = not hasattr(os, "getuid") or left.lstat().st_uid == os.getuid()
+            if left.is_symlink() or not own:
+                continue
+            if (left / LOCK).exists() or time.time() - left.stat().st_mtime > 60:
+                with filelock.FileLock(left / LOCK, timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
+    try:
+        with filelock.FileLock(folder / LOCK, timeout=0):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
