@@ -68,7 +68,7 @@ class DetectionSettings:
     longest_gap: Positive = 2.0  # seconds for which the face of a track may be unseen
     # verdict
     resamples: Count = 1000  # draws of frames for the interval of a score
-    window: Positive = 3.0  # seconds of the most suspicious part
+    window: Positive = 2.0  # seconds of a part that can be likely fake by itself
     # machine
     crops_at_once: Annotated[int, Between(1, 32), MACHINE] = 16  # scored together
 
