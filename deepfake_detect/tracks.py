@@ -73,8 +73,7 @@ def join_tracks(
         tracks = [
             track
             for track in tracks
-            if now - track.seconds <= longest_gap + 1e-6
-            or frame - track.frame <= FRAMES_UNSEEN + 1
+            if now - track.seconds <= longest_gap + 1e-6 or frame - track.frame <= FRAMES_UNSEEN + 1
         ]
         worth = np.zeros((len(found), len(tracks)))
         for column, track in enumerate(tracks):

@@ -32,7 +32,7 @@ RISE_BY_WINDOWS = 0.25
 # same crops 2 of 100 do.
 PART_ABOVE_WHOLE = 1.3  # logits
 LEAST_SEEN = 0.5  # share of a file that must have been seen for a verdict
-BURST = 3  # frames in a row that are suspicious enough to forbid "likely real"
+BURST, BURST_SECONDS = 3, 1.0  # frames, and seconds, that can forbid "likely real"
 ADVICE = "try --frames-per-second 10"
 
 
@@ -181,9 +181,7 @@ def mean_score(faces: Sequence[Face]) -> float:
     return float(np.mean([face.p_fake for face in faces]))
 
 
-def find_interval(
-    faces: Sequence[Face], kind: str, settings: DetectionSettings
-) -> Interval | None:
+def find_interval(faces: Sequence[Face], kind: str, settings: DetectionSettings) -> Interval | None:
     """Return the middle 95 % of the means of frames drawn again, or None for too few of them.
 
     The bootstrap (Efron, 1979). Neighbouring frames are alike, so it is rather too narrow.
@@ -269,7 +267,7 @@ def judge_part(
         window = grow_window(window, scores, suspicious)
         return describe_part(window, seconds, scores), FAKE, ""
     if verdict == REAL:
-        burst = find_window(seconds, scores, 0, BURST)
+        burst = find_window(seconds, scores, BURST_SECONDS, BURST)
         if scores[burst].mean() >= fake:
             window = burst
         elif scores[window].mean() < suspicious:
