@@ -157,7 +157,7 @@ def judge_track(
     thresholds: Thresholds,
     settings: DetectionSettings,
 ) -> Track:
-    """Judge one face through the file, by the mean of its frames and by its most suspicious part."""
+    """Judge one face through the file: by the mean of its frames, and by a suspicious part."""
     p_fake = mean_score(faces)
     verdict, reason = decide(p_fake, interval or (p_fake, p_fake), thresholds)
     part = None
