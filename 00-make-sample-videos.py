@@ -23,11 +23,18 @@ the wild. Your own videos are safe: if the folder holds any, nothing is written.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent))  # python -P leaves it out
+from deepfake_detect import start
+
+start.prepare(__name__)  # Ctrl-C while the rest is loading ends it with a sentence
+
 import functools
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2

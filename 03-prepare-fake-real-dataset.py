@@ -18,11 +18,19 @@ different splits are left out. At the end the folders on disk are read and peopl
 counted. The crops are hard links: one edited in place changes in faces/ too, unless --files copy.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent))  # python -P leaves it out
+from deepfake_detect import start
+
+start.prepare(__name__)  # Ctrl-C while the rest is loading ends it with a sentence
+
 import os
 import shutil
 from collections import Counter, defaultdict
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np

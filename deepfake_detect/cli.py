@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, get_type_hints
@@ -16,9 +16,9 @@ from typing import Annotated, get_type_hints
 import filelock
 import tyro
 
-from deepfake_detect import __version__
+from deepfake_detect import __version__, start
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = start.PROJECT
 MACHINE = "machine"  # marks a setting that changes how fast a result is made, and not the result
 
 
@@ -86,10 +86,21 @@ def settings_of_result(settings: object) -> dict:
     return json.loads(json.dumps(kept, default=str))
 
 
-def print_facts(title: object, facts: Mapping[str, object]) -> None:
-    """Print the summary of a run: a title, then one indented line for each label and fact."""
+def print_facts(
+    title: object,
+    facts: Mapping[str, object] | Iterable[tuple[str, object]],
+    next_step: str | None = None,
+) -> None:
+    """Print the summary of a run: a title, then one indented line for each label and fact.
+
+    Args:
+        title: such as the output folder
+        facts: a label may be empty or come again
+        next_step: the command to run next, for the last line
+    """
     print(printable(title))
-    for label, fact in facts.items():
+    pairs = facts.items() if isinstance(facts, Mapping) else facts
+    for label, fact in [*pairs, *([("next", next_step)] if next_step else [])]:
         print(printable(f"  {label:15} {fact}"))
 
 
@@ -100,13 +111,19 @@ def printable(text: object) -> str:
 
 def describe_error(error: BaseException) -> str:
     """Return an error as one line; the type is named unless it is one that the scripts raise."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return printable(f"{os.fsdecode(error.filename)}: {error.strerror}")
     words = " ".join(str(error).split())
-    return words if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {words}"
+    named = isinstance(error, ValueError | OSError) and words
+    return words if named else f"{type(error).__name__}: {words}"
 
 
 def parse(main: Callable[..., object], arguments: list[str] | None = None) -> object:
     """Call main with the settings that the arguments give; None takes those of the shell."""
-    return tyro.cli(main, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    script = Path(sys.argv[0]).name
+    return tyro.cli(main, prog=script, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
 
 
 def run(main: Callable[..., object]) -> None:
@@ -115,21 +132,23 @@ def run(main: Callable[..., object]) -> None:
     An error ends the run with one sentence and exit code 1, Ctrl-C, TERM and HUP with code 130.
     """
     script = Path(sys.argv[0]).name
-    if sys.argv[1:] == ["--version"]:
-        print(f"DeepFake-Detect {__version__}")
-        return
-    # Worker processes start Python anew: they find the project, and nothing in the user's folder.
-    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(PROJECT)}
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # both end a run as Ctrl-C does
-        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+    start.prepare("__main__")
+    start.handle_signals(signal.default_int_handler)  # what has begun is brought to its end
     try:
+        if "--version" in sys.argv[1:]:
+            print(f"DeepFake-Detect {__version__}")
+            return
         parse(main)
+        sys.stdout.flush()  # a full disk shows here
     except KeyboardInterrupt:
+        start.handle_signals(start.stop)  # a second one does not wait
         print(f"{script}: stopped; run the same command to continue.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(start.STOPPED)
     except filelock.Timeout as error:
         folder = Path(error.lock_file).parent
         sys.exit(f"{script}: {folder}: another run is using this folder; wait for it to finish.")
-    except (ValueError, OSError) as error:
-        sys.exit(f"{script}: {error}")
+    except BrokenPipeError:  # as in `... | head`: nobody reads what is printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except (ValueError, OSError, MemoryError) as error:
+        sys.exit(f"{script}: {describe_error(error)}")

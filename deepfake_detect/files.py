@@ -16,6 +16,7 @@ a file that was edited since is the user's.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -40,6 +41,7 @@ LIST = ".made-by"  # in an output folder: what the scripts wrote there
 UNFINISHED = ".unfinished"  # begins the name of what is not whole yet
 LEFT_BEHIND = re.compile(r"\.unfinished-[0-9a-f]{32}.*")
 LONGEST_WRITE = 3600  # seconds; what was not written to for longer was left by a killed run
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # begin a formula in a spreadsheet
 COARSE_TIME = 2 * 10**9  # nanoseconds; FAT keeps a time to two seconds
 
 Write = Callable[[Path], object]  # writes a file of the given path
@@ -114,6 +116,29 @@ def write_json(path: Path, content: object) -> None:
     """Write content as JSON, whole or not at all."""
     text = json.dumps(content, indent=2) + "\n"
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table as CSV that is safe to open in a spreadsheet; None and NaN are empty cells.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe in front of it, as the Open
+    Web Application Security Project advises. A data frame is written by
+
+        write_table(path, table.columns, table.itertuples(index=False))
+    """
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(map(make_safe_cell, columns))
+        table.writerows(map(make_safe_cell, row) for row in rows)
+
+
+def make_safe_cell(cell: object) -> object:
+    """Return a cell that no spreadsheet takes for a formula."""
+    if isinstance(cell, str):
+        safe = f"'{cell}" if cell.startswith(FORMULA) else cell
+        return safe.replace("\r", "\\r")  # the csv module does not quote it
+    missing = cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell
+    return "" if missing else cell
 
 
 # --- An output folder -----------------------------------------------------------------------------

@@ -1,11 +1,14 @@
 """Output folders: whole files, and what is ours in them."""
 
+import csv
 import json
 import os
 import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -267,3 +270,29 @@ def test_what_is_not_an_image_has_a_reason(kind: str, tmp_path: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         files.read_image(path)
     assert {"missing": "no such", "text": "decode"}.get(kind, kind) in str(error.value)
+
+
+CELLS = st.text("=+-@\t\r\n,;\"'ab1 é\udcff", max_size=6) | st.integers() | st.none()
+
+
+@given(st.lists(st.tuples(CELLS, CELLS), max_size=5))
+def test_no_cell_of_a_table_is_a_formula(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple]
+) -> None:
+    path = tmp_path_factory.mktemp("table") / "a.csv"
+    files.write_table(path, ["a", "=b"], rows)
+    with path.open(encoding="utf-8", newline="") as file:
+        (_, head), *found = csv.reader(file)
+    assert head == "'=b" and len(found) == len(rows)
+    for written, read in zip(rows, found, strict=True):
+        for cell, text in zip(written, read, strict=True):
+            assert not text.startswith(("=", "+", "@", "\t", "\r", "\n"))
+            assert isinstance(cell, int) or not text.startswith("-")
+            assert isinstance(cell, str) or text == ("" if cell is None else str(cell))
+
+
+def test_a_data_frame_is_a_table(tmp_path: Path) -> None:
+    table = pd.DataFrame({"a": ["x", None], "b": [1.5, np.nan], "c": [True, False]})
+    table["d"] = pd.array([1, None], "Int64")
+    files.write_table(tmp_path / "a.csv", table.columns, table.itertuples(index=False))
+    assert (tmp_path / "a.csv").read_text() == "a,b,c,d\nx,1.5,True,1\n,,False,\n"

@@ -1,0 +1,204 @@
+"""The command line: settings, ranges, signals, streams and the user's environment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepfake_detect import cli
+
+SCRIPT = "03-prepare-fake-real-dataset.py"
+
+
+@dataclass(frozen=True)
+class Settings:
+    folder: Path = Path("frames")  # a folder
+    rate: cli.Positive | None = None  # above 0
+    share: cli.Share = 0.5  # 0 to 1
+    pair: Annotated[tuple[float, float], cli.Between(0, 1)] = (0.5, 0.1)  # each 0 to 1
+    workers: Annotated[cli.Count | None, cli.MACHINE] = None  # processes
+
+
+NUMBERS = st.floats() | st.integers(-3, 3)
+
+
+@given(name=st.sampled_from(["rate", "share", "workers"]), value=NUMBERS)
+def test_a_number_outside_its_range_is_named(name: str, value: float) -> None:
+    low, high = {"rate": (5e-324, 1.7e308), "share": (0, 1), "workers": (1, float("inf"))}[name]
+    if name == "rate" and 0 < value < sys.float_info.min:
+        return
+    settings = Settings(**{name: value})
+    if low <= value <= high:
+        cli.check_ranges(settings)
+    else:
+        with pytest.raises(ValueError, match=f"--{name}"):
+            cli.check_ranges(settings)
+
+
+@pytest.mark.parametrize("pair", [(0.5, 3.0), (-0.1, 0.5), (float("nan"), 0.5)])
+def test_each_number_of_a_pair_is_checked(pair: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="--pair"):
+        cli.check_ranges(Settings(pair=pair))
+
+
+def test_a_result_depends_on_all_but_folders_and_machine() -> None:
+    settings = cli.settings_of_result(Settings(workers=3))
+    assert settings == {"rate": None, "share": 0.5, "pair": [0.5, 0.1]}
+    assert settings == json.loads(json.dumps(settings))
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> Path:
+    """A script that begins and ends as the numbered ones do, and loads nothing heavy."""
+    path = tmp_path / "tool.py"
+    path.write_text(
+        f"""import os, sys
+sys.path.append({str(ROOT)!r})
+from deepfake_detect import start
+
+start.prepare(__name__)
+import json, time
+from deepfake_detect import cli
+
+def main(seed: int = 0, wait: bool = False):
+    print("begun", flush=True)
+    if wait:
+        time.sleep(60)
+    if seed < 0:
+        raise ValueError(f"--seed is {{seed}} détect😀")
+
+cli.run(main)
+"""
+    )
+    return path
+
+
+def run_shell(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | variables
+    return subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_during_the_imports_is_one_sentence(name: str, tool: Path, tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, tool], **pipes) as run:
+        assert run.stdout.readline() == "loading\n"
+        run.send_signal(getattr(signal, name))
+        _, said = run.communicate()
+    assert run.returncode == 130
+    assert said.count("\n") == 1 and "tool.py" in said
+
+
+@pytest.mark.parametrize("way", ["-P", "-I", "PYTHONSAFEPATH=1", "link"])
+def test_a_script_finds_its_package(way: str, tmp_path: Path) -> None:
+    link = tmp_path / "link.py"
+    link.symlink_to(ROOT / SCRIPT)
+    script = link if way == "link" else ROOT / SCRIPT
+    option = way if way.startswith("-") else ""
+    variables = dict([way.split("=")]) if "=" in way else {}
+    command = f"unset PYTHONPATH; exec '{sys.executable}' {option} '{script}' --version"
+    run = run_shell(command, **variables)
+    assert run.returncode == 0 and run.stdout.count(".") == 2, run.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "> /dev/full"])
+@pytest.mark.parametrize(("arguments", "code"), [("--help", 0), ("--seed -1", 1), ("", 0)])
+def test_closed_streams_are_not_a_traceback(
+    closed: str, arguments: str, code: int, tool: Path
+) -> None:
+    run = run_shell(f"exec '{sys.executable}' '{tool}' {arguments} {closed}")
+    assert run.returncode == (1 if "full" in closed else code), run.stderr
+    assert "Traceback" not in run.stderr and "Exception ignored" not in run.stderr
+
+
+def test_a_file_opened_later_does_not_get_what_is_printed(tool: Path) -> None:
+    tool.write_text(
+        tool.read_text().replace(
+            "    if wait",
+            f"    open({str(tool.with_name('file'))!r}, 'w')\n"
+            "    print('x', file=sys.stderr); os.write(1, b'x'); os.write(2, b'x')\n    if wait",
+        )
+    )
+    run = run_shell(f"exec '{sys.executable}' '{tool}' <&- >&- 2>&-")
+    assert run.returncode == 0 and tool.with_name("file").read_text() == ""
+
+
+@pytest.mark.parametrize("columns", ["1", "5", "0", "x", "80"])
+def test_help_ends_in_any_width(columns: str, tool: Path) -> None:
+    run = run_shell(f"exec timeout 100 '{sys.executable}' '{tool}' --help", COLUMNS=columns)
+    assert run.returncode == 0 and "--seed" in run.stdout
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"TQDM_MININTERVAL": "abc"},
+        {"TQDM_NCOLS": "x", "TQDM_ASCII": "1"},
+        {"MPLBACKEND": "nonsense"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+def test_settings_meant_for_other_programs_change_nothing(
+    variables: dict[str, str], tool: Path
+) -> None:
+    tool.write_text(
+        tool.read_text().replace("import json", "import tqdm, matplotlib.pyplot\nimport json")
+    )
+    run = run_shell(f"exec '{sys.executable}' '{tool}' --seed -1", **variables)
+    assert run.returncode == 1 and run.stderr.startswith("tool.py: --seed is -1"), run.stderr
+
+
+def test_a_reader_that_goes_away_is_not_a_traceback(tool: Path) -> None:
+    tool.write_text(
+        tool.read_text().replace("    if wait", "    print('x\\n' * 100_000)\n    if wait")
+    )
+    run = run_shell(f"'{sys.executable}' '{tool}' | head -n 1")
+    assert run.stdout == "begun\n" and run.stderr == ""
+
+
+def test_a_second_ctrl_c_does_not_wait(tool: Path) -> None:
+    hanging = "import threading\n    threading.Thread(target=time.sleep, args=(60,)).start()"
+    tool.write_text(tool.read_text().replace("    print", f"    {hanging}\n    print", 1))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, tool, "--wait"], **pipes) as run:
+        assert run.stdout.readline() == "begun\n"
+        run.send_signal(signal.SIGINT)
+        assert "stopped" in run.stderr.readline()
+        time.sleep(0.2)
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=30)
+    assert run.returncode == 130 and "Traceback" not in said
+
+
+def test_what_is_printed_has_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.print_facts("a\nb", [("", "c\x1b[2J"), ("", "inv\u202egnp.exe")], "python x.py")
+    said = capsys.readouterr().out
+    assert said.count("\n") == 4 and "\x1b" not in said and "\u202e" not in said
+    assert said.splitlines()[-1].split() == ["next", "python", "x.py"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "memory"),
+        (ValueError("a\n b"), "a b"),
+        (ValueError(), "ValueError"),
+        (FileNotFoundError(2, "No such file", "x.png"), "x.png: No such file"),
+        (KeyError("x"), "KeyError"),
+    ],
+)
+def test_an_error_is_one_line(error: Exception, words: str) -> None:
+    described = cli.describe_error(error)
+    assert words in described and "\n" not in described
