@@ -14,11 +14,11 @@ Writes  faces/<video_id>/<video_id>-000042-00.png    its faces, best confidence 
 Next    03-prepare-fake-real-dataset.py
 
 The faces are those that MTCNN (Zhang et al., 2016) finds, as it comes in the mtcnn package. Its
-three networks get many frames at a time here, which is several times as fast: see
-deepfake_detect/mtcnn.py, and benchmarks/crop_faces.py, which compares the two.
+three networks get many frames at a time here, on OpenCV, which is several times as fast: see
+deepfake_detect/mtcnn.py, and benchmarks/crop_faces.py, which compares the two. Every core works in
+a process of its own.
 
-Every core works in a process of its own; a GPU, if TensorFlow sees one, is fed by the threads of
-one process. A run that was stopped goes on where it was: a video is done again only if its frames
+A run that was stopped goes on where it was: a video is done again only if its frames
 or the settings below have changed.
 """
 
@@ -32,7 +32,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -46,7 +46,8 @@ from deepfake_detect import cli
 from deepfake_detect import faces as face_detector
 from deepfake_detect import files as folders
 from deepfake_detect.files import claim_folder, write_whole
-from deepfake_detect.pool import make_processes, open_pool, read_part, run_apart, share_folder
+from deepfake_detect.mtcnn import FaceDetector
+from deepfake_detect.pool import make_processes, open_pool, read_part, share_folder
 
 # --------------------------------------------------------------------------------------------------
 # folders
@@ -61,8 +62,8 @@ MIN_FACE_SIZE = 20  # pixels of the frame, 12 or more; larger is faster and lose
 SCALE_FACTOR = 0.709  # from one scale of the search to the next: half the area; higher finds more
 THRESHOLDS = (0.6, 0.7, 0.8)  # 0 to 1; score that a box needs to pass each of the three networks
 # machine
-BATCH_SIZE = None  # frames that a network sees at once; None: 8, on a GPU 32
-WORKERS = None  # None: a process a core (1 GB of memory each), on a GPU 4 threads of one process
+BATCH_SIZE = None  # frames that a network sees at once; None: 8
+WORKERS = None  # processes; None: one a core
 SCHEDULER = None  # "tcp://host:8786": the workers of that Dask cluster do it, on the same folders
 PART = None  # "3/10": every tenth video from the third; a plain run, at last, writes the tables
 # --------------------------------------------------------------------------------------------------
@@ -77,8 +78,7 @@ LIMITS = {  # from, to
     "batch_size": (1, math.inf),
     "workers": (1, math.inf),
 }
-GPU_THREADS = 4  # that feed one GPU
-LOADED = ["deepfake_detect.mtcnn", "mtcnn", "tensorflow", "pandas", "tyro"]  # see make_processes
+LOADED = ["deepfake_detect.mtcnn", "pandas", "tyro"]  # see make_processes
 FRAMES_A_TASK = {"reduced": 32, "full": 8}  # that a worker has in memory before it reports
 MORE_FRAMES = 4  # times as many on a cluster, whose scheduler hands out some 300 tasks a second
 SHOWN = 10  # videos, and skipped frames, that are named at the end
@@ -111,8 +111,8 @@ def main(
         min_face_size: smallest face to look for, in pixels of the frame; larger is faster
         scale_factor: from one scale of the search to the next; higher finds more, and is slower
         thresholds: score that a box needs to pass each of the three networks; 0 to 1
-        batch_size: frames that a network sees at once; None is 8, on a GPU 32
-        workers: processes, on a GPU threads; None is one a core, on a GPU 4
+        batch_size: frames that a network sees at once; None is 8
+        workers: processes; None is one a core
         scheduler: address of a Dask cluster that sees the same folders; None is this machine
         part: 3/10 is every tenth video from the third, and no tables; None is all of them
 
@@ -158,7 +158,7 @@ def main(
                     delete_what_lost_its_source(faces_dir, inputs, unfinished)
                 tasks = list_tasks(waiting, frames_dir.absolute(), frames_a_task)
                 work = partial(write_crops, unfinished, confidence, tuple(rule), search)
-                workers = workers or (count_workers() if waiting and not scheduler else 1)
+                workers = workers or (os.cpu_count() or 1 if waiting and not scheduler else 1)
                 start = pebble.ThreadPool if workers == 1 and not scheduler else start_searchers
                 pool = open_pool(start, workers, scheduler, unfinished, frames_dir / "videos.csv")
                 crashed = crop_videos(waiting, tasks, work, unfinished, faces_dir, pool)
@@ -275,7 +275,7 @@ def write_crops(
         except (ValueError, OSError) as error:
             skipped.append({"video_id": video_id, "frame": index, "reason": str(error)})
 
-    detector, rule = face_detector.load_detector(*search), face_detector.CropRule(*rule)
+    detector, rule = FaceDetector(*search), face_detector.CropRule(*rule)
     found = face_detector.crop_faces(list(images.values()), detector, confidence, rule)
     for index, crops in zip(images, found, strict=True):
         for number, (face, crop) in enumerate(crops):
@@ -490,24 +490,14 @@ def finish_folder(made: Path, target: Path, content: dict) -> None:
     made.rename(target)
 
 
-def count_workers() -> int:
-    """Tell how many search side by side: a process a core, or threads that feed one GPU."""
-    return GPU_THREADS if sees_gpu() else os.cpu_count() or 1
+def start_searchers(workers: int) -> pebble.ProcessPool:
+    """Start the worker processes, also on the workers of a cluster."""
+    return make_processes(workers, LOADED, share_cores, workers)
 
 
-@cache
-def sees_gpu() -> bool:
-    """Ask a process whether TensorFlow finds a GPU: here it would have to be loaded once more."""
-    return run_apart(start_in_processes(1), face_detector.has_gpu)
-
-
-def start_searchers(workers: int) -> pebble.ProcessPool | pebble.ThreadPool:
-    """Make the workers, also on those of a cluster: processes, or threads that feed a GPU."""
-    return pebble.ThreadPool(workers) if sees_gpu() else start_in_processes(workers)
-
-
-def start_in_processes(workers: int) -> pebble.ProcessPool:
-    return make_processes(workers, LOADED, face_detector.share_cores, workers)
+def share_cores(workers: int) -> None:
+    """Take this process's share of the cores: so many work side by side."""
+    cv2.setNumThreads(max(1, (os.cpu_count() or 1) // workers))
 
 
 if __name__ == "__main__":

@@ -47,8 +47,6 @@ import scipy.optimize
 import tyro
 from tqdm import tqdm
 
-# Now, as what it loads changes the environment, which threads read later.
-import deepfake_detect.mtcnn  # noqa: F401
 from deepfake_detect import cli, marked_video
 from deepfake_detect import crops as crop_files
 from deepfake_detect import faces as face_detector
@@ -59,6 +57,7 @@ from deepfake_detect.faces import resize_by_width
 from deepfake_detect.files import write_whole
 from deepfake_detect.inputs import spell, word_error
 from deepfake_detect.model_file import Scorer, read_scorer
+from deepfake_detect.mtcnn import FaceDetector
 from deepfake_detect.scoring import predict_both_ways
 
 convert = importlib.import_module("01-convert-video-to-image")
@@ -302,7 +301,7 @@ def find_faces(frames: list[Sample], decision: Decision) -> Iterator[tuple[dict,
     whole = [frame for _, _, frame in frames]
     full = decision.frames == "full"
     shown = whole if full else [resize_by_width(frame, convert.WIDTH_RULE) for frame in whole]
-    detector = face_detector.load_detector(*crop_faces.SEARCH)
+    detector = FaceDetector(*crop_faces.SEARCH)
     found = face_detector.crop_faces(shown, detector, crop_faces.CONFIDENCE, decision)
     for (index, seconds, frame), small, faces in zip(frames, shown, found, strict=True):
         down, across = np.divide(frame.shape[:2], small.shape[:2])

@@ -107,7 +107,7 @@ def split_into_tasks(paths: list[Path]) -> Iterator[tuple[str, dict[int, Path]]]
 def detect_faces(min_face_size: float, _: str, paths: dict[int, Path]) -> tuple[list[Faces], float]:
     """Returns: the faces of each frame, and the seconds of detection alone."""
     step = load_step()
-    detector = step.face_detector.load_detector(min_face_size, *step.SEARCH[1:])
+    detector = step.FaceDetector(min_face_size, *step.SEARCH[1:])
     frames = [step.read_frame(path) for path in paths.values()]
     start = time.perf_counter()
     found = detector.detect(frames)

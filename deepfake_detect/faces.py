@@ -1,33 +1,24 @@
-"""Find faces with MTCNN and cut them out; 02 and 06 use this.
-
-TensorFlow, which takes seconds to load, is loaded where faces are searched for, and not before: the
-main process of 02 leaves that to others.
-"""
+"""Faces in frames: their boxes, and how their crops are cut."""
 
 from __future__ import annotations
 
 import math
-import os
-import threading
-from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 
 if TYPE_CHECKING:
+    from deepfake_detect.decision import Decision
     from deepfake_detect.mtcnn import FaceDetector
 
-os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "0")  # batches differ too much to tune for each
-
 Box = tuple[int, int, int, int]  # x, y, width and height in whole pixels
-LOADING = threading.Lock()
 WidthRule = tuple[tuple[float, float], ...]
 WIDTH_RULE = ((300, 2.0), (1001, 1.0), (1901, 0.5), (math.inf, 0.33))  # below so many pixels: times
 
 
 class Face(NamedTuple):
-    """A face in a frame: its box, and its confidence, 0 to 1."""
+    """A face in a frame: its box, and the detector's confidence, 0 to 1."""
 
     box: Box
     confidence: float
@@ -36,28 +27,31 @@ class Face(NamedTuple):
 class CropRule(NamedTuple):
     """How crops are cut: a model must be shown such crops as it was trained on."""
 
-    frames: str  # "reduced" by the width rule of 01, or "full"
-    margin: float  # share of the box, on each of its sides
-    square: bool  # a square about the box, of its longer side
+    frames: str  # "reduced" by the width rule, or "full"
+    margin: float  # share of the box, added on each of its sides
+    square: bool  # a square around the box, of its longer side
+    width_rule: WidthRule = WIDTH_RULE  # see resize_by_width
 
 
 def crop_faces(
-    frames: list[np.ndarray], detector: FaceDetector, confidence: float, rule: CropRule
+    frames: list[np.ndarray], detector: FaceDetector, confidence: float, rule: CropRule | Decision
 ) -> list[list[tuple[Face, np.ndarray]]]:
-    """Find the faces in frames and cut them out, for training here and in the detection script.
+    """Find the faces in frames and cut them out, for training and for detection.
 
     Args:
         frames: BGR uint8 (height, width, 3), of any sizes, as 01 saves them: reduced by the width
             rule if the crop rule's frames are "reduced", with all their pixels if they are "full"
-        detector: from load_detector
-        confidence: a face below this is left out; 0 to 1
-        rule: anything with a CropRule's frames, margin and square
+        detector: finds the faces
+        confidence: faces below this are left out; 0 to 1
+        rule: how crops are cut
 
     Returns:
         For each frame its faces, best first, in pixels of the frame, with their crops, BGR uint8.
     """
     # Full frames are searched at the size of reduced ones, and only the crops have all the pixels.
-    searched = [resize_by_width(frame) for frame in frames] if rule.frames == "full" else frames
+    searched = frames
+    if rule.frames == "full":
+        searched = [resize_by_width(frame, rule.width_rule) for frame in frames]
     cut = []
     for frame, smaller, faces in zip(frames, searched, detector.detect(searched), strict=True):
         down, across = np.divide(frame.shape[:2], smaller.shape[:2])
@@ -68,7 +62,7 @@ def crop_faces(
 
 
 def scale_face(face: Face, across: float, down: float) -> Face:
-    """Tell where a face is in a frame that is so many times as wide and as high."""
+    """Return a face in a frame that is `across` times as wide and `down` times as high."""
     x, y, width, height = face.box
     left, top = round(x * across), round(y * down)
     right, bottom = round((x + width) * across), round((y + height) * down)
@@ -76,7 +70,13 @@ def scale_face(face: Face, across: float, down: float) -> Face:
 
 
 def crop_face(frame: np.ndarray, box: Box, margin: float, square: bool = False) -> np.ndarray:
-    """Cut out the box and the margin on its four sides, or a square about it, within the frame."""
+    """Cut out a box with a margin on its four sides, or a square around it, within the frame.
+
+    Args:
+        frame: uint8 (height, width, 3)
+        margin: share of the box's width and height, added on each side
+        square: the side is that of the longer side of the box, with two margins
+    """
     x, y, width, height = box
     left, top = x - round(margin * width), y - round(margin * height)
     right, bottom = x + width + round(margin * width), y + height + round(margin * height)
@@ -99,35 +99,3 @@ def resize_by_width(frame: np.ndarray, width_rule: WidthRule = WIDTH_RULE) -> np
         return frame
     size = max(1, int(width * factor)), max(1, int(height * factor))
     return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
-
-
-# --- The detector ---------------------------------------------------------------------------------
-
-
-def load_detector(*settings: object) -> FaceDetector:
-    """Load the detector of this process: made at its first use, the same one ever after."""
-    with LOADING:  # or each thread that feeds a GPU would make one
-        return make_detector(*settings)
-
-
-@cache
-def make_detector(*settings: object) -> FaceDetector:
-    from deepfake_detect.mtcnn import FaceDetector
-
-    return FaceDetector(*settings)
-
-
-def has_gpu() -> bool:
-    from deepfake_detect.keras_setup import tensorflow as tf
-
-    return bool(tf.config.list_physical_devices("GPU"))
-
-
-def share_cores(workers: int) -> None:
-    """Take this process's share of the cores: so many work side by side."""
-    from deepfake_detect.keras_setup import tensorflow as tf
-
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
-    cv2.setNumThreads(threads)

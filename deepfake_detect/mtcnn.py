@@ -1,128 +1,273 @@
-"""MTCNN, on many frames at a time; 02 and 06 use this, through deepfake_detect/faces.py.
+"""MTCNN on OpenCV, many frames at a time: the faces of the mtcnn package, without TensorFlow.
 
 MTCNN (Zhang et al., 2016, "Joint Face Detection and Alignment Using Multitask Cascaded
-Convolutional Networks") looks for faces with three networks: a small one proposes boxes all over
-the frame at many scales, a larger one refines them, the largest decides. The networks, their
-weights and the steps between them are those of the mtcnn package. Here they get many frames at a
-time, and find the same faces several times as fast: benchmarks/crop_faces.py compares the two.
+Convolutional Networks") looks for faces with three networks: P-Net, a small one, proposes boxes all
+over the frame at many scales, R-Net refines them, and O-Net, the largest, decides. The weights and
+the steps between the networks are those of the mtcnn package (weights/make_mtcnn.py).
+
+Boxes are float64 (n, 6): the index of the frame in its batch, left, top, right and bottom in
+pixels, the score, 0 to 1.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
-from functools import partial
+import threading
+from collections.abc import Iterable
+from typing import NamedTuple
 
-import deepfake_detect.keras_setup  # noqa: F401 - first, before others load Keras  # isort: skip
 import cv2
 import numpy as np
-import tensorflow as tf
-from mtcnn.stages import StageONet, StagePNet, StageRNet
-from mtcnn.utils.bboxes import generate_bounding_box, resize_to_square, smart_nms_from_bboxes
-from mtcnn.utils.images import build_scale_pyramid
 
-from deepfake_detect.faces import Face, has_gpu
+from deepfake_detect.faces import Face
+from deepfake_detect.shipped import find_shipped
 
-OVERLAPS = 0.5, 0.7  # of two boxes that share more, the better stays: at one scale, of all scales
-CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 32  # frames, where nothing else is asked for
-MOST_PIXELS = 16_000_000  # searched at once: of larger frames a batch has fewer
-PATCHES_A_FRAME = 32  # times the batch size: boxes that a network examines at once
+FRAMES_AT_ONCE = 8  # searched together
+PIXELS_AT_ONCE = 2_500_000  # of the frames searched together; a larger frame is searched alone
+STRIP_PIXELS = 600_000  # of an image in P-Net at once, 80 MB of memory
+PATCHES_AT_ONCE = {"rnet": 256, "onet": 64}  # 20 MB of memory
+SIDES = {"rnet": 24, "onet": 48}  # pixels of a patch
+STRIDE, CELL = 2, 12  # pixels of an image from one cell of P-Net to the next, and of a cell
+BOXES_AT_ONCE = 512  # compared with all others at once
+LOADED = threading.local()  # the networks of each thread: a cv2.dnn.Net serves one at a time
+
+
+class Thresholds(NamedTuple):
+    """The score that a box needs to pass each network, 0 to 1."""
+
+    propose: float = 0.6
+    refine: float = 0.7
+    decide: float = 0.8
 
 
 class FaceDetector:
     """MTCNN with the networks and steps of the mtcnn package, on many frames at a time.
 
-    It finds what `mtcnn.MTCNN().detect_faces` finds in one frame at a time, but for two faults of
-    the package: with a `min_face_size` above 20 that one finds nothing at all, and nothing in a
-    whole batch if it stumbles over one frame.
+    It finds what `mtcnn.MTCNN().detect_faces` finds in one frame at a time, without two faults of
+    the package: with a `min_face_size` above 20 that finds nothing at all, and nothing in a whole
+    batch if one frame fails. A detector is cheap to make, and threads can share it.
 
-    Boxes are the package's, float64 (n, 6) or more columns: the index of the frame in the batch,
-    left, top, right and bottom in pixels, the score.
+    Args:
+        min_face_size: smallest face to look for, pixels of the frame; 12 or more
+        frames_at_once: frames of one size that are searched together
+        scale_factor: from one scale of the search to the next, 0 to 1; higher finds more
+        thresholds: score that a box needs to pass each network, 0 to 1; faces have the last or more
     """
 
     def __init__(
         self,
-        min_face_size: float,
-        batch_size: int | None,
-        scale_factor: float,
-        thresholds: tuple[float, float, float],
+        min_face_size: float = 20,
+        frames_at_once: int | None = None,
+        scale_factor: float = 0.709,
+        thresholds: tuple[float, float, float] = Thresholds(),
     ) -> None:
         self.min_face_size, self.scale_factor = min_face_size, scale_factor
-        self.thresholds = thresholds
-        self.batch_size = batch_size or (GPU_BATCH_SIZE if has_gpu() else CPU_BATCH_SIZE)
-        tf.config.experimental.enable_tensor_float_32_execution(False)  # it would move boxes
-        self.propose = compile_network(StagePNet().model, None)
-        self.refine, self.decide = StageRNet(), StageONet()
-        for stage, side in ((self.refine, 24), (self.decide, 48)):
-            network = compile_network(stage.model, side)
-            stage._model = partial(examine_patches, network, PATCHES_A_FRAME * self.batch_size)
+        self.frames_at_once = frames_at_once or FRAMES_AT_ONCE
+        self.thresholds = Thresholds(*thresholds)
 
     def detect(self, frames: Iterable[np.ndarray]) -> list[list[Face]]:
         """Find the faces of each frame, BGR uint8 (height, width, 3) of any sizes, best first."""
         faces = []
         for (height, width, _), of_a_size in itertools.groupby(frames, np.shape):
-            at_once = min(self.batch_size, max(1, MOST_PIXELS // (height * width)))
+            at_once = min(self.frames_at_once, max(1, PIXELS_AT_ONCE // (height * width)))
             while batch := list(itertools.islice(of_a_size, at_once)):
                 faces += self.detect_in_batch(batch)
         return faces
 
     def detect_in_batch(self, frames: list[np.ndarray]) -> list[list[Face]]:
         """Find the faces of each frame; the frames are of one size."""
-        rgb = np.stack([cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in frames])
-        with tf.device("CPU:0"):  # only the CPU can resize by area; a GPU gets the resized images
-            images = (tf.cast(rgb, tf.float32) - 127.5) / 128
-            boxes = self.propose_boxes(images)
-            if len(boxes):
-                boxes = self.refine(images, boxes, threshold_rnet=self.thresholds[1])
-            if len(boxes):
-                boxes = self.decide(images, boxes, threshold_onet=self.thresholds[2])
+        images = [normalise(frame) for frame in frames]
+        boxes = self.propose(images)
+        for network, threshold in (
+            ("rnet", self.thresholds.refine),
+            ("onet", self.thresholds.decide),
+        ):
+            boxes = examine(network, images, make_square(boxes), threshold)
+            boxes = suppress(boxes, 0.7, by_smaller=network == "onet")
 
-        faces, (height, width) = [[] for _ in frames], rgb.shape[1:3]
-        for owner, *corners, score in boxes[:, :6]:
+        faces, (height, width) = [[] for _ in frames], frames[0].shape[:2]
+        for owner, *corners, score in boxes:
             left, top, right, bottom = np.clip(corners, 0, [width - 1, height - 1] * 2)
             box = np.array([left, top, right - left, bottom - top]).round().astype(int)
             if box[2:].all():
                 faces[int(owner)].append(Face(tuple(box.tolist()), float(score)))
         return faces
 
-    def propose_boxes(self, images: tf.Tensor) -> np.ndarray:
-        """Find what the first network takes for a face, at any scale."""
-        _, height, width, _ = images.shape
+    def propose(self, images: list[np.ndarray]) -> np.ndarray:
+        """Find what P-Net takes for a face, at any scale."""
+        height, width = images[0].shape[:2]
         proposed = [np.empty((0, 6))]
         for scale in list_scales(height, width, self.min_face_size, self.scale_factor):
-            size = np.array([height * scale, width * scale], np.int32)
-            found = self.propose(tf.image.resize(images, size, "area"))
-            boxes = generate_bounding_box(*found, self.thresholds[0])
+            size = int(width * scale), int(height * scale)
+            smaller = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images]
+            boxes = scan(smaller, self.thresholds.propose)
             boxes[:, 1:5] /= scale
-            proposed.append(smart_nms_from_bboxes(boxes, OVERLAPS[0]))
-        return resize_to_square(smart_nms_from_bboxes(np.concatenate(proposed), OVERLAPS[1]))
+            proposed.append(suppress(boxes, 0.5))
+        return suppress(np.concatenate(proposed), 0.7)
 
 
-def compile_network(network: tf.keras.Model, side: int | None) -> Callable[..., tuple]:
-    """Compile a network for any number of images, and of any size where the side is None.
-
-    A data set has hundreds of sizes, and to compile for each would take seconds.
-    """
-
-    @tf.function(input_signature=[tf.TensorSpec([None, side, side, 3], tf.float32)])
-    def examine(images: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        with tf.device("GPU:0" if has_gpu() else "CPU:0"):
-            return network(images)
-
-    return examine
-
-
-def examine_patches(network: Callable, at_once: int, patches: tf.Tensor) -> list[tf.Tensor]:
-    """Give patches (n, side, side, 3) to a network, so many at once: a crowd would fill memory."""
-    starts = range(0, len(patches), at_once)
-    parts = [network(patches[start : start + at_once]) for start in starts]
-    return [tf.concat(part, axis=0) for part in zip(*parts, strict=True)]
+def normalise(frame: np.ndarray) -> np.ndarray:
+    """Bring a frame, BGR uint8, to the range of the networks: RGB float32, -1 to 1."""
+    rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    return (rgb.astype(np.float32) - 127.5) / 128
 
 
 def list_scales(height: int, width: int, min_face_size: float, scale_factor: float) -> np.ndarray:
     """List the scales to search a frame at: faces of min_face_size become 12 pixels at the first.
 
-    The last image measures 12 to 17 pixels, as the package's do for its min_face_size of 20 alone.
+    The last image measures 12 to 17 pixels. The package lists the same for its default, 20.
     """
-    larger = 20 / min_face_size
-    return larger * build_scale_pyramid(width * larger, height * larger, 20, scale_factor)
+    smallest = min(height, width) * 20 / min_face_size
+    count = round(-(np.log(smallest / CELL) / np.log(scale_factor) + 1))
+    return CELL / min_face_size * scale_factor ** np.arange(count)
+
+
+# --- The networks ---------------------------------------------------------------------------------
+
+
+def run_network(name: str, images: np.ndarray) -> np.ndarray:
+    """Run a network on images, float32 (n, height, width, 3): offsets and logit of each box.
+
+    Returns:
+        float32 (n, 5, rows, columns)
+    """
+    if not hasattr(LOADED, name):
+        path = find_shipped(f"weights/mtcnn-{name}.onnx")
+        setattr(LOADED, name, cv2.dnn.readNetFromONNX(str(path), cv2.dnn.ENGINE_NEW))
+    network = getattr(LOADED, name)
+    network.setInput(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return network.forward()
+
+
+def scan(images: list[np.ndarray], threshold: float) -> np.ndarray:
+    """Find the cells of images that P-Net takes for a face; the images are of one size.
+
+    Large images are scanned in strips, which overlap by what a cell needs.
+    """
+    height, width = images[0].shape[:2]
+    rows = (height - CELL) // STRIDE + 1  # of cells; the network rounds up at the lower edge
+    step = max(1, STRIP_PIXELS // (len(images) * width * STRIDE))
+    found = [np.empty((0, 6))]
+    for first in range(0, rows, step):
+        last = first + step
+        end = height if last >= rows else (last - 1) * STRIDE + CELL
+        strips = np.stack([image[first * STRIDE : end] for image in images])
+        found.append(make_boxes(run_network("pnet", strips), first, threshold))
+    return np.concatenate(found)
+
+
+def make_boxes(cells: np.ndarray, first: int, threshold: float) -> np.ndarray:
+    """Make boxes of P-Net's output, float32 (n, 5, rows, columns), in pixels of its images.
+
+    Args:
+        first: row of cells that the output begins with
+    """
+    image, row, column = np.nonzero(cells[:, 4] > logit(threshold))
+    offsets = cells[image, :4, row, column] * (CELL - 1)
+    left, top = 1 + STRIDE * column, 1 + STRIDE * (row + first)
+    corners = np.stack((left, top, left + CELL - 1, top + CELL - 1), axis=1) + offsets
+    return np.column_stack((image, corners, expit(cells[image, 4, row, column])))
+
+
+def examine(
+    network: str, images: list[np.ndarray], boxes: np.ndarray, threshold: float
+) -> np.ndarray:
+    """Examine square boxes with R-Net or O-Net: refine those that reach the threshold."""
+    found = [np.empty((0, 6))]
+    for start in range(0, len(boxes), PATCHES_AT_ONCE[network]):
+        some = boxes[start : start + PATCHES_AT_ONCE[network]]
+        patches = cut_patches(images, some, SIDES[network])
+        output = run_network(network, patches)[:, :, 0, 0]
+        passed = output[:, 4] > logit(threshold)
+        some, output = some[passed], output[passed]
+        sides = some[:, 3:5] - some[:, 1:3] + 1
+        corners = some[:, 1:5] + output[:, :4] * np.tile(sides, 2)
+        found.append(np.column_stack((some[:, 0], corners, expit(output[:, 4]))))
+    return np.concatenate(found)
+
+
+def cut_patches(images: list[np.ndarray], boxes: np.ndarray, side: int) -> np.ndarray:
+    """Cut boxes out of images as TensorFlow's crop_and_resize does: bilinear, 0 outside.
+
+    The first and last pixels of a patch are on the corners of its box. Within 1e-4 of TensorFlow's:
+    coordinates have 32 bits in both.
+
+    Returns:
+        float32 (n, side, side, 3)
+    """
+    height, width = images[0].shape[:2]
+    scale = np.array((width - 1, height - 1)) / (width, height)
+    starts, steps = boxes[:, 1:3] * scale, (boxes[:, 3:5] - boxes[:, 1:3]) * scale / (side - 1)
+    patches = np.empty((len(boxes), side, side, 3), np.float32)
+    for patch, image, (left, top), (across, down) in zip(
+        patches, boxes[:, 0].astype(int), starts, steps, strict=True
+    ):
+        matrix = np.array(((across, 0, left), (0, down, top)))
+        cv2.warpAffine(
+            images[image],
+            matrix,
+            (side, side),
+            dst=patch,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+    ends = starts + steps * (side - 1)
+    for index in np.flatnonzero(((starts < 0) | (ends > (width - 1, height - 1))).any(axis=1)):
+        x, y = (starts[index][:, None] + steps[index][:, None] * np.arange(side)).astype(np.float32)
+        patches[index][(y < 0) | (y > height - 1)] = 0
+        patches[index][:, (x < 0) | (x > width - 1)] = 0
+    return patches
+
+
+# --- Boxes ----------------------------------------------------------------------------------------
+
+
+def suppress(boxes: np.ndarray, threshold: float, by_smaller: bool = False) -> np.ndarray:
+    """Leave out each box that overlaps a better one of its frame: best first, frame by frame.
+
+    As in the package, a box that is left out itself still leaves out others.
+
+    Args:
+        threshold: intersection over union, above which the lesser box is left out
+        by_smaller: take the intersection over the area of the smaller box instead
+    """
+    kept = [np.empty((0, 6))]
+    for frame in np.unique(boxes[:, 0]):
+        own = boxes[boxes[:, 0] == frame]
+        own = own[np.argsort(own[:, 5])[::-1]]
+        worse = np.zeros(len(own), bool)
+        for start in range(0, len(own), BOXES_AT_ONCE):
+            shares = overlap(own[start : start + BOXES_AT_ONCE], own[start:], by_smaller)
+            worse[start:] |= np.triu(shares > threshold, 1).any(axis=0)
+        kept.append(own[~worse])
+    return np.concatenate(kept)
+
+
+def overlap(some: np.ndarray, others: np.ndarray, by_smaller: bool) -> np.ndarray:
+    """Measure the overlap of each of some boxes (n, 6) with others (m, 6): (n, m), 0 to 1."""
+    some, others = some[:, None], others[None]
+    low, high = (
+        np.maximum(some[..., 1:3], others[..., 1:3]),
+        np.minimum(some[..., 3:5], others[..., 3:5]),
+    )
+    shared = (high - low).clip(0).prod(axis=2)
+    area, other = ((boxes[..., 3:5] - boxes[..., 1:3]).prod(axis=2) for boxes in (some, others))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a box without an area overlaps nothing
+        return shared / (np.minimum(area, other) if by_smaller else area + other - shared)
+
+
+def make_square(boxes: np.ndarray) -> np.ndarray:
+    """Make boxes square about their centres, with the longer side."""
+    sides = boxes[:, 3:5] - boxes[:, 1:3]
+    longer = sides.max(axis=1, keepdims=True)
+    low = boxes[:, 1:3] + (sides - longer) / 2
+    return np.column_stack((boxes[:, 0], low, low + longer, boxes[:, 5]))
+
+
+def logit(p: float) -> float:
+    with np.errstate(divide="ignore"):  # a threshold of 0 or 1
+        return float(np.log(p) - np.log1p(-p))
+
+
+def expit(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits))

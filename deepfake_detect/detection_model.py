@@ -1,0 +1,279 @@
+"""The model that detection uses: an ONNX file with its decision inside, run by OpenCV.
+
+onnx_export.py writes such files. The few fields that are checked here are read from the file's
+protobuf encoding directly: `import onnx` would take 0.16 s and 25 MB of every verdict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from deepfake_detect.decision import IMAGE_SIZES, Decision, check_decision
+from deepfake_detect.shipped import find_shipped
+
+INPUT, OUTPUT, EVIDENCE = "rgb_0_to_255", "p_fake", "evidence"  # names in the graph
+WRITTEN_BY = "deepfake-detect"
+MODEL = Path("model/best_model.onnx")  # what 04 trained
+SHIPPED = "weights/deepfake-detector.onnx"
+LARGEST_FILE = 64 * 2**20  # bytes; ours has 10 MB
+OLDEST_OPENCV = 5  # major version; 4 cannot read the file
+# Crops in the network at once, 0.25 GB of memory. Measured on two cores: 16 take 0.43 GB and 32
+# take 0.76 GB, and are not faster.
+CROPS_AT_ONCE = 8
+OPERATORS = {
+    *("Add", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Div", "Equal", "Flatten"),
+    *("Gemm", "GlobalAveragePool", "GlobalMaxPool", "Mul", "Neg", "Pad", "ReduceMean"),
+    *("ReduceSum", "Sigmoid", "Sign", "Slice", "Split", "Sqrt", "Sub", "Transpose", "Relu"),
+    "Unsqueeze",
+}
+TENSOR_TYPES = {1: np.dtype("<f4"), 7: np.dtype("<i8"), 10: np.dtype("<f2")}  # of TensorProto
+
+
+@dataclass(frozen=True)
+class DetectionModel:
+    """A model ready to score crops; made by load, safe to share between threads."""
+
+    name: str  # the path it was read from, for messages
+    sha256: str  # of the bytes that were loaded
+    decision: Decision
+    training: dict  # facts about the training, for people
+    network: cv2.dnn.Net = field(repr=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @staticmethod
+    def load(source: Path | str | bytes) -> DetectionModel:
+        """Load a model from an ONNX file, or from the bytes of one; a file is read once.
+
+        Raises:
+            FileNotFoundError: there is no such file
+            ValueError: it is not a file that write_onnx wrote, or it is damaged
+        """
+        name = "the model" if isinstance(source, bytes) else str(source)
+        content = source if isinstance(source, bytes) else read_model_file(Path(source))
+        decision, training = read_facts(name, content)
+        if int(cv2.__version__.split(".")[0]) < OLDEST_OPENCV:
+            raise ValueError(
+                f"{name}: OpenCV {cv2.__version__} is too old to read it; install OpenCV "
+                f"{OLDEST_OPENCV}.0 or later."
+            )
+        try:
+            network = cv2.dnn.readNetFromONNX(np.frombuffer(content, np.uint8), cv2.dnn.ENGINE_NEW)
+        except cv2.error as error:
+            raise describe_fault(name, f"OpenCV cannot read it: {error.err}") from error
+        sha256 = hashlib.sha256(content).hexdigest()
+        return DetectionModel(name, sha256, decision, training, network)
+
+    def score(self, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Score crops of faces, RGB uint8 (n, size, size, 3), as prepare_crop makes them.
+
+        Returns:
+            p_fake, float32 (n,) in 0..1: calibrated, of each crop and its mirror image; and the
+            evidence, float32 (n, size / 32, size / 32): what each place of 32 x 32 pixels added to
+            the logit of p_fake, see onnx_export.add_evidence.
+
+        Raises:
+            ValueError: the crops have another shape, or the model gives no number for one
+        """
+        size = self.decision.image_size
+        if crops.shape[1:] != (size, size, 3):
+            raise ValueError(f"crops of {crops.shape}; the model takes (n, {size}, {size}, 3).")
+        scores, evidence = [np.empty((0, 1))], [np.empty((0, size // 32, size // 32))]
+        for start in range(0, len(crops), CROPS_AT_ONCE):
+            images = crops[start : start + CROPS_AT_ONCE].astype(np.float32)
+            try:
+                with self.lock:  # a cv2.dnn.Net serves one thread at a time, on all cores
+                    self.network.setInput(images, INPUT)
+                    outputs = self.network.forward([OUTPUT, EVIDENCE])
+            except cv2.error as error:
+                raise ValueError(f"{self.name}: it cannot be run ({error.err}).") from error
+            scores.append(outputs[0])
+            evidence.append(outputs[1])
+        p_fake = np.concatenate(scores)[:, 0].astype(np.float32)
+        if not np.isfinite(p_fake).all():
+            raise ValueError(f"{self.name}: the model gives no number for a face: it is damaged.")
+        return p_fake, np.concatenate(evidence).astype(np.float32)
+
+
+def find_model(path: Path | None = None) -> Path:
+    """Find the ONNX file to detect with.
+
+    Args:
+        path: an .onnx file, or a .keras file that has one beside it; None: model/best_model.onnx,
+            unless there is none or it was trained on practice clips; then the shipped model
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: model/best_model.onnx cannot be read
+    """
+    shipped = find_shipped(SHIPPED)
+    if path is None:
+        trained = MODEL.is_file() or MODEL.with_suffix(".keras").is_file()
+        if not trained and shipped.is_file():
+            return shipped
+        path = find_onnx(MODEL.with_suffix(".keras"))
+        _, training = read_facts(str(path), read_model_file(path))
+        return shipped if training.get("practice") is True and shipped.is_file() else path
+    return find_onnx(path)
+
+
+def find_onnx(path: Path) -> Path:
+    """Return the .onnx file for a model's path, which may be of the .keras file beside it."""
+    onnx = path.with_suffix(".onnx") if path.suffix == ".keras" else path
+    if onnx.is_file():
+        return onnx
+    if path.suffix == ".keras" and path.is_file():
+        raise FileNotFoundError(
+            f"{path}: detection needs {onnx.name} beside it; make it with "
+            f"python -m deepfake_detect.onnx_export {path}"
+        )
+    raise FileNotFoundError(
+        f"{path}: there is no such model; train one with 04-train-cnn.py, or name another."
+    )
+
+
+# --- Checks of the file ---------------------------------------------------------------------------
+
+
+def read_model_file(path: Path) -> bytes:
+    """Read a model's file.
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: it is larger than a model can be, or is a folder, pipe or device
+    """
+    find_onnx(path)
+    if path.suffix == ".keras":
+        raise ValueError(f"{path}: detection takes the .onnx file beside it.")
+    with path.open("rb") as file:
+        content = file.read(LARGEST_FILE + 1)
+    return content
+
+
+def describe_fault(name: str, reason: str) -> ValueError:
+    return ValueError(
+        f"{name}: it is not a model that 04-train-cnn.py or 07-export-model.py wrote ({reason}); "
+        "name one that they wrote."
+    )
+
+
+def read_facts(name: str, content: bytes) -> tuple[Decision, dict]:
+    """Read the decision and the facts of training from a model's file, and check all of it.
+
+    Raises:
+        ValueError: it is not such a file, it is damaged, or it keeps its weights in other files
+    """
+    try:
+        if len(content) > LARGEST_FILE:
+            raise ValueError(f"it has more than {LARGEST_FILE / 2**20:.0f} MiB")
+        if not content:
+            raise ValueError("it is empty")
+        model = read_message(memoryview(content))
+        facts = {
+            bytes(entry[1][0]).decode(): json.loads(bytes(entry[2][0]))
+            for entry in map(read_message, model.get(14, []))
+        }
+        if b"".join(model.get(2, [])) != WRITTEN_BY.encode() or "decision" not in facts:
+            raise ValueError("it holds no decision of theirs")
+        decision = check_decision(facts["decision"])
+        (graph,) = map(read_message, model[7])
+        check_graph(graph, decision.image_size)
+        training = facts.get("training", {})
+        return decision, training if isinstance(training, dict) else {}
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        reason = str(error) if type(error) is ValueError else "it is damaged"
+        raise describe_fault(name, reason) from error
+
+
+def check_graph(graph: dict[int, list], size: int) -> None:
+    """Check the operators, inputs, outputs and weights of a graph.
+
+    Raises:
+        ValueError: something in it is not as write_onnx writes it
+    """
+    if size not in IMAGE_SIZES:
+        raise ValueError(f"its image size is {size}")
+    nodes = map(read_message, graph[1])
+    operators = {bytes(node[4][0]).decode() for node in nodes}
+    if not operators <= OPERATORS:
+        raise ValueError(f"it has the operator {min(operators - OPERATORS)}")
+    shapes = dict(map(read_shape, graph[11] + graph[12]))
+    side = size // 32
+    if shapes != {INPUT: [size, size, 3], OUTPUT: [1], EVIDENCE: [side, side]}:
+        raise ValueError("its inputs or outputs have other names or shapes")
+    for tensor in map(read_message, graph[5]):
+        check_tensor(tensor)
+
+
+def check_tensor(tensor: dict[int, list]) -> None:
+    """Check that a constant is whole, inside the file, and made of finite numbers."""
+    if 13 in tensor or any(tensor.get(14, [])):
+        raise ValueError("it keeps its weights in other files")
+    kind, data = TENSOR_TYPES.get(tensor[2][0]), tensor.get(9, [b""])[0]
+    dimensions = tensor.get(1, [])
+    if kind is None or not all(isinstance(one, int) for one in dimensions):
+        raise ValueError("its weights are of another kind")
+    if len(data) != math.prod(dimensions) * kind.itemsize:
+        raise ValueError("its weights are not whole")
+    if not np.isfinite(np.frombuffer(data, kind)).all():
+        raise ValueError("some of its weights are not numbers")
+
+
+def read_shape(value: memoryview) -> tuple[str, list[int]]:
+    """Read the name of an input or output, and its shape without the first dimension."""
+    information = read_message(value)
+    tensor = read_message(read_message(information[2][0])[1][0])
+    dimensions = [read_message(one) for one in read_message(tensor[2][0])[1]]
+    return bytes(information[1][0]).decode(), [one[1][0] for one in dimensions[1:]]
+
+
+def read_message(data: memoryview) -> dict[int, list]:
+    """Read a message in protobuf's encoding: the values of each field, by the field's number.
+
+    A value is a memoryview, or an int; see https://protobuf.dev/programming-guides/encoding.
+
+    Raises:
+        ValueError: it is cut off or is not in that encoding
+    """
+    fields: dict[int, list] = {}
+    for number, value in read_fields(data):
+        fields.setdefault(number, []).append(value)
+    return fields
+
+
+def read_fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    """Yield the number and value of each field of a message."""
+    at = 0
+
+    def read_varint() -> int:
+        nonlocal at
+        result = 0
+        for shift in range(0, 70, 7):
+            if at >= len(data):
+                break
+            byte = data[at]
+            at += 1
+            result |= (byte & 127) << shift
+            if byte < 128:
+                return result
+        raise ValueError("it is cut off or damaged")
+
+    while at < len(data):
+        key = read_varint()
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            yield number, read_varint()
+            continue
+        length = read_varint() if wire == 2 else {1: 8, 5: 4}.get(wire, len(data) + 1)
+        if at + length > len(data):
+            raise ValueError("it is cut off or damaged")
+        yield number, data[at : at + length]
+        at += length

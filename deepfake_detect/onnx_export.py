@@ -1,0 +1,305 @@
+"""Write a trained model as ONNX: what detection loads, with OpenCV or any other runtime.
+
+The graph is built node by node from the layers of the Keras model. Converters such as tf2onnx trace
+it instead, and fold constants while they do so: with this model that took 13 GB of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import deepfake_detect.keras_setup  # noqa: F401 - first, before others load Keras  # isort: skip
+import keras
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from deepfake_detect.decision import SMALLEST_P, Decision, describe_decision
+from deepfake_detect.detection_model import EVIDENCE, INPUT, OUTPUT, WRITTEN_BY
+from deepfake_detect.files import write_whole
+from deepfake_detect.model import BELL, GREY, IMAGENET_MEAN, IMAGENET_STD, LAPLACIAN, MOST_ADDED
+from deepfake_detect.model_file import load_model, read_decision, read_saved
+
+OPSET = 17  # ONNX Runtime reads it since 1.12 (2022), OpenCV since 5.0
+IR_VERSION = 8  # of the same age
+LOGIT_LIMIT = float(np.log1p(-SMALLEST_P) - np.log(SMALLEST_P))  # as calibrate() clips
+
+
+def write_onnx(model: keras.Model, decision: Decision, path: Path, training: dict) -> None:
+    """Write a model and its decision as an ONNX file, whole or not at all.
+
+    Input `rgb_0_to_255`, float32 (n, size, size, 3): crops as prepare_crop makes them.
+    Outputs `p_fake`, float32 (n, 1) in 0..1: calibrated, of the mean logit of the crop and its
+    mirror image, and `evidence`, float32 (n, size / 32, size / 32): see add_evidence.
+
+    Args:
+        model: from build_model, RGB float32 (n, size, size, 3) in 0..255 to p_real (n, 1)
+        decision: goes into the metadata, and its calibration into the graph
+        path: the .onnx file
+        training: facts about the training, for people; goes into the metadata as JSON
+
+    Raises:
+        ValueError: the model has a layer that this function does not know
+        OSError: the file cannot be written
+    """
+    content = convert_to_onnx(model, decision, training).SerializeToString()
+    write_whole(path, partial(Path.write_bytes, data=content))
+
+
+def convert_to_onnx(model: keras.Model, decision: Decision, training: dict) -> onnx.ModelProto:
+    """Build the graph that write_onnx describes."""
+    size = model.input_shape[1]
+    decision = decision._replace(image_size=size)
+    base, dense = split_model(model)
+    graph = Graph()
+    images = graph.add("Transpose", INPUT, perm=[0, 3, 1, 2])
+    images = add_sharpening(graph, images, decision.sharpen_to)
+    images = graph.add("Sub", images, graph.keep(IMAGENET_MEAN.reshape(1, 3, 1, 1)))
+    images = graph.add("Div", images, graph.keep(IMAGENET_STD.reshape(1, 3, 1, 1)))
+    # The mirror image by a slice with a negative step: OpenCV has no ReverseSequence.
+    window = (graph.keep(numbers, np.int64) for numbers in ([-1], [-(2**31)], [3], [-1]))
+    mirrored = graph.add("Slice", images, *window)
+    features = add_network(graph, base, graph.add("Concat", images, mirrored, axis=0))
+    pooled = graph.add("GlobalMaxPool", features)
+    logit, gradient = add_top(graph, dense, graph.add("Flatten", pooled))
+    add_score(graph, logit, decision)
+    add_evidence(graph, features, pooled, gradient)
+    return make_file(graph, size, decision, training)
+
+
+class Graph:
+    """Nodes and constants of an ONNX graph under construction."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def add(self, operator: str, *inputs: str, output: str = "", **attributes: object) -> str:
+        """Add a node with one output; return the name of that output."""
+        output = output or f"{operator.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+    def halve(self, both: str) -> tuple[str, str]:
+        """Split a batch of crops, then mirror images, into the two."""
+        names = f"crop_{len(self.nodes)}", f"mirror_{len(self.nodes)}"
+        self.nodes.append(helper.make_node("Split", [both], names, axis=0))
+        return names
+
+    def keep(self, array: np.ndarray | list, kind: type = np.float32) -> str:
+        """Keep a constant array; return its name."""
+        name = f"constant_{len(self.constants)}"
+        array = np.ascontiguousarray(array, kind)
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def keep_weights(self, array: np.ndarray) -> str:
+        """Keep weights with 16 bits: half the size, and runtimes widen them once, on loading.
+
+        Raises:
+            ValueError: a weight does not fit into 16 bits, or is NaN
+        """
+        with np.errstate(over="ignore"):
+            stored = self.keep(array, np.float16)
+            if not np.isfinite(array.astype(np.float16)).all():
+                raise ValueError("the model has weights that 16 bits cannot hold (or NaN)")
+        return self.add("Cast", stored, to=TensorProto.FLOAT)
+
+
+def split_model(model: keras.Model) -> tuple[keras.Model, list[keras.layers.Dense]]:
+    """Return the convolutional network in a model, and the dense layers on top of it."""
+    base = next(layer for layer in model.layers if isinstance(layer, keras.Model))
+    return base, [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+
+
+def add_sharpening(graph: Graph, images: str, wanted: float) -> str:
+    """Add what deepfake_detect.model.sharpen does: (n, 3, size, size) to the same shape."""
+    if not wanted:
+        return images
+
+    def convolve(image: str, kernel: np.ndarray, channels: int) -> str:
+        down, across = (side // 2 for side in kernel.shape)
+        pads = graph.keep([0, 0, down, across] * 2, np.int64)
+        padded = graph.add("Pad", image, pads, mode="reflect")
+        kernels = graph.keep(np.repeat(kernel[None, None], channels, axis=0))
+        return graph.add("Conv", padded, kernels, group=channels, kernel_shape=kernel.shape)
+
+    grey = graph.add(
+        "Conv", images, graph.keep(np.reshape(GREY, (1, 3, 1, 1))), kernel_shape=[1, 1]
+    )
+    edges = convolve(grey, LAPLACIAN, 1)
+    axes = {"axes": [1, 2, 3], "keepdims": 1}
+    centred = graph.add("Sub", edges, graph.add("ReduceMean", edges, **axes))
+    sharpness = graph.add("ReduceMean", graph.add("Mul", centred, centred), **axes)
+    ratio = graph.add("Div", graph.keep([wanted]), graph.add("Add", sharpness, graph.keep([1e-3])))
+    times = graph.add("Sub", graph.add("Sqrt", ratio), graph.keep([1.0]))
+    times = graph.add("Clip", times, graph.keep(0.0), graph.keep(MOST_ADDED))
+    fine = graph.add("Sub", images, convolve(convolve(images, BELL, 3), BELL.T, 3))
+    sharper = graph.add("Add", images, graph.add("Mul", fine, times))
+    return graph.add("Clip", sharper, graph.keep(0.0), graph.keep(255.0))
+
+
+def add_network(graph: Graph, base: keras.Model, images: str) -> str:
+    """Add the layers of EfficientNet-B0 up to its last feature map, (n, channels, h, w)."""
+    names = {id(base.inputs[0]): images}
+    for layer in base.layers:
+        if isinstance(layer, keras.layers.InputLayer | keras.layers.GlobalMaxPooling2D):
+            continue
+        inputs = layer.input if isinstance(layer.input, list) else [layer.input]
+        names[id(layer.output)] = add_layer(graph, layer, [names[id(one)] for one in inputs])
+    return names[id(layer.input)]
+
+
+def add_layer(graph: Graph, layer: keras.Layer, inputs: list[str]) -> str:
+    """Add one layer of EfficientNet-B0.
+
+    Raises:
+        ValueError: the layer is of another kind
+    """
+    kinds = keras.layers
+    weights = [weight.astype(np.float32) for weight in layer.get_weights()]
+    match layer:
+        case kinds.DepthwiseConv2D():
+            kernel = weights[0].transpose(2, 3, 0, 1)  # one multiplier: (channels, 1, h, w)
+            return add_convolution(graph, layer, inputs[0], kernel, group=kernel.shape[0])
+        case kinds.Conv2D():
+            return add_convolution(graph, layer, inputs[0], weights[0].transpose(3, 2, 0, 1))
+        case kinds.BatchNormalization():
+            constants = [graph.keep(weight) for weight in weights]
+            return graph.add("BatchNormalization", *inputs, *constants, epsilon=layer.epsilon)
+        case kinds.Activation():
+            return add_activation(graph, layer, inputs[0])
+        case kinds.GlobalAveragePooling2D():
+            return graph.add("GlobalAveragePool", inputs[0])
+        case (
+            kinds.Reshape() | kinds.Dropout()
+        ):  # the pooled map keeps its shape (n, channels, 1, 1)
+            return inputs[0]
+        case kinds.Multiply():
+            return graph.add("Mul", *inputs)
+        case kinds.Add():
+            return graph.add("Add", *inputs)
+    raise ValueError(f"a layer of the kind {type(layer).__name__} cannot be written as ONNX")
+
+
+def add_convolution(
+    graph: Graph, layer: keras.layers.Conv2D, images: str, kernel: np.ndarray, group: int = 1
+) -> str:
+    """Add a convolution with its bias and activation; kernel is (out, in / group, h, w)."""
+    size, stride = layer.input.shape[1], layer.strides[0]
+    window = kernel.shape[2]
+    # As TensorFlow pads for "same", written out: OpenCV reads auto_pad differently.
+    size = (size or 1) if window > 1 else 1
+    missing = max((-(-size // stride) - 1) * stride + window - size, 0)
+    pads = [missing // 2] * 2 + [missing - missing // 2] * 2
+    inputs = [images, graph.keep_weights(kernel)]
+    if layer.use_bias:
+        inputs.append(graph.keep(layer.bias.numpy()))
+    output = graph.add(
+        "Conv", *inputs, group=group, pads=pads, strides=[stride] * 2, kernel_shape=[window] * 2
+    )
+    return add_activation(graph, layer, output)
+
+
+def add_activation(graph: Graph, layer: keras.Layer, features: str) -> str:
+    """Add the activation of a layer.
+
+    Raises:
+        ValueError: it is none of linear, sigmoid and swish
+    """
+    name = getattr(layer.activation, "__name__", "")
+    if name == "linear":
+        return features
+    if name not in ("sigmoid", "silu", "swish"):
+        raise ValueError(f"the activation {name} cannot be written as ONNX")
+    gate = graph.add("Sigmoid", features)
+    return gate if name == "sigmoid" else graph.add("Mul", features, gate)
+
+
+def add_top(graph: Graph, dense: list[keras.layers.Dense], pooled: str) -> tuple[str, str]:
+    """Add the dense layers: pooled (n, channels) to the logit of p_real (n, 1) and its gradient.
+
+    Returns:
+        The names of the logit and of its gradient by pooled, (n, channels). Between ReLUs the
+        layers are linear, so the gradient is the product of their kernels, less what a ReLU closed.
+    """
+    steps, features = [], pooled
+    for layer in dense:
+        kernel, bias = layer.get_weights()
+        stored = graph.keep_weights(kernel)
+        features = graph.add("Gemm", features, stored, graph.keep(bias))
+        if layer is not dense[-1]:
+            features = graph.add("Relu", features)
+            steps.append((stored, graph.add("Sign", features)))
+    gradient = graph.add("Transpose", stored, perm=[1, 0])
+    for kernel, is_open in reversed(steps):
+        gradient = graph.add("Mul", gradient, is_open)
+        gradient = graph.add("Gemm", gradient, kernel, transB=1)
+    return features, gradient
+
+
+def add_score(graph: Graph, logit: str, decision: Decision) -> None:
+    """Add the calibrated score: logits of p_real of crops and mirror images (2 n, 1) to p_fake."""
+    limits = graph.keep(-LOGIT_LIMIT), graph.keep(LOGIT_LIMIT)
+    crop, mirror = graph.halve(graph.add("Clip", logit, *limits))
+    both = graph.add("Add", crop, mirror)
+    scaled = graph.add("Mul", both, graph.keep([-0.5 / decision.temperature]))
+    shifted = graph.add("Add", scaled, graph.keep([decision.shift]))
+    graph.add("Sigmoid", shifted, output=OUTPUT)
+
+
+def add_evidence(graph: Graph, features: str, pooled: str, gradient: str) -> None:
+    """Add what each place of the last feature map of a crop added to the logit of p_fake.
+
+    Gradient times activation, summed over the channels (HiResCAM, Draelos and Carin, 2020). Global
+    max pooling passes the gradient of a channel to the place of its maximum, in equal shares where
+    there are several. Without the biases of the dense layers the sum is the crop's logit.
+    """
+    maximum = graph.add("Cast", graph.add("Equal", features, pooled), to=TensorProto.FLOAT)
+    count = graph.add("ReduceSum", maximum, graph.keep([2, 3], np.int64), keepdims=1)
+    gradient = graph.add("Unsqueeze", gradient, graph.keep([2, 3], np.int64))
+    share = graph.add("Div", graph.add("Mul", pooled, gradient), count)
+    added = graph.add("Mul", maximum, share)
+    added = graph.add("ReduceSum", added, graph.keep([1], np.int64), keepdims=0)
+    graph.add("Neg", graph.halve(added)[0], output=EVIDENCE)
+
+
+def make_file(graph: Graph, size: int, decision: Decision, training: dict) -> onnx.ModelProto:
+    """Make a model file of the graph, with the decision and the facts of training inside."""
+    shapes = {
+        INPUT: ["n", size, size, 3],
+        OUTPUT: ["n", 1],
+        EVIDENCE: ["n", size // 32, size // 32],
+    }
+    ends = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in shapes.items()
+    }
+    outputs = [ends[OUTPUT], ends[EVIDENCE]]
+    made = helper.make_graph(
+        graph.nodes, "deepfake_detector", [ends[INPUT]], outputs, graph.constants
+    )
+    file = helper.make_model(
+        made,
+        producer_name=WRITTEN_BY,
+        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+    )
+    helper.set_model_props(
+        file,
+        {"decision": json.dumps(describe_decision(decision)), "training": json.dumps(training)},
+    )
+    return file
+
+
+def main(path: Path) -> None:
+    """Write the ONNX file beside a .keras model that 04-train-cnn.py wrote."""
+    training = read_saved(path, "training.json")
+    write_onnx(load_model(path), read_decision(path), path.with_suffix(".onnx"), training)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
