@@ -227,7 +227,7 @@ def time_steps(path: Path, model: Path) -> list[dict[str, float]]:
     spent = defaultdict(float, imports=time.perf_counter() - before)
     time_calls(detect.network, "load_predictor", "model", spent)
     time_items(detect.convert, "read_frames", "decoding", spent)
-    time_items(detect.media.sparse_video, "read_sparsely", "decoding", spent)
+    time_items(detect.media.Video, "sampled", "decoding", spent)
     time_calls(detect.face_detector, "crop_faces", "detection", spent)
     time_calls(detect, "score_crops", "scoring", spent)
     time_calls(detect, "write_outputs", "marked copy", spent)
