@@ -50,9 +50,10 @@ lint:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-# The tested versions of all packages with their hashes, for every system and Python from 3.11 on.
+# The tested versions of all packages with their hashes, for every system and Python from 3.11 on. What is
+# not a week old is not taken: by then a bad release is mostly found out.
 lock:
 	@sh install.sh test
-	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras --exclude-newer '1 week' \
 		--custom-compile-command "make lock" --output-file requirements.lock \
 		pyproject.toml tests/requirements.txt
