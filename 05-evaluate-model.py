@@ -1,239 +1,272 @@
-"""Measure how well a model tells real faces from fake ones, on any folders of crops.
+"""Measure how often a model is right: on crops of faces, and on whole videos and pictures.
 
     python 05-evaluate-model.py
     python 05-evaluate-model.py --split-dirs split_dataset other-split --sweep
-    python 05-evaluate-model.py --model my-model/best_model.keras --part val --report-dir report
+    python 05-evaluate-model.py --clips my-videos
 
-Reads   model/best_model.keras                      a model of 04, with its decision
-        split_dataset/{test,val}/{real,fake}/       crops of people that it was not trained on
-        split_dataset/crops.csv                     the video, data set and method of each
-Writes  model/README.md                             the model card: how good, which limits
-        model/metrics.json, model/predictions.csv   every measure; the score of every crop
-        model/{scores,worst_mistakes}.png           and robustness.png with --sweep
+Reads   model/best_model.onnx or .keras         a model of 04, with its thresholds
+        split_dataset/{test,val}/{real,fake}/   crops of people whom the model was not trained on
+        split_dataset/crops.csv                 the video, data set and method of each crop
+        CLIPS/                                  videos and pictures in folders called real and fake,
+                                                or in the layout of a data set
+Writes  model/README.md                         the model card: how good it is, and where it fails
+        model/metrics.json                      every measure
+        model/{predictions,clips}.csv           the score of every crop, the verdict on every file
+        model/{scores,worst_mistakes,robustness}.png
 Next    06-detect-deepfake.py
 
-A video's score is the mean p_fake of its crops. Measures take fake as the positive class, as the
-field's benchmarks do. With several folders the table has a row for each, and for each data set and
-method in it: what a model is worth on data that it was not trained on.
+Crops measure the model alone: a video's score is the mean p_fake of its crops. --clips measures the
+whole detection of 06, which finds the faces, follows them and may stay undecided; its rates are the
+ones that belong to a verdict. One class alone is enough: real videos show how often real people
+are called fake. What an earlier run measured on the same model stays in the report.
 """
 
 from __future__ import annotations
 
-import importlib
+from deepfake_detect import start
+
+start.prepare(__name__)
+
 import json
-import math
 import platform
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import deepfake_detect.keras_setup  # noqa: F401 - first, before others load Keras  # isort: skip
 import cv2
 import filelock
-import jinja2
-import keras
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from deepfake_detect import augmentation, cli, measures
-from deepfake_detect import crops as crop_files
-from deepfake_detect import plots as drawings
-from deepfake_detect.crops import CLASSES
-from deepfake_detect.decision import Decision, calibrate
-from deepfake_detect.files import claim_folder, write_whole
-from deepfake_detect.model_file import load_model, read_decision, read_saved
-from deepfake_detect.scoring import predict_crops
+from deepfake_detect import cli, crops, datasets, inputs, measures, model_card, plots
+from deepfake_detect.cli import Between, Count
+from deepfake_detect.decision import (
+    SMALLEST_P,
+    Decision,
+    calibrate,
+    check_decision,
+    describe_decision,
+)
+from deepfake_detect.files import Output, claim, read_image
+from deepfake_detect.shipped import find_shipped
 
-train_cnn = importlib.import_module("04-train-cnn")
+if TYPE_CHECKING:
+    from deepfake_detect.detection_model import DetectionModel
 
-# --------------------------------------------------------------------------------------------------
-# folders
-MODEL = Path("model/best_model.keras")  # a model that 04 wrote
-SPLIT_DIRS = (Path("split_dataset"),)  # each with test/ or val/, or with real/ and fake/ itself
-REPORT_DIR = None  # gets the card and the measures; None: the model's folder
-# measures
-PART = None  # of each folder: "test", "val", "train"; None: test/ where it is there, else val/
-RESAMPLES = 1000  # of the videos, for the 95 % intervals
-FEWEST_VIDEOS = 10  # of either class; from fewer an interval would promise too much: none is given
-MISTAKES = 32  # crops on the sheet of the worst ones, one a video
-SEED = 1  # of the resampling and of the noise
-# robustness
-SWEEP = False  # measure the crops changed, too, in each of the ways below, at their own size
-JPEG_QUALITIES = (90, 70, 50, 30)  # of 100
-SIZES = (0.75, 0.5, 0.35, 0.25)  # of the width and height
-BLURS = (1.0, 2.0, 3.0)  # pixels, sigma
-NOISES = (4.0, 8.0, 16.0)  # of 255, sigma
-BRIGHTNESSES = (-0.3, -0.15, 0.15, 0.3)  # added, of the range from black to white
-# machine
-BATCH_SIZE = 64  # crops scored at once
-# --------------------------------------------------------------------------------------------------
 
-TEMPLATES = Path(__file__).parent / "templates"  # the card, and what each measure is
-LIMITS = {  # of the settings: least and most
-    (1, math.inf): ("resamples", "batch_size"),
-    (0, math.inf): ("mistakes", "seed"),
-    (2, math.inf): ("fewest_videos",),
-    (1, 100): ("jpeg_qualities",),
-    (0.05, 1): ("sizes",),
-    (0.1, 100): ("blurs",),
-    (0, 255): ("noises",),
-    (-1, 1): ("brightnesses",),
-}
-FILES = ("metrics.json", "predictions.csv", "README.md")
+@dataclass(frozen=True)
+class Settings:
+    """Edit a default here, or override it for one run: --part val."""
+
+    # what is measured
+    model: Path | None = None  # .onnx or .keras; None: in model/, else the one that comes along
+    split_dirs: tuple[Path, ...] | None = None  # folders of crops; None: split_dataset, if no clips
+    part: Literal["test", "val", "train"] | None = None  # of each folder; None: test, else val
+    clips: tuple[Path, ...] = ()  # folders of videos and pictures for the whole detection
+    # report
+    report_dir: Path | None = None  # None: the folder of your model, or evaluation/ for ours
+    resamples: Count = 1000  # of the videos, for the 95 % interval of the AUC
+    fewest_videos: Annotated[int, Between(2)] = 10  # per class, for an interval of the AUC
+    mistakes: Annotated[int, Between(0)] = 32  # crops on the sheet of the worst mistakes
+    seed: Annotated[int, Between(0)] = 1  # of the resampling and of the noise
+    # robustness
+    sweep: bool = False  # also measure the crops after each of these changes, at their own size
+    jpeg_qualities: Annotated[tuple[int, ...], Between(1, 100)] = (90, 70, 50, 30)  # of 100
+    sizes: Annotated[tuple[float, ...], Between(0.05, 1)] = (
+        0.75,
+        0.5,
+        0.35,
+        0.25,
+    )  # share
+    blurs: Annotated[tuple[float, ...], Between(0.1, 100)] = (1.0, 2.0, 3.0)  # pixels, sigma
+    noises: Annotated[tuple[float, ...], Between(0, 255)] = (4.0, 8.0, 16.0)  # of 255, sigma
+    brightnesses: Annotated[tuple[float, ...], Between(-1, 1)] = (-0.3, -0.15, 0.15, 0.3)  # added
+    # machine
+    batch_size: Annotated[Count, cli.MACHINE] = 64  # crops scored at once
+
+
+DATA_SETS = Path(__file__).with_name("data-sets.toml")
+MODELS = (Path("model/best_model.onnx"), Path("model/best_model.keras"))  # the first that is there
+SHIPPED = "weights/deepfake-detector.onnx"  # where neither is
 PICTURES = ("scores.png", "worst_mistakes.png", "robustness.png")
+SECTIONS = {"folders": {}, "groups": [], "robustness": [], "clips": None}  # of metrics.json
 UNCHANGED = {"JPEG quality": 100, "size": 1, "blur": 0, "noise": 0, "brightness": 0}
-COLUMNS = ["folder", "crop", "video_id", "dataset", "method", "label", "split", "side"]
-COLUMNS += ["sharpness", "undecided", "p_real", "p_fake"]
+CROP_COLUMNS = ["folder", "crop", "video_id", "dataset", "method", "label", "split", "side"]
+CROP_COLUMNS += ["sharpness", "undecided", "p_real", "p_fake"]
+FOUND = ["kind", "verdict", "p_fake", "reason"]
+CLIP_COLUMNS = ["file", "dataset", "method", "label", *FOUND]
+
+Predict = Callable[[np.ndarray], np.ndarray]  # RGB uint8 (n, size, size, 3) -> p_real (n,)
 
 
-def main(
-    model: Path = MODEL,
-    split_dirs: tuple[Path, ...] = SPLIT_DIRS,
-    report_dir: Path | None = REPORT_DIR,
-    part: Literal["test", "val", "train"] | None = PART,
-    resamples: int = RESAMPLES,
-    fewest_videos: int = FEWEST_VIDEOS,
-    mistakes: int = MISTAKES,
-    seed: int = SEED,
-    sweep: bool = SWEEP,
-    jpeg_qualities: tuple[int, ...] = JPEG_QUALITIES,
-    sizes: tuple[float, ...] = SIZES,
-    blurs: tuple[float, ...] = BLURS,
-    noises: tuple[float, ...] = NOISES,
-    brightnesses: tuple[float, ...] = BRIGHTNESSES,
-    batch_size: int = BATCH_SIZE,
-) -> dict:
-    """Measure how well a model tells real faces from fake ones, on any folders of crops.
-
-    Args:
-        model: a model that 04-train-cnn.py wrote
-        split_dirs: folders with test/ or val/, or with real/ and fake/ themselves
-        report_dir: folder for the card and the measures; None: the model's folder
-        part: test, val or train of each folder; None: test where it is there, else val
-        resamples: of the videos, for the 95 % intervals
-        fewest_videos: of either class, from which an interval is given
-        mistakes: crops on the sheet of the worst ones
-        seed: of the resampling and of the noise
-        sweep: measure how scores hold under the changes that follow, too
-        jpeg_qualities: 1 to 100
-        sizes: shares of the width and height that the crops are reduced to
-        blurs: sigma in pixels
-        noises: sigma, of 255
-        brightnesses: added, of the range from black to white
-        batch_size: crops scored at once
-
-    Returns:
-        What metrics.json holds.
+def main(settings: Settings = Settings()) -> dict:
+    """Measure a model on crops, on whole files, or on both; return what metrics.json holds.
 
     Raises:
-        ValueError: a number, the model, a folder of crops or the report folder cannot be used.
-        OSError: a folder or file is not there, or cannot be written or locked.
+        ValueError, OSError: a setting, the model, a folder or the report folder cannot be used
     """
-    settings = dict(locals())
-    for limits, names in LIMITS.items():
-        for name in names:
-            values = settings[name] if isinstance(settings[name], tuple) else (settings[name],)
-            for value in values:
-                train_cnn.check_numbers({name: value}, {limits: (name,)})
-    values = jpeg_qualities, sizes, blurs, noises, brightnesses
-    changes = dict(zip(UNCHANGED, values, strict=True))
-    loaded, decision = load_model(model), read_decision(model)
-    # Every folder is looked at before the first is measured.
-    parts = {folder: part or choose_part(folder) for folder in split_dirs}
-    listed = {folder: crop_files.find_crops(folder, (name,)) for folder, name in parts.items()}
+    cli.check_ranges(settings)
+    model = settings.model or next(filter(Path.is_file, MODELS), find_shipped(SHIPPED))
+    predict, decision, training = load_model(model, settings.batch_size)
+    # Every folder is looked at before the first one is measured.
+    split_dirs = settings.split_dirs or (() if settings.clips else (Path("split_dataset"),))
+    parts = {folder: settings.part or choose_part(folder) for folder in split_dirs}
+    listed = {
+        folder: crops.find_crops(folder, (part,), one_class=True) for folder, part in parts.items()
+    }
     for folder in listed:
-        compare_crop_rules(crop_files.read_crop_rule(folder), decision, folder)
+        compare_crop_rules(crops.read_crop_rule(folder), decision, folder)
+    clips, left_out = list_clips(settings.clips)
 
-    report_dir = report_dir or model.parent
-    claim_folder(report_dir, "--report-dir", Path(train_cnn.__file__).name)
+    beside = Path("evaluation") if model == find_shipped(SHIPPED) else model.parent
+    report_dir = settings.report_dir or beside
+    report = claim(report_dir, "--report-dir", __file__, shared=report_dir == model.parent)
     with filelock.FileLock(report_dir / ".lock", timeout=0):
-        own_files = find_own_files(report_dir)
-        folders, scored, robustness = {}, [], []
-        for folder, crops in listed.items():
-            images = crop_files.open_cache(len(crops), decision.image_size, report_dir)
-            crops, left_out = crop_files.decode_crops(crops, folder, images)
-            score = partial(score_folder, loaded, images, decision=decision, batch_size=batch_size)
-            predictions = score(crops).assign(folder=str(folder))
-            scored.append(predictions)
-            folders[str(folder)] = {
-                "part": parts[folder],
-                "counts": crop_files.count_crops(crops),
-                "left_out": left_out,
-                **measures.measure_folder(predictions, decision),
-            }
-            if sweep:
-                rows = sweep_changes(folder, images, predictions, score, decision, changes, seed)
-                robustness += [{"folder": str(folder), **row} for row in rows]
-
-        predictions = pd.concat(scored, ignore_index=True)
-        intervals = (decision, resamples, fewest_videos, seed)
+        earlier = read_earlier(report)
+        same = earlier.get("decision") == describe_decision(decision)  # measured on this very model
         metrics = {
             "made_by": Path(__file__).name,
             "model": str(model),
-            "decision": decision._asdict(),
-            "training": read_training(model),
-            "folders": folders,
-            "groups": [
-                {**names, **measures.measure_with_intervals(group, *intervals)}
-                for names, group in measures.split_groups(predictions)
-            ],
-            "robustness": robustness,
-            "about_measures": json.loads((TEMPLATES / "about-measures.json").read_text()),
-            "settings": json.loads(json.dumps(settings, default=str)),
-            "versions": {
-                "Python": platform.python_version(),
-                **{name: version(name) for name in ("tensorflow", "keras", "scikit-learn")},
-            },
+            "decision": describe_decision(decision),
+            "training": training,
+            **{name: earlier[name] if same else empty for name, empty in SECTIONS.items()},
+            "settings": cli.settings_of_result(settings),
+            "about_measures": model_card.explain_measures(),
         }
-        write_report(metrics, predictions, decision, mistakes, report_dir, own_files)
-    print_measures(metrics, report_dir)
+        tables = {}
+        if listed:
+            measured, tables["predictions.csv"] = measure_crops(
+                listed, parts, predict, decision, report_dir, settings
+            )
+            metrics |= measured
+        if settings.clips:
+            metrics["clips"], tables["clips.csv"] = measure_clips(clips, model, settings)
+            metrics["clips"]["left_out"] = left_out
+        metrics["versions"] = {"Python": platform.python_version()} | {
+            name: version(name) for name in ("opencv-python-headless", "scikit-learn", "scipy")
+        }
+        write_report(metrics, tables, settings, report)
+    facts = model_card.describe_measures(metrics, crops=bool(listed), clips=bool(settings.clips))
+    look = f"read {report_dir / 'README.md'}, then check a file with 06-detect-deepfake.py"
+    cli.print_facts(report_dir, {"model": model, **facts, "next": look})
     return metrics
 
 
+def load_model(path: Path, batch_size: int) -> tuple[Predict, Decision, dict]:
+    """Load a model: what scores crops with it, its decision, and how it was trained.
+
+    An ONNX file runs without TensorFlow, and faster; a .keras file is what training left.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is not a model of this project
+    """
+    if path.suffix == ".onnx":
+        from deepfake_detect.detection_model import DetectionModel
+
+        model = DetectionModel.load(path)
+        return partial(predict_with_onnx, model), model.decision, model.training
+    import deepfake_detect.keras_setup  # noqa: F401 - before TensorFlow is imported
+    from deepfake_detect import model_file, scoring
+
+    model, training = model_file.load_model(path), {}
+    with suppress(Exception):  # of many kinds: an older file has none
+        training = model_file.read_saved(path, "training.json")
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        # The last batch is filled up: Keras makes a graph for each batch size, which takes seconds.
+        missing = batch_size - len(images)
+        images = np.concatenate((images, np.repeat(images[-1:], missing, axis=0)))
+        return scoring.predict_both_ways(model.predict_on_batch, images)[: batch_size - missing]
+
+    return predict, model_file.read_decision(path), training
+
+
+def predict_with_onnx(model: DetectionModel, images: np.ndarray) -> np.ndarray:
+    """Score crops: p_real before calibration, which is the inverse of the p_fake of the file."""
+    p_fake = np.clip(model.score(images)[0].astype(np.float64), SMALLEST_P, 1 - SMALLEST_P)
+    logit = np.log(p_fake) - np.log1p(-p_fake)
+    return 1 / (1 + np.exp((logit - model.decision.shift) * model.decision.temperature))
+
+
+# --- Crops ----------------------------------------------------------------------------------------
+
+
 def choose_part(folder: Path) -> str:
-    """Choose test/ where it is there, else val/, else the folder itself if it has real/, fake/."""
+    """Choose test/ if there is one, else val/, else the folder itself if it has real/ or fake/."""
     for part in ("test", "val"):
         if (folder / part).is_dir():
             return part
-    return "" if any((folder / label).is_dir() for label in CLASSES) else "test"
+    return "" if any((folder / label).is_dir() for label in crops.CLASSES) else "test"
 
 
 def compare_crop_rules(rule: dict, decision: Decision, folder: Path) -> None:
-    """Say so where a folder's crops were cut in another way than the model wants them."""
-    differ = [name for name, value in rule.items() if value != getattr(decision, name)]
-    for name in differ:
+    """Warn if the crops of a folder were not cut as the model's training crops were."""
+    for name in (name for name, value in rule.items() if value != getattr(decision, name)):
         print(
-            f"NOTE: {folder}: its crops have {name} {rule[name]} and the model was trained on "
-            f"{getattr(decision, name)}, so that its measures here are not those of its use.",
+            f"NOTE: {folder}: its crops have {name} {rule[name]}, the model was trained with "
+            f"{getattr(decision, name)}; these measures do not show how the model is used.",
             file=sys.stderr,
         )
 
 
-def score_folder(
-    model: keras.Model,
+def measure_crops(
+    listed: dict[Path, pd.DataFrame],
+    parts: dict[Path, str],
+    predict: Predict,
+    decision: Decision,
+    report_dir: Path,
+    settings: Settings,
+) -> tuple[dict, pd.DataFrame]:
+    """Score and measure the crops of each folder; return the measures and all predictions."""
+    folders, scored, robustness = {}, [], []
+    for folder, table in listed.items():
+        images = crops.open_cache(len(table), decision.image_size, report_dir)
+        table, left_out = crops.decode_crops(table, folder, images)
+        score = partial(score_crops, predict, images, decision, settings.batch_size)
+        predictions = score(table).assign(folder=str(folder))
+        scored.append(predictions)
+        folders[str(folder)] = {
+            "part": parts[folder],
+            "counts": crops.count_crops(table),
+            "left_out": left_out,
+            **measures.measure_folder(predictions, decision),
+        }
+        if settings.sweep:
+            rows = sweep_changes(folder, images, predictions, score, decision, settings)
+            robustness += [{"folder": str(folder), **row} for row in rows]
+    predictions = pd.concat(scored, ignore_index=True)
+    intervals = (decision, settings.resamples, settings.fewest_videos, settings.seed)
+    groups = [
+        {**names, **measures.measure_with_intervals(group, *intervals)}
+        for names, group in measures.split_groups(predictions)
+    ]
+    return {"folders": folders, "groups": groups, "robustness": robustness}, predictions
+
+
+def score_crops(
+    predict: Predict,
     images: np.ndarray,
-    crops: pd.DataFrame,
     decision: Decision,
     batch_size: int,
+    table: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Score crops, their index being rows of images: the table with p_real, p_fake, undecided.
+    """Score crops, whose index is their row in images: the table with p_real, p_fake, undecided.
 
-    A crop is undecided here where it is too small or too soft, whatever its score.
+    A crop is undecided here if it is too small or too soft, whatever its score.
     """
-    predictions = predict_crops(model, images, crops, batch_size)
-    small = predictions["side"] < decision.smallest_face
-    soft = predictions["sharpness"] < decision.least_sharpness
-    p_fake = calibrate(predictions["p_real"], decision)
-    return predictions.assign(p_fake=p_fake, undecided=small | soft)
-
-
-# --- Robustness -----------------------------------------------------------------------------------
+    rows = table.index.to_numpy()
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    p_real = np.concatenate([predict(images[batch]) for batch in tqdm(batches, "scores", None)])
+    small = table["side"] < decision.smallest_face
+    soft = table["sharpness"] < decision.least_sharpness
+    return table.assign(p_real=p_real, p_fake=calibrate(p_real, decision), undecided=small | soft)
 
 
 def sweep_changes(
@@ -242,28 +275,29 @@ def sweep_changes(
     predictions: pd.DataFrame,
     score: Callable[[pd.DataFrame], pd.DataFrame],
     decision: Decision,
-    changes: dict[str, tuple[float, ...]],
-    seed: int,
+    settings: Settings,
 ) -> list[dict]:
-    """Measure changed crops by video: a row a change and value, and one of it unchanged.
+    """Measure changed crops by video: one row per change and value, and one row unchanged.
 
     Args:
-        folder: that the crops are in
-        images: room for them, RGB uint8 (n, size, size, 3), which `score` scores
-        predictions: of the crops unchanged, their index being rows of images
+        folder: the folder of the crops
+        images: RGB uint8 (n, size, size, 3), overwritten with the changed crops, for `score`
+        predictions: of the unchanged crops; their index is their row in images
     """
+    values = (settings.jpeg_qualities, settings.sizes, settings.blurs, settings.noises)
+    changes = dict(zip(UNCHANGED, (*values, settings.brightnesses), strict=True))
     steps = [(kind, value) for kind in changes for value in (UNCHANGED[kind], *changes[kind])]
     unchanged, rows = measures.measure_data_sets(predictions, decision), []
-    for kind, value in tqdm(steps, "changes", leave=False):
+    for kind, value in tqdm(steps, "changes", leave=False, disable=None):
         if value == UNCHANGED[kind]:
             rows.append({"change": kind, "value": value, **unchanged})
             continue
 
         def change(row: int, kind: str = kind, value: float = value) -> float:
-            crop = crop_files.read_image(folder / predictions.at[row, "crop"])[..., ::-1]
-            crop = change_crop(crop, kind, value, (seed, row))[..., ::-1]
-            images[row] = crop_files.prepare_crop(crop, decision.image_size)
-            return crop_files.measure_sharpness(images[row])
+            crop = read_image(folder / predictions.at[row, "crop"])
+            crop = change_crop(crop, kind, value, (settings.seed, row))
+            images[row] = crops.prepare_crop(crop, decision.image_size)
+            return crops.measure_sharpness(images[row])
 
         with ThreadPoolExecutor() as pool:
             sharpness = list(pool.map(change, predictions.index))
@@ -277,11 +311,12 @@ def sweep_changes(
 def change_crop(
     image: np.ndarray, kind: str, value: float, seed: tuple[int, int] = (0, 0)
 ) -> np.ndarray:
-    """Change a crop, RGB uint8 (height, width, 3), in one of the ways of UNCHANGED."""
+    """Change a crop, BGR uint8 (height, width, 3), in one of the ways that UNCHANGED names."""
     if value == UNCHANGED[kind]:
         return image
     if kind == "JPEG quality":
-        return augmentation.compress(image, int(value))
+        _, data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, int(value)))
+        return cv2.imdecode(data, cv2.IMREAD_COLOR)
     if kind == "size":
         return cv2.resize(image, None, fx=value, fy=value, interpolation=cv2.INTER_AREA)
     if kind == "blur":
@@ -292,114 +327,123 @@ def change_crop(
     return np.clip(np.rint(image + added), 0, 255).astype(np.uint8)
 
 
+# --- Whole files ----------------------------------------------------------------------------------
+
+
+def list_clips(folders: tuple[Path, ...]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """List the videos and pictures with their labels, and the files without one with the reason.
+
+    The label comes from the layout of a data set, or from a folder called real or fake: below the
+    folder given, or that folder itself.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder is not there, or no file in it has a label
+    """
+    rows, list_rows = datasets.read_data_sets(DATA_SETS)
+    clips, left_out = [], {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: there is no such folder; name one with --clips.")
+        sources, list_paths, _ = datasets.find_files(folder, list_rows)
+        lists, _ = datasets.read_lists(folder, list_paths, sources, list_rows)
+        label, before = folder.resolve().name.lower(), len(clips)
+        for file in inputs.list_inputs([folder]):
+            clip = {"dataset": "", "method": "", "label": label, "file": str(file)}
+            try:
+                below = PurePosixPath(file.relative_to(folder).as_posix())
+                clips.append(clip | datasets.describe(below, lists, rows))
+            except ValueError as error:
+                if label in crops.CLASSES:
+                    clips.append(clip)
+                else:
+                    left_out[str(file)] = str(error)
+        if len(clips) == before:
+            raise ValueError(
+                f"{folder}: no video or picture in it has a label; put them into folders called "
+                "real and fake, or give a data set's folder to --clips."
+            )
+    return pd.DataFrame(clips, columns=CLIP_COLUMNS[:4]), left_out
+
+
+def measure_clips(
+    clips: pd.DataFrame, model: Path, settings: Settings
+) -> tuple[dict, pd.DataFrame]:
+    """Check every file with the detection of 06; return the counts of verdicts and a table."""
+    from deepfake_detect.detection_model import find_model
+
+    from deepfake_detect import Detector  # loads what only the detection needs
+
+    checks = Detector(find_model(model)).check_all(map(Path, clips["file"]))
+    checks = tqdm(checks, "files", len(clips), unit="file", leave=False, disable=None)
+    found = [[check.to_dict().get(name) for name in FOUND] for check in checks]
+    table = clips.join(pd.DataFrame(found, columns=FOUND)).astype({"p_fake": float})
+    failed = table["verdict"] == "not checked"
+    if failed.all():
+        file, reason = table.loc[0, ["file", "reason"]]
+        raise ValueError(f"{file}: {reason}; no file could be checked.")
+    folders = " ".join(str(folder) for folder in settings.clips)
+    return {
+        "command": f"05-evaluate-model.py --model {model} --clips {folders}",
+        **measures.measure_clips(table[~failed]),
+        "not_checked": table[failed].set_index("file")["reason"].to_dict(),
+    }, table
+
+
 # --- The report -----------------------------------------------------------------------------------
 
 
 def write_report(
-    metrics: dict,
-    predictions: pd.DataFrame,
-    decision: Decision,
-    mistakes: int,
-    report_dir: Path,
-    own_files: set[str],
+    metrics: dict, tables: dict[str, pd.DataFrame], settings: Settings, report: Output
 ) -> None:
-    """Write the measures first, then the card, then what may fail; a file of the user stays.
+    """Write the measures and tables, then the card, then the pictures; a file of the user stays.
 
     Args:
-        own_files: names of what an earlier run wrote, and this one may replace
+        tables: of this run, by the name of their file
     """
-    names = [*FILES, *PICTURES[: None if metrics["robustness"] else -1]]
-    foreign = [name for name in names if (report_dir / name).exists() and name not in own_files]
-    metrics["files"] = [name for name in names if name not in foreign]
-    for name in foreign:
-        note = "this script did not write it, so it stays; move it away, or name a --report-dir"
-        print(f"NOTE: {report_dir / name}: {note}.", file=sys.stderr)
-    for name in own_files - set(names):  # the picture of an earlier sweep
-        (report_dir / name).unlink(missing_ok=True)
-    texts = {
-        "metrics.json": json.dumps(metrics, indent=2) + "\n",
-        "predictions.csv": predictions[COLUMNS].to_csv(index=False),
-        "README.md": render_card(metrics),
-    }
-    pictures = {
-        "scores.png": lambda: drawings.draw_scores(predictions, decision),
-        "worst_mistakes.png": lambda: drawings.draw_worst_mistakes(predictions, decision, mistakes),
-        "robustness.png": lambda: drawings.draw_robustness(pd.DataFrame(metrics["robustness"])),
-    }
-    for name in metrics["files"]:
-        if name in texts:
+    draw = choose_pictures(metrics, tables.get("predictions.csv"), settings)
+    columns = {"predictions.csv": CROP_COLUMNS, "clips.csv": CLIP_COLUMNS}
+    texts = {"metrics.json": json.dumps(metrics, indent=2) + "\n"}
+    texts |= {name: table[columns[name]].to_csv(index=False) for name, table in tables.items()}
+    texts["README.md"] = model_card.render(metrics)
+    for name in (*texts, *draw):
+        if not report.is_free([name]):
+            why = "is not as this script wrote it, so it stays; move it, or give --report-dir"
+            print(f"NOTE: {report.folder / name} {why}.", file=sys.stderr)
+        elif name in texts:
             content = texts[name].encode(errors="backslashreplace")
-            write_whole(report_dir / name, partial(Path.write_bytes, data=content))
+            report.write(name, partial(Path.write_bytes, data=content))
         else:
-            train_cnn.write_picture(report_dir / name, pictures[name])
+            plots.write_picture(report, name, draw[name])
+    if "predictions.csv" in tables:  # such as the picture of an earlier sweep
+        report.delete(set(PICTURES) - set(draw))
 
 
-def render_card(metrics: dict) -> str:
-    """Write the model card (Mitchell et al., "Model Cards for Model Reporting", FAT* 2019)."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "interval": tell_interval,
-        "percent": lambda share: f"{share:.0%}".replace("%", " %"),
-        "number": lambda number: f"{number:,}",
-        "cell": lambda value: " ".join(str(value).replace("|", "\\|").split()) or "all",
-    }
-    return environment.get_template("model-card.md").render(metrics)
+def choose_pictures(
+    metrics: dict, predictions: pd.DataFrame | None, settings: Settings
+) -> dict[str, Callable]:
+    """Choose the pictures that have something to show, by name, each with what draws it."""
+    if predictions is None:
+        return {}
+    decision = check_decision(metrics["decision"])
+    worst = plots.find_worst_mistakes(predictions, decision).head(settings.mistakes)
+    draw = {"scores.png": lambda: plots.draw_scores(predictions, decision)}
+    if len(worst):
+        draw["worst_mistakes.png"] = lambda: plots.draw_worst_mistakes(worst, decision)
+    if any(row["value"] != UNCHANGED[row["change"]] for row in metrics["robustness"]):
+        draw["robustness.png"] = lambda: plots.draw_robustness(pd.DataFrame(metrics["robustness"]))
+    return draw
 
 
-def tell_interval(row: dict, name: str) -> str:
-    """Tell a measure with its interval, if it has one: "0.840 (0.822 to 0.857)"."""
-    interval = row[f"{name}_95"]
-    return f"{row[name]:.3f}" + (" ({:.3f} to {:.3f})".format(*interval) if interval else "")
+def read_earlier(report: Output) -> dict:
+    """Read the measures that an earlier run wrote into a folder; empty if there are none.
 
-
-def print_measures(metrics: dict, report_dir: Path) -> None:
-    """Print the few numbers that a reader would check."""
-    print(report_dir)
-    print(f"  {'model':15} {metrics['model']}")
-    for name, folder in metrics["folders"].items():
-        count = folder["counts"]
-        crops = count["fake crops"] + count["real crops"]
-        left_out = f", {len(folder['left_out']):,} left out" if folder["left_out"] else ""
-        print(f"  {folder['part'] or 'all':15} {name}: {crops:,} crops{left_out}")
-    for row in metrics["groups"]:
-        label = " ".join(filter(None, (row["dataset"], row["method"]))) or row["folder"]
-        fake, found = row["reals_called_fake"], row["fakes_found"]
-        print(
-            f"  {label:15} AUC by video {tell_interval(row, 'auc')}; {fake:.0%} of reals called "
-            f"fake, {found:.0%} of fakes found, {row['undecided']:.0%} undecided"
-        )
-    print(f"  {'look next at':15} {report_dir / 'README.md'} and {report_dir / 'scores.png'}")
-
-
-# --- Machinery ------------------------------------------------------------------------------------
-
-
-def read_training(model: Path) -> dict:
-    """Read how a model was trained, as its file has it; nothing where it does not say."""
-    with suppress(Exception):  # of many kinds, by what the file is instead
-        return read_saved(model, "training.json")
-    return {}
-
-
-def find_own_files(report_dir: Path) -> set[str]:
-    """Find what an earlier run of this script wrote into a folder, by its metrics.json."""
-    path = report_dir / "metrics.json"
-    if not path.exists():
-        return set()
-    with suppress(ValueError, KeyError, TypeError, RecursionError):
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if saved["made_by"] == Path(__file__).name:
-            return set(saved["files"]) & {*FILES, *PICTURES}
-    raise ValueError(
-        f"{path}: this script did not write it; move it away, or name another folder with "
-        "--report-dir."
-    )
+    Raises:
+        ValueError: a metrics.json is there that this script did not write
+    """
+    report.check(["metrics.json"])
+    path = report.folder / "metrics.json"
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return saved if set(SECTIONS) <= set(saved) else {}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ CLASSES = ("fake", "real")  # in the alphabet's order: fake 0, real 1
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def find_crops(split_dir: Path, splits: tuple[str, ...]) -> pd.DataFrame:
+def find_crops(split_dir: Path, splits: tuple[str, ...], one_class: bool = False) -> pd.DataFrame:
     """List the crops of some splits, a row each.
 
     A row has crop (its path below split_dir), label, split, video_id, dataset, method, identities.
@@ -35,6 +35,7 @@ def find_crops(split_dir: Path, splits: tuple[str, ...]) -> pd.DataFrame:
 
     Args:
         splits: such as train and val; "" is split_dir itself, with real/ and fake/ in it
+        one_class: accept a split with crops of one class only
     """
     make = "make it with 03-prepare-fake-real-dataset.py, or name another folder."
     if not split_dir.is_dir():
@@ -45,6 +46,8 @@ def find_crops(split_dir: Path, splits: tuple[str, ...]) -> pd.DataFrame:
             raise FileNotFoundError(f"{split_dir}: it has no {split}/; {make}")
         for label in CLASSES:
             folder = split_dir / split / label
+            if one_class and not folder.exists():
+                continue
             names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
             images = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
             images = [name for name in images if not name.startswith(".")]
@@ -52,6 +55,8 @@ def find_crops(split_dir: Path, splits: tuple[str, ...]) -> pd.DataFrame:
                 raise FileNotFoundError(f"{folder}: there are no {label} crops in it; {make}")
             below = folder.relative_to(split_dir).as_posix()
             rows += [(f"{below}/{name}", label, split) for name in sorted(images)]
+    if not rows:
+        raise FileNotFoundError(f"{split_dir}: it has no real/ and no fake/; {make}")
     crops = pd.DataFrame(rows, columns=["crop", "label", "split"])
     crops = crops.merge(read_crops_table(split_dir), "left", "crop")
     by_name = crops["crop"].map(lambda crop: re.sub(r"-\d{6,}-\d{2,}$", "", Path(crop).stem))

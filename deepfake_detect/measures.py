@@ -1,6 +1,7 @@
-"""Measure scores against the truth, with intervals, for script 05.
+"""Measure scores against the truth, with confidence intervals; script 05 uses this.
 
-Fake is the positive class everywhere. What templates/about-measures.json explains is made here.
+Fake is the positive class everywhere. templates/about-measures.json explains each result. What
+cannot be measured, such as an AUC without a real video, is None.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from deepfake_detect.crops import CLASSES
 from deepfake_detect.decision import Decision, calibrate
+from deepfake_detect.result import FAKE, NO_FACE, REAL, UNDECIDED
 
 BINS = 10  # of p_fake, for the calibration error
+KINDS = ("video", "picture")  # of files that the detection takes
+VERDICTS = (FAKE, REAL, UNDECIDED, NO_FACE)  # on a file that could be checked
+
+# --- Crops, and videos as the means of their crops ------------------------------------------------
 
 
 def measure_folder(predictions: pd.DataFrame, decision: Decision) -> dict:
-    """Measure a folder: by_crop, by_video, confusion and calibration_error."""
+    """Measure the crops of a folder: by_crop, by_video, confusion and calibration_error."""
     videos = judge_videos(predictions)
     before = calibrate(predictions["p_real"], Decision())
     is_fake = (predictions["label"] == "fake").to_numpy()
@@ -41,8 +47,8 @@ def measure_folder(predictions: pd.DataFrame, decision: Decision) -> dict:
     }
 
 
-def measure_videos(predictions: pd.DataFrame, decision: Decision) -> dict[str, float]:
-    """Measure crops' predictions by video."""
+def measure_videos(predictions: pd.DataFrame, decision: Decision) -> dict[str, float | None]:
+    """Measure the predictions of crops by video."""
     return measure(judge_videos(predictions), decision)
 
 
@@ -51,47 +57,54 @@ def measure_data_sets(predictions: pd.DataFrame, decision: Decision) -> dict:
     aucs = {
         names["dataset"]: measure_videos(group, decision)["auc"]
         for names, group in split_groups(predictions)
-        if names["dataset"] and not names["method"]
+        if names["dataset"] and not names["method"] and group["label"].nunique() == 2
     }
     return {**measure_videos(predictions, decision), "auc_by_dataset": aucs}
 
 
 def judge_videos(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Give each video the mean p_fake of its crops; it is undecided where most of its crops are."""
+    """Average the p_fake of each video's crops; undecided where more than half of its crops are."""
     videos = predictions.groupby(["label", "video_id"], as_index=False)
     videos = videos.agg({"p_fake": "mean", "undecided": "mean"})
     return videos.assign(undecided=videos["undecided"] > 0.5)
 
 
 def call(table: pd.DataFrame, decision: Decision) -> np.ndarray:
-    """Call crops or videos fake, real or undecided, by p_fake and undecided of each."""
+    """Call crops or videos fake, real or undecided, from the columns p_fake and undecided."""
     p_fake, undecided = table["p_fake"].to_numpy(), table["undecided"].to_numpy()
     low, high = p_fake < decision.real_below, p_fake >= decision.threshold
     return np.select((undecided, high, low), ("undecided", "fake", "real"), "undecided")
 
 
-def measure(table: pd.DataFrame, decision: Decision) -> dict[str, float]:
-    """Measure the scores of crops or of videos: label, p_fake and undecided of each.
+def measure(table: pd.DataFrame, decision: Decision) -> dict[str, float | None]:
+    """Measure the scores of crops or videos, from the columns label, p_fake and undecided.
 
     Returns:
-        What templates/about-measures.json explains.
+        What templates/about-measures.json explains; None where a class is missing.
     """
     is_fake, p_fake = (table["label"] == "fake").to_numpy(), table["p_fake"].to_numpy()
     called = call(table, decision)
-    values = {
-        "auc": sklearn.metrics.roc_auc_score(is_fake, p_fake),
-        "average_precision": sklearn.metrics.average_precision_score(is_fake, p_fake),
-        "eer": measure_equal_errors(is_fake, p_fake),
-        "log_loss": sklearn.metrics.log_loss(is_fake, p_fake),
-        "brier": sklearn.metrics.brier_score_loss(is_fake, p_fake),
+    values = dict.fromkeys(("auc", "average_precision", "eer"))
+    if is_fake.any() and not is_fake.all():
+        values["auc"] = sklearn.metrics.roc_auc_score(is_fake, p_fake)
+        values["average_precision"] = sklearn.metrics.average_precision_score(is_fake, p_fake)
+        values["eer"] = measure_equal_errors(is_fake, p_fake)
+    values |= {
+        "log_loss": sklearn.metrics.log_loss(is_fake, p_fake, labels=[False, True]),
+        "brier": np.mean((p_fake - is_fake) ** 2),
         "accuracy": np.mean((p_fake >= decision.threshold) == is_fake),
         "accuracy_at_0.5": np.mean((p_fake >= 0.5) == is_fake),
-        "reals_called_fake": np.mean(called[~is_fake] == "fake"),
-        "fakes_found": np.mean(called[is_fake] == "fake"),
-        "fakes_called_real": np.mean(called[is_fake] == "real"),
+        "reals_called_fake": share_of(called[~is_fake] == "fake"),
+        "fakes_found": share_of(called[is_fake] == "fake"),
+        "fakes_called_real": share_of(called[is_fake] == "real"),
         "undecided": np.mean(called == "undecided"),
     }
-    return {name: float(value) for name, value in values.items()}
+    return {name: None if value is None else float(value) for name, value in values.items()}
+
+
+def share_of(hits: np.ndarray) -> float | None:
+    """Return the share of True, 0..1; None of nothing."""
+    return float(hits.mean()) if len(hits) else None
 
 
 def measure_equal_errors(is_fake: np.ndarray, p_fake: np.ndarray) -> float:
@@ -101,8 +114,10 @@ def measure_equal_errors(is_fake: np.ndarray, p_fake: np.ndarray) -> float:
     return float(false_alarms[nearest] + 1 - found[nearest]) / 2
 
 
-def measure_calibration(is_fake: np.ndarray, p_fake: np.ndarray) -> float:
+def measure_calibration(is_fake: np.ndarray, p_fake: np.ndarray) -> float | None:
     """Measure the expected calibration error, 0..1 (Naeini et al., AAAI 2015)."""
+    if is_fake.all() or not is_fake.any():
+        return None
     bins = bin_scores(is_fake, p_fake)
     return float(np.average(np.abs(bins["p_fake"] - bins["fakes"]), weights=bins["weight"]))
 
@@ -110,7 +125,7 @@ def measure_calibration(is_fake: np.ndarray, p_fake: np.ndarray) -> float:
 def bin_scores(is_fake: np.ndarray, p_fake: np.ndarray) -> pd.DataFrame:
     """Sort scores into BINS equal bins of p_fake: weight, mean p_fake and share of fakes of each.
 
-    Fakes and reals weigh the same in all, as in the fit of the calibration.
+    All fakes together weigh as much as all reals, as in the fit of the calibration.
     """
     bins = np.minimum((p_fake * BINS).astype(int), BINS - 1)
     weight = compute_sample_weight("balanced", is_fake)
@@ -121,51 +136,125 @@ def bin_scores(is_fake: np.ndarray, p_fake: np.ndarray) -> pd.DataFrame:
     )
 
 
+# --- Intervals ------------------------------------------------------------------------------------
+
+
 def measure_with_intervals(
     predictions: pd.DataFrame, decision: Decision, resamples: int, fewest_videos: int, seed: int
-) -> dict[str, float | list[float] | None]:
-    """Measure predictions by video, with the 95 % intervals of what matters most, and count them.
+) -> dict:
+    """Count and measure predictions by video, with 95 % intervals of the measures that matter most.
 
-    The bootstrap (Efron, 1979) draws videos, not crops: the crops of a video are nearly the same
-    picture, and drawn one by one they would promise far too much.
+    A rate has the exact interval for its number of videos, the AUC a bootstrap over videos (both
+    draw videos, not crops: crops of one video are nearly the same picture, and intervals over crops
+    would be far too narrow).
     """
     videos = judge_videos(predictions)
+    is_fake, called = (videos["label"] == "fake").to_numpy(), call(videos, decision)
+    between = ~videos["undecided"] & (called == "undecided")
+    return {
+        "fake videos": int(is_fake.sum()),
+        "real videos": int((~is_fake).sum()),
+        **measure(videos, decision),
+        "auc_95": bootstrap_auc(videos, resamples, fewest_videos, seed),
+        "reals_called_fake_95": exact_interval(called[~is_fake] == "fake"),
+        "fakes_found_95": exact_interval(called[is_fake] == "fake"),
+        "fakes_called_real_95": exact_interval(called[is_fake] == "real"),
+        "undecided_for": {"score": int(between.sum()), "crops": int(videos["undecided"].sum())},
+    }
+
+
+def exact_interval(hits: np.ndarray) -> list[float] | None:
+    """Return the exact 95 % interval of a share (Clopper and Pearson, 1934); None of nothing.
+
+    Of 0 in 22 it is 0 to 0.154, where a bootstrap would say 0 to 0.
+    """
+    if not len(hits):
+        return None
+    interval = scipy.stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="exact")
+    return [float(interval.low), float(interval.high)]
+
+
+def bootstrap_auc(
+    videos: pd.DataFrame, resamples: int, fewest_videos: int, seed: int
+) -> list[float] | None:
+    """Return the 95 % interval of the AUC by a bootstrap over videos (Efron, 1979).
+
+    None where a class has fewer than fewest_videos, or where no resample differs, as of videos that
+    are all separated: there the bootstrap has nothing to say.
+    """
     p_fake = videos["p_fake"].to_numpy()
-    called_fake = call(videos, decision) == "fake"
     rows = [np.flatnonzero(videos["label"] == label) for label in CLASSES]
+    if min(map(len, rows)) < fewest_videos:
+        return None
 
     def measure_draws(fakes: np.ndarray, reals: np.ndarray, axis: int) -> np.ndarray:
-        """Take rows of videos, (draws, n) of each class: (3, draws), for all draws at once."""
+        """Take rows of videos, (draws, n) of each class, and return the AUC of each draw."""
         count, others = fakes.shape[axis], reals.shape[axis]
         scores = np.concatenate((p_fake[fakes], p_fake[reals]), axis)
         ranks = scipy.stats.rankdata(scores, axis=axis)[..., :count].sum(axis)
-        auc = (ranks - count * (count + 1) / 2) / (count * others)  # Mann and Whitney, 1947
-        return np.stack((auc, called_fake[reals].mean(axis), called_fake[fakes].mean(axis)))
+        return (ranks - count * (count + 1) / 2) / (count * others)  # Mann and Whitney, 1947
 
-    bounds = [None] * 3
-    if min(map(len, rows)) >= fewest_videos:
-        drawn = scipy.stats.bootstrap(
-            rows, measure_draws, n_resamples=resamples, method="percentile", rng=seed, batch=100
-        )
-        bounds = np.transpose(drawn.confidence_interval).tolist()
-    intervals = zip(("auc_95", "reals_called_fake_95", "fakes_found_95"), bounds, strict=True)
-    counts = dict(zip(("fake videos", "real videos"), map(len, rows), strict=True))
-    return {**counts, **measure(videos, decision), **dict(intervals)}
+    drawn = scipy.stats.bootstrap(
+        rows, measure_draws, n_resamples=resamples, method="percentile", rng=seed, batch=100
+    )
+    low, high = (float(bound) for bound in drawn.confidence_interval)
+    return [low, high] if low < high else None
 
 
 def split_groups(predictions: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
     """Yield the predictions of each folder, of each data set in it, and of each method.
 
-    A method comes with the reals of its data set. Names are folder, dataset and method; "" is all.
-    Groups without a real or without a fake are left out: nothing can be measured in them.
+    Names are folder, dataset and method; "" stands for all. A method comes with the reals of its
+    data set, and only where the data set has several.
     """
     for folder, part in predictions.groupby("folder", sort=False):
         groups = [("", "", part)]
         groups += [(dataset, "", of) for dataset, of in part.groupby("dataset") if dataset]
         reals, fakes = (part[part["label"] == label] for label in ("real", "fake"))
-        for (dataset, method), of in fakes.groupby(["dataset", "method"]):
-            of_dataset = reals[reals["dataset"] == dataset]
-            groups += [(dataset, method, pd.concat([of, of_dataset]))] if method else []
+        for dataset, of_dataset in fakes.groupby("dataset"):
+            if of_dataset["method"].nunique() > 1:
+                its_reals = reals[reals["dataset"] == dataset]
+                groups += [
+                    (dataset, method, pd.concat([of, its_reals]))
+                    for method, of in of_dataset.groupby("method")
+                    if method
+                ]
         for dataset, method, of in groups:
-            if of["label"].nunique() == len(CLASSES):
-                yield {"folder": folder, "dataset": dataset, "method": method}, of
+            yield {"folder": folder, "dataset": dataset, "method": method}, of
+
+
+# --- Whole files, by the verdict that the detection gives -----------------------------------------
+
+
+def measure_clips(clips: pd.DataFrame) -> dict:
+    """Count the verdicts on real and fake files, videos and pictures apart.
+
+    Args:
+        clips: one row per file that was checked: kind, label, dataset, method, verdict, p_fake (NaN
+            where no face was found)
+    """
+    scored = clips.dropna(subset="p_fake")
+    counts = {}
+    for kind in KINDS:
+        of_kind, its_scores = clips[clips["kind"] == kind], scored[scored["kind"] == kind]
+        counts[kind] = {
+            label: count_verdicts(of_kind[of_kind["label"] == label]) for label in ("real", "fake")
+        }
+        is_fake = its_scores["label"] == "fake"
+        both = is_fake.nunique() == 2
+        auc = sklearn.metrics.roc_auc_score(is_fake, its_scores["p_fake"]) if both else None
+        counts[kind]["auc"] = None if auc is None else float(auc)
+    names = ["kind", "dataset", "method", "label"]
+    counts["by_dataset"] = [
+        dict(zip(names, key, strict=True)) | count_verdicts(part)
+        for key, part in clips.groupby(names)
+    ]
+    return counts
+
+
+def count_verdicts(clips: pd.DataFrame) -> dict:
+    """Count files and verdicts, each with the exact 95 % interval of its share of the files."""
+    verdicts = clips["verdict"].to_numpy(str)
+    counts = {verdict: int((verdicts == verdict).sum()) for verdict in VERDICTS}
+    intervals = {verdict: exact_interval(verdicts == verdict) for verdict in VERDICTS}
+    return {"files": len(clips), **counts, "intervals_95": intervals}

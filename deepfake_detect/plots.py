@@ -1,8 +1,10 @@
-"""Draw what script 05 measured: scores, the worst mistakes, and how scores hold under changes."""
+"""Draw what script 05 measured: scores, the worst mistakes, and scores after changes."""
 
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,42 +15,94 @@ from matplotlib.figure import Figure
 
 from deepfake_detect.crops import CLASSES, read_crop
 from deepfake_detect.decision import Decision, calibrate
+from deepfake_detect.files import Output
 from deepfake_detect.measures import bin_scores, call, judge_videos, measure_calibration
+
+WIDTH = 10  # inches of a figure: its text is readable at the 900 pixels of the model card
+COLORS = {"fake": "C3", "real": "C0"}
+
+
+def write_picture(output: Output, name: str, draw: Callable[[], Figure]) -> None:
+    """Draw a figure and write it as PNG; a failure is printed and costs only this picture."""
+    try:
+        figure = draw()
+        output.write(name, lambda partial: figure.savefig(partial, format="png", dpi=150))
+    except Exception as error:  # of many kinds: the measures are on the disk already
+        print(
+            f"NOTE: {output.folder / name}: this picture could not be drawn ({error}).",
+            file=sys.stderr,
+        )
 
 
 def draw_scores(predictions: pd.DataFrame, decision: Decision) -> Figure:
-    """Draw a row a folder: ROC, precision and recall, confusion, scores by video, calibration."""
+    """Draw two rows of panels per folder: scores, confusion, and three curves if both classes."""
     folders = predictions.groupby("folder", sort=False)
-    figure = Figure(figsize=(22, 4.4 * len(folders)), layout="constrained")
-    panels = figure.subplots(len(folders), 5, squeeze=False)
-    for (folder, part), row in zip(folders, panels, strict=True):
-        roc, precision_recall, confusion, histogram, reliability = row
+    figure = Figure(figsize=(WIDTH, 6.6 * len(folders)), layout="constrained")
+    blocks = np.atleast_1d(figure.subfigures(len(folders), 1))
+    for (folder, part), block in zip(folders, blocks, strict=True):
+        block.suptitle(folder, parse_math=False)  # a $ in it is a $
         videos = judge_videos(part)
-        for table, unit in ((part, "by crop"), (videos, "by video")):
-            truth_and_score = table["label"] == "fake", table["p_fake"]
-            sklearn.metrics.RocCurveDisplay.from_predictions(*truth_and_score, name=unit, ax=roc)
-            sklearn.metrics.PrecisionRecallDisplay.from_predictions(
-                *truth_and_score, name=unit, ax=precision_recall
-            )
-        roc.set(xlabel="reals called fake", ylabel="fakes found")
-        roc.set_title(folder, parse_math=False)  # a $ in it is a $
-        precision_recall.set(xlabel="fakes found", ylabel="fakes among those called so")
-        look = {"labels": (*CLASSES, "undecided"), "cmap": "Blues", "colorbar": False}
-        draw_confusion = sklearn.metrics.ConfusionMatrixDisplay.from_predictions
-        draw_confusion(videos["label"], call(videos, decision), ax=confusion, **look)
-        confusion.set(title="videos", xlabel="called", ylabel="truth", ylim=(1.5, -0.5))
-        for count in confusion.texts:  # the row of no truth is cut off, its zeros with it
-            count.set_clip_on(True)
-        for label, color in (("fake", "C3"), ("real", "C0")):
-            its = videos.loc[videos["label"] == label, "p_fake"]
-            look = {"alpha": 0.6, "color": color, "label": f"{label}, {len(its):,}"}
-            histogram.hist(its, 25, range=(0, 1), **look)
-        histogram.axvline(decision.threshold, color="0.3", linestyle="--", label="fake from")
-        histogram.axvline(decision.real_below, color="0.3", linestyle=":", label="real below")
-        histogram.set(title="scores by video", xlabel="p_fake", ylabel="videos")
-        histogram.legend(loc="upper center", framealpha=1, edgecolor="w")  # clear of the bars
-        draw_calibration(part, decision, reliability)
+        panels = iter(block.subplots(2, 3).ravel())
+        draw_histogram(videos, decision, next(panels))
+        draw_confusion(videos, decision, next(panels))
+        if part["label"].nunique() == len(CLASSES):
+            draw_calibration(part, decision, next(panels))
+            draw_curves(part, videos, next(panels), next(panels))
+        for empty in panels:
+            empty.axis("off")
     return figure
+
+
+def draw_histogram(videos: pd.DataFrame, decision: Decision, axes: Axes) -> None:
+    """Draw how many real and fake videos have which score, and the two thresholds."""
+    for label, color in COLORS.items():
+        scores = videos.loc[videos["label"] == label, "p_fake"]
+        look = {"alpha": 0.6, "color": color, "label": f"{label}, {len(scores):,}"}
+        if len(scores):
+            axes.hist(scores, 25, range=(0, 1), **look)
+    axes.axvline(decision.threshold, color="0.3", linestyle="--", label="fake from")
+    axes.axvline(decision.real_below, color="0.3", linestyle=":", label="real below")
+    axes.set(title="scores of videos", xlabel="p_fake", ylabel="videos")
+    axes.legend(loc="upper center", framealpha=1, edgecolor="w", fontsize="small")
+
+
+def draw_confusion(videos: pd.DataFrame, decision: Decision, axes: Axes) -> None:
+    """Draw how real and fake videos were called, with the number and the per cent of their row."""
+    called, truths = call(videos, decision), sorted(videos["label"].unique())
+    columns = (*CLASSES, "undecided")
+    counts = np.array(
+        [
+            [np.sum((videos["label"] == truth) & (called == column)) for column in columns]
+            for truth in truths
+        ]
+    )
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), count in np.ndenumerate(counts):
+        share = shares[row, column]
+        color = "w" if share > 0.5 else "k"
+        axes.text(column, row, f"{count:,}\n{share:.0%}", ha="center", va="center", color=color)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(truths)), truths, rotation=90, va="center")
+    axes.set(title="verdicts on videos", xlabel="called", ylabel="truth")
+
+
+def draw_curves(part: pd.DataFrame, videos: pd.DataFrame, roc: Axes, precision: Axes) -> None:
+    """Draw the ROC curve, and precision against recall, by crop and by video."""
+    for table, unit in ((part, "by crop"), (videos, "by video")):
+        is_fake, p_fake = table["label"] == "fake", table["p_fake"]
+        false_alarms, found, _ = sklearn.metrics.roc_curve(is_fake, p_fake)
+        auc = sklearn.metrics.roc_auc_score(is_fake, p_fake)
+        roc.plot(false_alarms, found, label=f"{unit}: AUC {auc:.3f}")
+        right, recall, _ = sklearn.metrics.precision_recall_curve(is_fake, p_fake)
+        average = sklearn.metrics.average_precision_score(is_fake, p_fake)
+        precision.step(recall, right, where="post", label=f"{unit}: AP {average:.3f}")
+    roc.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="chance")
+    roc.set(title="ROC", xlabel="reals called fake", ylabel="fakes found")
+    precision.set(title="precision and recall", xlabel="fakes found", ylabel="of those called fake")
+    for axes in (roc, precision):
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.legend(loc="lower right" if axes is roc else "lower left", fontsize="small")
 
 
 def draw_calibration(part: pd.DataFrame, decision: Decision, axes: Axes) -> None:
@@ -59,28 +113,30 @@ def draw_calibration(part: pd.DataFrame, decision: Decision, axes: Axes) -> None
         bins, error = bin_scores(is_fake, p_fake), measure_calibration(is_fake, p_fake)
         axes.plot(bins["p_fake"], bins["fakes"], "o-", label=f"{label}: error {error:.3f}")
     axes.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="perfect")
-    axes.set(title="calibration by crop", xlabel="p_fake, mean of a tenth", ylabel="share of fakes")
-    axes.legend(frameon=False)
+    axes.set(title="calibration of crops", xlabel="p_fake, mean of a bin", ylabel="share of fakes")
+    axes.legend(frameon=False, fontsize="small")
 
 
-def draw_worst_mistakes(predictions: pd.DataFrame, decision: Decision, mistakes: int) -> Figure:
-    """Draw the crops that are farthest beyond the threshold of the other class, one a video."""
+def find_worst_mistakes(predictions: pd.DataFrame, decision: Decision) -> pd.DataFrame:
+    """Find crops on the wrong side of the other class's threshold, worst first, one per video."""
     p_fake, is_fake = predictions["p_fake"], predictions["label"] == "fake"
     wrong_by = np.where(is_fake, decision.real_below - p_fake, p_fake - decision.threshold)
     called = call(predictions, decision)
     wrong = np.where(is_fake, called == "real", called == "fake")
     table = predictions.assign(wrong_by=wrong_by)[wrong].sort_values("wrong_by", ascending=False)
-    table = table.drop_duplicates(["folder", "label", "video_id"])
-    table = table.head(mistakes)
-    rows = max(1, math.ceil(len(table) / 8))
-    figure = Figure(figsize=(13, 1 + 2 * rows), layout="constrained")
-    figure.suptitle(
-        "Worst mistakes: truth, p_fake and video" if len(table) else "No crop is called wrong"
-    )
-    panels = figure.subplots(rows, 8, squeeze=False).ravel()
+    return table.drop_duplicates(["folder", "label", "video_id"])
+
+
+def draw_worst_mistakes(worst: pd.DataFrame, decision: Decision) -> Figure:
+    """Draw the crops of find_worst_mistakes, at least one, with truth, p_fake and video."""
+    columns = 6
+    rows = math.ceil(len(worst) / columns)
+    figure = Figure(figsize=(WIDTH, 0.6 + 2.1 * rows), layout="constrained")
+    figure.suptitle("Worst mistakes: truth, p_fake and video")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
         axes.axis("off")
-    for axes, crop in zip(panels, table.to_dict("records"), strict=False):
+    for axes, crop in zip(panels, worst.to_dict("records"), strict=False):
         path = Path(crop["folder"]) / crop["crop"]
         axes.imshow(read_crop(path, decision.image_size))
         title = f"{crop['label']}, {crop['p_fake']:.2f}\n{crop['video_id'][-22:]}"
@@ -89,18 +145,27 @@ def draw_worst_mistakes(predictions: pd.DataFrame, decision: Decision, mistakes:
 
 
 def draw_robustness(rows: pd.DataFrame) -> Figure:
-    """Draw AUC and reals called fake by video against each change, a line a folder."""
-    figure = Figure(figsize=(18, 7), layout="constrained")
+    """Draw AUC and reals called fake by video against each change, one line per folder.
+
+    Of fakes alone it is the share that is found.
+    """
+    rows = rows.groupby(["change", "folder"]).filter(lambda group: len(group) > 1)
     names = {"auc": "AUC by video", "reals_called_fake": "reals called fake"}
+    names |= {"fakes_found": "fakes found"}  # where there is nothing else to show
+    names = {name: names[name] for name in names if rows[name].notna().any()}
+    names = dict(list(names.items())[:2])
     kinds = rows["change"].unique()
-    panels = figure.subplots(2, len(kinds), sharey="row", squeeze=False)
-    for column, (kind, of_kind) in zip(panels.T, rows.groupby("change", sort=False), strict=False):
+    figure = Figure(figsize=(WIDTH, 0.6 + 2.6 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), len(kinds), sharey="row", squeeze=False)
+    for column, (kind, of_kind) in zip(panels.T, rows.groupby("change", sort=False), strict=True):
         for axes, name in zip(column, names, strict=True):
             for folder, line in of_kind.groupby("folder", sort=False):
                 line = line.sort_values("value")
-                label = folder.replace("$", r"\$")
-                axes.plot(line["value"], line[name], "o-", label=label)
+                axes.plot(line["value"], line[name].astype(float), "o-", label=folder)
             axes.set(xlabel=kind, ylabel=names[name] if kind == kinds[0] else "")
             axes.grid(alpha=0.25)
-    panels[0, 0].legend(frameon=False)
+    lines, folders = panels[0, 0].get_legend_handles_labels()
+    legend = figure.legend(lines, folders, loc="outside upper center", frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a $ in it is a $
     return figure

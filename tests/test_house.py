@@ -22,7 +22,7 @@ GROUPS = {
     "model": "decision model model_file scoring checkpoint keras_setup onnx_export detection_model"
     " explanation export_formats fused_adam",
     "detection": "detector tracks verdict",
-    "results": "measures plots report marked_video web jobs app",
+    "results": "measures model_card plots report marked_video web jobs app",
 }
 LEVELS = {name: level for level, names in enumerate(GROUPS.values()) for name in names.split()}
 # These know nothing of the model but its decision, which is data.
