@@ -369,9 +369,8 @@ def measure_clips(
     clips: pd.DataFrame, model: Path, settings: Settings
 ) -> tuple[dict, pd.DataFrame]:
     """Check every file with the detection of 06; return the counts of verdicts and a table."""
-    from deepfake_detect.detection_model import find_model
-
     from deepfake_detect import Detector  # loads what only the detection needs
+    from deepfake_detect.detection_model import find_model
 
     checks = Detector(find_model(model)).check_all(map(Path, clips["file"]))
     checks = tqdm(checks, "files", len(clips), unit="file", leave=False, disable=None)
