@@ -3,7 +3,7 @@
 #   docker run --rm --network none --volume "$PWD:/data" --user "$(id -u):$(id -g)" deepfake-detect clip.mp4
 FROM python:3.13-slim AS build
 COPY . /clone
-RUN sh /clone/docker/install.sh /opt/deepfake-detect
+RUN pip install --no-cache-dir uv && sh /clone/docker/install.sh /opt/deepfake-detect
 
 FROM python:3.13-slim
 COPY --from=build /opt/deepfake-detect /opt/deepfake-detect

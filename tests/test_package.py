@@ -74,7 +74,7 @@ def installed(
     """Return the bin folder of an environment that the steps of the Dockerfile made."""
     folder = tmp_path_factory.mktemp("environment") / "opt"
     script = ["sh", clone / "docker/install.sh", folder, wheel]
-    made = call(script, clone, PYTHON=request.param, PIP_NO_COMPILE="1")
+    made = call(script, clone, PYTHON=request.param)
     assert made.returncode == 0, made.stdout + made.stderr
     return folder / "bin"
 
@@ -116,9 +116,10 @@ def test_installed_package_checks_a_file_offline(installed: Path, face: Path) ->
 
 
 def test_installed_package_is_small_and_without_training(installed: Path) -> None:
-    listed = call([installed / "python", "-m", "pip", "list", "--format", "json"], installed)
-    names = {package["name"].lower() for package in json.loads(listed.stdout)}
-    assert not names & {"tensorflow", "keras", "scipy", "scikit-learn", "matplotlib"}
+    packages = (installed.parent / "lib").glob("python3.*/site-packages/*.dist-info")
+    names = {package.name.partition("-")[0].lower() for package in packages}
+    assert {"numpy", "gradio", "c2pa_python"} <= names
+    assert not names & {"tensorflow", "keras", "scipy", "scikit_learn", "matplotlib"}
     size = sum(path.stat().st_size for path in installed.parent.rglob("*") if path.is_file())
     assert size < LARGEST_ENVIRONMENT * 1e6
 
