@@ -10,48 +10,74 @@ It prints nothing, and writes nothing but what write_report and write_marked_cop
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, BinaryIO, TypeAlias
+from typing import Annotated, TypeAlias
 
+import cv2
 import numpy as np
 
-from deepfake_detect.cli import MACHINE, Between, Count, Positive, Share
-from deepfake_detect.result import Failure, Result
+from deepfake_detect import __version__, marked_video, report
+from deepfake_detect.cli import (
+    MACHINE,
+    Between,
+    Count,
+    Positive,
+    Share,
+    check_ranges,
+    describe_error,
+    settings_of_result,
+)
+from deepfake_detect.detection_model import DetectionModel, find_model
+from deepfake_detect.errors import (
+    CancelledError,
+    DetectionError,
+    ModelError,
+    SourceChangedError,
+    SourceNotFoundError,
+    SourceTooLargeError,
+    SourceUnreadableError,
+)
+from deepfake_detect.files import write_whole
+from deepfake_detect.provenance import Provenance, read_provenance
+from deepfake_detect.result import Evidence, Face, Failure, Result
+from deepfake_detect.search import CONFIDENCE, USUAL, Way, find_faces, list_tried, look_again
+from deepfake_detect.source import (
+    Frames,
+    Opened,
+    Source,
+    batch_frames,
+    open_source,
+    read_ahead,
+    translate,
+)
+from deepfake_detect.tracks import join_tracks
+from deepfake_detect.verdict import Judgement, doubt_kind, judge_file
+from deepfake_detect.video import Frame
 
-Frames: TypeAlias = Iterable[tuple[float, np.ndarray]]  # seconds and BGR uint8 (height, width, 3)
-Source: TypeAlias = Path | str | bytes | BinaryIO | np.ndarray | Frames
+__all__ = [
+    "CancelledError",
+    "DetectionError",
+    "DetectionSettings",
+    "Detector",
+    "Frames",
+    "ModelError",
+    "Source",
+    "SourceChangedError",
+    "SourceNotFoundError",
+    "SourceTooLargeError",
+    "SourceUnreadableError",
+]
+
 Progress: TypeAlias = Callable[[str, int, int | None], object]  # phase, done, all (None: unknown)
-LOOKING, DRAWING = "Looking for faces", "Drawing the marked copy"  # the phases
-
-
-class DetectionError(Exception):
-    """A file could not be checked; each kind of failure has a class below this one."""
-
-
-class SourceNotFoundError(DetectionError, FileNotFoundError):
-    """There is no such file, or it is a folder, pipe or device."""
-
-
-class SourceUnreadableError(DetectionError, ValueError):
-    """It is neither a video nor a picture, is damaged, or its frames have an odd shape or type."""
-
-
-class SourceTooLargeError(DetectionError, ValueError):
-    """It has more pixels than the settings allow."""
-
-
-class SourceChangedError(DetectionError, OSError):
-    """The file changed while it was read, so its check sum would not be of what was scored."""
-
-
-class ModelError(DetectionError, ValueError):
-    """The model cannot be used: it is missing, damaged or of another kind."""
-
-
-class CancelledError(DetectionError):
-    """The caller asked to stop."""
+LOOKING, AGAIN, DRAWING = "Looking for faces", "Looking again", "Drawing the marked copy"
+SECOND_LOOK = (0, 3, 9)  # scored frames that are looked at again where no face was found
+STILL_WIDTH = 1280  # pixels of the most suspicious frame, which a report shows
+MOST_EXTRA = 60  # frames scored for short shots; of long videos as many as were scored before
+CLOSER = 4  # times as many frames a second of a short shot
 
 
 @dataclass(frozen=True)
@@ -69,8 +95,54 @@ class DetectionSettings:
     # verdict
     resamples: Count = 1000  # draws of frames for the interval of a score
     window: Positive = 2.0  # seconds of a part that can be likely fake by itself
+    # report
+    explained: Count = 8  # most suspicious crops that a report shows
     # machine
-    crops_at_once: Annotated[int, Between(1, 32), MACHINE] = 16  # scored together
+    frames_at_once: Annotated[int, Between(1, 64), MACHINE] = 8  # searched for faces together
+    pixels_at_once: Annotated[int, Between(1), MACHINE] = 16_000_000  # of those frames
+
+
+@dataclass
+class Watch:
+    """Tells the caller how far a check is, and asks whether to stop."""
+
+    progress: Progress | None
+    cancelled: Callable[[], bool] | None
+
+    def step(self, phase: str, done: int, total: int | None) -> None:
+        """Say how much of a phase is done.
+
+        Raises:
+            CancelledError: the caller asked to stop
+        """
+        if self.cancelled is not None and self.cancelled():
+            raise CancelledError("cancelled")
+        if self.progress is not None:
+            self.progress(phase, done if total is None else min(done, total), total)
+
+
+@dataclass
+class Seen:
+    """What a look at the frames of a file gave.
+
+    Attributes:
+        times: seconds of the frames that were scored
+        faces: with their looks, see faces.measure_look
+        worst: the most suspicious faces, with the crop and the evidence of each
+        first: frames for a second look
+        unsure: highest confidence of what was too unlikely to be a face
+        size: width and height of the first frame
+        still, still_face: most suspicious frame, smaller, and its face
+    """
+
+    times: list[float] = field(default_factory=list)
+    faces: list[tuple[Face, np.ndarray]] = field(default_factory=list)
+    worst: list[tuple[Face, np.ndarray, np.ndarray]] = field(default_factory=list)
+    first: list[np.ndarray] = field(default_factory=list)
+    unsure: float = 0.0
+    size: tuple[int, int] = (0, 0)
+    still: np.ndarray | None = None
+    still_face: Face | None = None
 
 
 class Detector:
@@ -90,7 +162,15 @@ class Detector:
             ModelError: the model cannot be used.
             ValueError: a setting is out of its range.
         """
-        raise NotImplementedError
+        check_ranges(settings)
+        self.settings = settings
+        try:
+            self.model = DetectionModel.load(find_model(None if model is None else Path(model)))
+        except (OSError, ValueError) as error:
+            raise ModelError(str(error)) from error
+        self.measures = report.read_measures(Path(self.model.name), self.model.decision)
+
+    # --- Checking ---------------------------------------------------------------------------------
 
     def check(
         self,
@@ -104,7 +184,8 @@ class Detector:
 
         Args:
             source: a path, the bytes of a file, a file open for reading, a picture (BGR uint8
-                (height, width, 3)), or the frames of a video with their seconds
+                (height, width, 3)), or the frames of a video with their seconds, all of which are
+                scored
             name: shown in the result; None takes that of the file
             progress: called with the phase, and how much of all is done; never above all
             cancelled: asked between frames; True stops
@@ -112,7 +193,22 @@ class Detector:
         Raises:
             DetectionError: in one of its kinds; nothing else is raised because of a source.
         """
-        raise NotImplementedError
+        watch = Watch(progress, cancelled)
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                opened = open_source(source, name, self.settings.most_pixels)
+                said = thread.submit(read_claims, opened)
+                result = self._check(opened, watch)
+                opened.check_unchanged()
+                return fill_in(result, provenance=said.result())
+        except DetectionError:
+            raise
+        except MemoryError as error:
+            raise SourceTooLargeError("there is not enough memory for it") from error
+        except (OSError, ValueError) as error:
+            raise translate(error) from error
+        except Exception as error:  # of a library, because of what is in the file
+            raise SourceUnreadableError(describe_error(error)) from error
 
     def check_all(
         self,
@@ -121,8 +217,186 @@ class Detector:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[Result | Failure]:
-        """Check sources one after another; one that cannot be checked costs no other."""
-        raise NotImplementedError
+        """Check sources one after another; one that cannot be checked costs no other.
+
+        Raises:
+            CancelledError: the caller asked to stop
+        """
+        for number, source in enumerate(sources, start=1):
+            try:
+                yield self.check(source, progress=progress, cancelled=cancelled)
+            except CancelledError:
+                raise
+            except DetectionError as error:
+                is_path = isinstance(source, str | Path)
+                yield Failure(str(source) if is_path else f"source {number}", str(error), error)
+
+    def _check(self, opened: Opened, watch: Watch) -> Result:
+        """Look at the frames, again where that was not enough, and judge what was seen."""
+        rate, fewest = self.settings.frames_per_second, self.settings.fewest_frames
+        total = opened.guess_count(rate, fewest)
+        way = USUAL
+        seen = self._look(opened.sample(rate, fewest), way, watch, (LOOKING, total))
+        if not seen.faces:
+            other, unsure = look_again(seen.first, self.model.decision)
+            seen.unsure = max(seen.unsure, unsure)
+            if other is not None and opened.frames is None:
+                way = other
+                opened.notes.append(way.describe())
+                seen = self._look(opened.sample(rate, fewest), way, watch, (AGAIN, total))
+        tracks = self._join(seen)
+        if times := self._find_short_shots(tracks, seen.times):
+            extra = opened.sample_at(times)
+            more = self._look(extra, way, watch, (AGAIN, len(times)))
+            seen = merge(seen, more, self.settings.explained)
+            tracks = self._join(seen)
+        judgement = judge_file(
+            tracks,
+            opened.kind,
+            self.model.decision,
+            self.settings,
+            len(seen.times),
+            opened.find_hindrance(),
+        )
+        return self._describe(opened, seen, judgement)
+
+    def _look(
+        self, frames: Iterator[Frame], way: Way, watch: Watch, phase: tuple[str, int | None]
+    ) -> Seen:
+        """Find and score the faces of frames, a few frames at a time: memory does not grow.
+
+        The next frames are decoded and searched while those before them are scored.
+        """
+        decision, seen = self.model.decision, Seen()
+        words, total = phase
+        watch.step(words, 0, total)
+        batches = batch_frames(frames, self.settings.frames_at_once, self.settings.pixels_at_once)
+
+        def search() -> Iterator[tuple[list[Frame], list, float]]:
+            for batch in read_ahead(batches, 1):
+                yield batch, *find_faces([frame.image for frame in batch], decision, way)
+
+        for batch, found, unsure in read_ahead(search(), 1):
+            seen.unsure = max(seen.unsure, unsure)
+            for frame, faces in zip(batch, found, strict=True):
+                if not seen.times:
+                    seen.size = frame.image.shape[1::-1]
+                if not seen.faces and len(seen.times) in SECOND_LOOK:
+                    seen.first.append(frame.image)
+                seen.times.append(frame.seconds)
+                self._score(frame, faces, seen)
+            watch.step(words, len(seen.times), total)
+        return seen
+
+    def _score(self, frame: Frame, found: list, seen: Seen) -> None:
+        """Score the faces of a frame and add them to what was seen."""
+        if not found:
+            return
+        seen.first.clear()
+        p_fake, evidence = self.model.score(np.stack([face.crop for face in found]))
+        for face, p, places in zip(found, p_fake.tolist(), evidence, strict=True):
+            row = Face(
+                frame.index,
+                round(frame.seconds, 3),
+                *face.box,
+                confidence=round(face.confidence, 6),
+                crop_side=face.crop_side,
+                sharpness=round(face.sharpness, 2),
+                p_fake=round(p, 6),
+            )
+            seen.faces.append((row, face.look))
+            if seen.still_face is None or p > seen.still_face.p_fake:
+                seen.still, seen.still_face = shrink(frame.image), row
+            seen.worst.append((row, face.crop, places))
+        seen.worst.sort(key=lambda one: -one[0].p_fake)
+        del seen.worst[self.settings.explained :]
+
+    def _join(self, seen: Seen) -> list[list[Face]]:
+        """Join the faces to tracks, in the order of appearance, each in the order of time."""
+        if not seen.faces:
+            return []
+        faces = sorted(seen.faces, key=lambda one: one[0].seconds)
+        times = sorted(round(time, 3) for time in seen.times)
+        seconds = np.array([face.seconds for face, _ in faces])
+        numbers = join_tracks(
+            seconds,
+            np.array([(face.x, face.y, face.width, face.height) for face, _ in faces]),
+            np.stack([look for _, look in faces]),
+            np.searchsorted(times, seconds),
+            least_overlap=self.settings.least_overlap,
+            least_likeness=self.settings.least_likeness,
+            longest_gap=self.settings.longest_gap,
+        )
+        tracks: list[list[Face]] = [[] for _ in range(int(numbers.max()))]
+        for (face, _), number in zip(faces, numbers, strict=True):
+            tracks[number - 1].append(face)
+        return tracks
+
+    def _find_short_shots(self, tracks: list[list[Face]], times: list[float]) -> list[float]:
+        """Find the seconds to look at more closely: where a face is seen in too few frames.
+
+        A shot of 1.5 s gives three frames at two a second, and a verdict needs five.
+        """
+        step = 1 / self.settings.frames_per_second
+        wanted: set[float] = set()
+        for faces in tracks:
+            short = 1 < len(faces) < self.settings.fewest_frames
+            if not short or doubt_kind(faces, self.model.decision):
+                continue
+            first, last = max(0.0, faces[0].seconds - step), faces[-1].seconds + step
+            count = round((last - first) / step * CLOSER)
+            wanted |= {round(time, 3) for time in np.linspace(first, last, count + 1).tolist()}
+        taken = np.array(sorted(times))
+        new = [time for time in sorted(wanted) if np.abs(taken - time).min() > step / CLOSER / 2]
+        return new[: max(MOST_EXTRA, len(times))]
+
+    def _describe(self, opened: Opened, seen: Seen, judgement: Judgement) -> Result:
+        """Put together the result."""
+        track, thresholds = judgement.track, judgement.thresholds
+        number_of = {id(face): track.number for track in judgement.tracks for face in track.faces}
+        worst = [(number_of[id(face)], face) for face, _, _ in seen.worst]
+        size = self.model.decision.image_size
+        evidence = Evidence(
+            source=opened.source,
+            crops=np.array([crop for _, crop, _ in seen.worst]).reshape(-1, size, size, 3),
+            heat=np.array([places for _, _, places in seen.worst]),
+            crop_faces=tuple(worst),
+            still=seen.still,
+            still_seconds=seen.still_face.seconds if seen.still_face else 0.0,
+        )
+        reason = judgement.reason
+        if track is None:
+            reason = word_no_face(opened.kind, seen)
+        return Result(
+            name=opened.name,
+            kind=opened.kind,
+            verdict=judgement.verdict,
+            reason=reason,
+            p_fake=track and track.p_fake,
+            interval=track and track.interval,
+            part=track and track.part,
+            track=track and track.number,
+            tracks=judgement.tracks,
+            threshold=round(thresholds.fake, 4),
+            real_below=round(thresholds.real, 4),
+            part_threshold=round(thresholds.part, 4) if opened.kind == "video" else None,
+            frames_scored=len(seen.times),
+            width=seen.size[0],
+            height=seen.size[1],
+            seconds=round(opened.seconds, 3),
+            notes=tuple(dict.fromkeys(opened.list_notes())),
+            provenance=None,
+            sha256=opened.sha256,
+            size=opened.size,
+            model=Path(self.model.name).name,
+            model_sha256=self.model.sha256,
+            version=__version__,
+            settings=settings_of_result(self.settings),
+            date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            evidence=evidence,
+        )
+
+    # --- Showing ----------------------------------------------------------------------------------
 
     def render_report(
         self, result: Result, *, video: str | None = None, download: str | None = None
@@ -135,15 +409,23 @@ class Detector:
             download: address of the report as a file. Where it is given, the HTML is an <article>
                 for another page, without a head
         """
-        raise NotImplementedError
+        content = report.collect(result, self.model, self.measures)
+        return report.render(content | {"video": video, "download": download})
 
-    def write_report(self, result: Result, path: Path | str) -> None:
-        """Write the report: one HTML file, whole in itself, with a small marked video inside.
+    def write_report(self, result: Result, path: Path | str, *, video: bool = True) -> None:
+        """Write the report: one HTML file, whole in itself.
+
+        Args:
+            result: from check
+            path: of the file
+            video: put a small marked video inside; it is read and encoded for that
 
         Raises:
             OSError: it cannot be written.
         """
-        raise NotImplementedError
+        page = self.render_report(result, video=report.embed_video(result) if video else None)
+        data = page.encode("utf-8", "replace")
+        write_whole(Path(path), lambda partial: partial.write_bytes(data))
 
     def write_marked_copy(
         self,
@@ -161,4 +443,47 @@ class Detector:
         Raises:
             OSError, ValueError: it cannot be written, or its source cannot be read again.
         """
-        raise NotImplementedError
+        watch = Watch(progress, cancelled)
+        return marked_video.write_marked_copy(result, Path(path), watch)
+
+
+def merge(seen: Seen, more: Seen, explained: int) -> Seen:
+    """Join what two looks at a file gave."""
+    seen.times += more.times
+    seen.faces += more.faces
+    seen.worst = sorted(seen.worst + more.worst, key=lambda one: -one[0].p_fake)[:explained]
+    if more.still_face and (not seen.still_face or more.still_face.p_fake > seen.still_face.p_fake):
+        seen.still, seen.still_face = more.still, more.still_face
+    return seen
+
+
+def shrink(frame: np.ndarray) -> np.ndarray:
+    """Shrink a frame to what a report shows."""
+    scale = STILL_WIDTH / frame.shape[1]
+    if scale >= 1:
+        return frame.copy()
+    return cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
+
+def word_no_face(kind: str, seen: Seen) -> str:
+    """Say what was tried where no face was found."""
+    where = "it" if kind == "picture" else f"{len(seen.times):,} frames"
+    said = f"no face was found in {where}, looked for {' and '.join(list_tried())}"
+    if seen.unsure:
+        said += (
+            f"; the nearest to a face has a confidence of {seen.unsure:.3f}, and {CONFIDENCE:g} "
+            "is needed"
+        )
+    return said
+
+
+def read_claims(opened: Opened) -> Provenance | None:
+    """Read what a file says about itself."""
+    if isinstance(opened.source, Path | bytes):
+        return read_provenance(opened.source)
+    return None
+
+
+def fill_in(result: Result, **values: object) -> Result:
+    """Return a result with some values of its own."""
+    return Result(**(vars(result) | values))

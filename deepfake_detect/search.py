@@ -1,0 +1,178 @@
+"""Find the faces of frames and cut the crops that the model is shown, exactly as 01 and 02 do.
+
+Where nothing is found, there is a second look: at other sizes of the frame, and with it turned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from deepfake_detect.decision import Decision
+from deepfake_detect.faces import (
+    CONFIDENCE,
+    Box,
+    crop_face,
+    measure_look,
+    measure_sharpness,
+    prepare_crop,
+    resize_by_width,
+    scale_face,
+)
+from deepfake_detect.mtcnn import FaceDetector
+
+SIZES = (0.5, 0.7, 1.4, 2.0)  # times the size that is searched first
+TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+LARGEST_SEARCH = 4_000_000  # pixels of an enlarged frame
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of looking at a frame.
+
+    Attributes:
+        size: of the frame that is searched, times the usual one
+        turn: degrees clockwise by which it is turned first: 0, 90, 180 or 270
+    """
+
+    size: float = 1.0
+    turn: int = 0
+
+    def describe(self) -> str:
+        """Say what was found only in this way."""
+        if self.turn:
+            return f"faces were found after turning it by {self.turn} degrees; it may be turned"
+        return f"faces were found at {self.size:g} times the usual size of the search only"
+
+
+USUAL = Way()
+OTHERS = (*(Way(size=size) for size in SIZES), *(Way(turn=turn) for turn in TURNS))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A face in a frame, and what the model is shown of it.
+
+    Attributes:
+        box: x, y, width and height in pixels of the frame as it was given
+        confidence: that it is a face, 0 to 1
+        crop: RGB uint8 (size, size, 3)
+        crop_side: pixels of the shorter side of the crop before it was squeezed
+        sharpness: see measure_sharpness
+        look: see measure_look
+    """
+
+    box: Box
+    confidence: float
+    crop: np.ndarray
+    crop_side: int
+    sharpness: float
+    look: np.ndarray
+
+
+def find_faces(
+    frames: Sequence[np.ndarray], decision: Decision, way: Way = USUAL
+) -> tuple[list[list[Found]], float]:
+    """Find the faces of frames, and cut their crops as the decision of the model says.
+
+    Args:
+        frames: BGR uint8 (height, width, 3), of any sizes
+        decision: has frames, margin, square, width_rule and image_size
+        way: how to look
+
+    Returns:
+        the faces of each frame, best first, and the highest confidence of those that were left out
+    """
+    turned = [turn_frame(frame, way.turn) for frame in frames]
+    small = [resize_by_width(frame, decision.width_rule) for frame in turned]
+    searched = [resize(frame, way.size) for frame in small]
+    found: list[list[Found]] = []
+    unsure = 0.0
+    for frame, shown, image, faces in zip(
+        turned, small, searched, FaceDetector().detect(searched), strict=True
+    ):
+        found.append([])
+        source = frame if decision.frames == "full" else shown
+        for face in faces:
+            if face.confidence < CONFIDENCE:
+                unsure = max(unsure, face.confidence)
+                continue
+            inside = scale_face(face, *ratio(source, image))
+            crop = crop_face(source, inside.box, decision.margin, decision.square)
+            if not crop.size:
+                continue
+            prepared = prepare_crop(crop, decision.image_size)
+            box = scale_face(face, *ratio(frame, image)).box
+            found[-1].append(
+                Found(
+                    box=turn_back(box, frame.shape[1::-1], way.turn),
+                    confidence=face.confidence,
+                    crop=prepared,
+                    crop_side=min(crop.shape[:2]),
+                    sharpness=measure_sharpness(prepared),
+                    look=measure_look(crop_face(source, inside.box, 0)),
+                )
+            )
+    return found, unsure
+
+
+def look_again(frames: Sequence[np.ndarray], decision: Decision) -> tuple[Way | None, float]:
+    """Look for faces in other ways than the usual one; give the first way that finds one.
+
+    Returns:
+        the way, or None, and the highest confidence that was too low in any
+    """
+    unsure = 0.0
+    for way in OTHERS:
+        found, almost = find_faces(frames, decision, way)
+        unsure = max(unsure, almost)
+        if any(found):
+            return way, unsure
+    return None, unsure
+
+
+def list_tried() -> Iterator[str]:
+    """Say what a second look tries."""
+    yield "at " + ", ".join(f"{size:g}" for size in (1, *SIZES)) + " times the usual size"
+    yield "turned by " + ", ".join(map(str, TURNS)) + " degrees"
+
+
+def resize(frame: np.ndarray, factor: float) -> np.ndarray:
+    """Resize a frame, less where it would become too large to search."""
+    height, width = frame.shape[:2]
+    factor = min(factor, max(1.0, (LARGEST_SEARCH / (height * width)) ** 0.5))
+    if factor == 1:
+        return frame
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
+
+
+def ratio(large: np.ndarray, small: np.ndarray) -> tuple[float, float]:
+    """Return how many times as wide and as high an image is as another."""
+    return large.shape[1] / small.shape[1], large.shape[0] / small.shape[0]
+
+
+def turn_frame(frame: np.ndarray, degrees: int) -> np.ndarray:
+    return cv2.rotate(frame, TURNS[degrees]) if degrees else frame
+
+
+def turn_back(box: Box, size: tuple[int, int], degrees: int) -> Box:
+    """Return where a box of a turned frame is in the frame before it was turned.
+
+    Args:
+        box: x, y, width, height
+        size: width and height of the turned frame
+        degrees: by which it was turned, clockwise
+    """
+    x, y, width, height = box
+    across, down = size
+    if degrees == 90:
+        return y, across - x - width, height, width
+    if degrees == 180:
+        return across - x - width, down - y - height, width, height
+    if degrees == 270:
+        return down - y - height, x, height, width
+    return box

@@ -1,0 +1,286 @@
+"""What a check reads: a video or a picture, however it is given, and the check sum of its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal, TypeAlias, TypeVar
+
+import numpy as np
+
+from deepfake_detect.errors import (
+    DetectionError,
+    SourceChangedError,
+    SourceNotFoundError,
+    SourceTooLargeError,
+    SourceUnreadableError,
+)
+from deepfake_detect.files import check_plain_file
+from deepfake_detect.inputs import kind_of, read_picture
+from deepfake_detect.video import Frame, Video
+
+Frames: TypeAlias = Iterable[tuple[float, np.ndarray]]  # seconds and BGR uint8 (height, width, 3)
+Source: TypeAlias = Path | str | bytes | BinaryIO | np.ndarray | Frames
+Item = TypeVar("Item")
+END = object()  # what comes after the last item
+EXTRA_FRAMES = 2  # times the fewest that a verdict needs: what is taken of a short video
+LEAST_SEEN = 0.5  # share of a file that must have been seen for a verdict
+
+
+@dataclass
+class Opened:
+    """A source that is open.
+
+    Attributes:
+        source: a path, bytes, a file, a picture, or frames, as it was given
+        name: of the file, for people
+        kind: "picture" or "video"
+        sha256, size: of its bytes; None where there are none
+        notes: what is not as it should be; grows while frames are read
+        seconds: how far the frames went that were read
+        expected: frames that a reading at `rate` gives; None where that is not known
+    """
+
+    source: object
+    name: str
+    kind: Literal["picture", "video"]
+    sha256: str | None = None
+    size: int | None = None
+    notes: list[str] = field(default_factory=list)
+    picture: np.ndarray | None = None
+    video: Video | None = None
+    frames: Frames | None = None
+    seconds: float = 0.0
+    state: tuple | None = None
+
+    def sample(self, rate: float, fewest: int) -> Iterator[Frame]:
+        """Yield the frames to score: `rate` a second, and more of a short video.
+
+        A video that gives too few for a verdict is gone through once more for some in between: how
+        long it is, its header may not know.
+        """
+        if self.picture is not None:
+            yield Frame(0, 0.0, self.picture)
+        elif self.video is None:
+            yield from self._check_frames()
+        else:
+            yield from self._sample_video(self.video, rate, EXTRA_FRAMES * fewest)
+
+    def _sample_video(self, video: Video, rate: float, wanted: int) -> Iterator[Frame]:
+        taken: set[int] = set()
+        for _ in range(2):
+            for frame in video.sampled(rate):
+                if frame.image is not None and frame.index not in taken:
+                    taken.add(frame.index)
+                    yield frame
+            self.seconds = video.seen_seconds
+            if len(taken) >= min(wanted, video.seen_frames) or not video.seen_seconds:
+                break
+            rate = wanted / video.seen_seconds * (video.seen_frames - 1) / video.seen_frames
+        if not taken:
+            raise SourceUnreadableError("no frame of it decodes")
+
+    def sample_at(self, times: list[float]) -> Iterator[Frame]:
+        """Yield the frames at some more seconds; nothing where frames can be read only once."""
+        if self.video is not None and times:
+            seen = self.video.seen_frames, self.video.seen_seconds
+            yield from self.video.sampled(times=times)
+            self.video.seen_frames, self.video.seen_seconds = seen
+
+    def guess_count(self, rate: float, fewest: int) -> int | None:
+        """Guess how many frames `sample` yields; None where the header does not say."""
+        if self.picture is not None:
+            return 1
+        if self.video is None or not self.video.claimed_seconds:
+            return None
+        few = EXTRA_FRAMES * fewest
+        even = int(self.video.claimed_seconds * rate) + 1
+        claimed = self.video.claimed_frames or even
+        return max(1, min(max(even, few), claimed))
+
+    def find_hindrance(self) -> str:
+        """Say why no verdict can be given whatever the scores; empty where one can."""
+        if self.video is None:
+            return ""
+        for note in self.video.notes:
+            if "could not be converted" in note:
+                return f"the colours are not as people see them: {note}"
+        claimed, seen = self.video.claimed_frames, self.video.seen_frames
+        if self.video.missing() and seen - self.video.lost_frames < LEAST_SEEN * claimed:
+            return "less than half of the video could be read"
+        return ""
+
+    def list_notes(self) -> list[str]:
+        """List what a reader should know of the file, once all frames were read."""
+        notes = list(self.notes)
+        if self.video is not None:
+            missing = self.video.missing()
+            notes += [*self.video.notes, *([f"the video {missing}"] if missing else [])]
+        return notes
+
+    def check_unchanged(self) -> None:
+        """Check that the file is the one whose check sum was taken.
+
+        Raises:
+            SourceChangedError: it is not
+        """
+        if isinstance(self.source, Path) and self.state != read_state(self.source):
+            raise SourceChangedError("it changed while it was read; check it again")
+
+    def _check_frames(self) -> Iterator[Frame]:
+        last = -1.0
+        for index, given in enumerate(self.frames or ()):
+            try:
+                seconds, image = given
+                seconds = float(seconds)
+            except (TypeError, ValueError) as error:
+                raise SourceUnreadableError(
+                    f"frame {index} is not a pair of seconds and image"
+                ) from error
+            if not last < seconds < float("inf"):
+                raise SourceUnreadableError(f"frame {index} is not later than the one before it")
+            last = self.seconds = seconds
+            yield Frame(index, seconds, check_image(image))
+        if last < 0:
+            raise SourceUnreadableError("there are no frames in it")
+
+
+def open_source(source: Source, name: str | None, most_pixels: int) -> Opened:
+    """Open what is to be checked, and take the check sum of its bytes.
+
+    Raises:
+        DetectionError: it cannot be opened
+    """
+    if isinstance(source, str | Path):
+        return open_file(Path(source), name, most_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return open_bytes(bytes(source), name or "file", most_pixels)
+    if isinstance(source, np.ndarray):
+        picture = check_image(source)
+        return Opened(source, name or "picture", "picture", picture=picture)
+    if hasattr(source, "read"):
+        return open_bytes(read_all(source), name or name_of(source), most_pixels)
+    if isinstance(source, Iterable):
+        return Opened(source, name or "frames", "video", frames=source)
+    raise SourceUnreadableError(
+        f"a source cannot be a {type(source).__name__}; give a path, bytes, a file or frames"
+    )
+
+
+def open_file(path: Path, name: str | None, most_pixels: int) -> Opened:
+    """Open a file of the disk."""
+    try:
+        check_plain_file(path)
+        state = read_state(path)
+        if kind_of(path) == "picture":
+            data = path.read_bytes()
+            opened = open_bytes(data, name or path.name, most_pixels)
+        else:
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            video = Video(path, most_pixels=most_pixels)
+            opened = Opened(path, name or path.name, "video", sha256, path.stat().st_size)
+            opened.video = video
+    except (DetectionError, MemoryError):
+        raise
+    except (OSError, ValueError) as error:
+        raise translate(error) from error
+    opened.source, opened.state = path, state
+    return opened
+
+
+def open_bytes(data: bytes, name: str, most_pixels: int) -> Opened:
+    """Open the bytes of a file."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        if kind_of(data) == "picture":
+            opened = Opened(data, name, "picture", sha256, len(data))
+            opened.picture = read_picture(data, most_pixels, opened.notes)
+        else:
+            opened = Opened(data, name, "video", sha256, len(data))
+            opened.video = Video(data, most_pixels=most_pixels)
+    except (OSError, ValueError) as error:
+        raise translate(error) from error
+    return opened
+
+
+def read_all(file: BinaryIO) -> bytes:
+    """Read a file object from where it is to its end."""
+    data = file.read()
+    if not isinstance(data, bytes):
+        raise SourceUnreadableError("the file is open as text; open it with mode 'rb'")
+    return data
+
+
+def name_of(file: BinaryIO) -> str:
+    name = getattr(file, "name", None)
+    return Path(name).name if isinstance(name, str) else "file"
+
+
+def check_image(image: object) -> np.ndarray:
+    """Check a frame that was given: BGR uint8 (height, width, 3).
+
+    Raises:
+        SourceUnreadableError: it is not such an image
+    """
+    if not isinstance(image, np.ndarray):
+        raise SourceUnreadableError(f"a frame is a {type(image).__name__}, not a NumPy array")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise SourceUnreadableError(
+            f"a frame is {image.dtype} {image.shape}; give BGR uint8 (height, width, 3)"
+        )
+    return np.ascontiguousarray(image)
+
+
+def read_state(path: Path) -> tuple[int, ...]:
+    """Read what changes when a file does: its place on the disk, size and times."""
+    try:
+        state = path.stat()
+    except OSError:
+        return ()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def translate(error: Exception) -> DetectionError:
+    """Give an error of a reader the type that callers know."""
+    if isinstance(error, DetectionError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return SourceNotFoundError(str(error))
+    words = getattr(error, "strerror", None) or str(error)
+    kind = SourceTooLargeError if "pixels" in words else SourceUnreadableError
+    return kind(words)
+
+
+def read_ahead(items: Iterator[Item], ahead: int) -> Iterator[Item]:
+    """Have a thread take the next items, so many at most, while earlier ones are worked on."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, items, END) for _ in range(ahead))
+        try:
+            while (item := waiting.popleft().result()) is not END:
+                waiting.append(thread.submit(next, items, END))
+                yield item
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def batch_frames(frames: Iterator[Frame], most: int, most_pixels: int) -> Iterator[list[Frame]]:
+    """Yield frames in lists of at most so many frames and pixels, but one at least."""
+    batch: list[Frame] = []
+    pixels = 0
+    for frame in itertools.chain(frames):
+        size = frame.image.shape[0] * frame.image.shape[1]
+        if batch and (len(batch) == most or pixels + size > most_pixels):
+            yield batch
+            batch, pixels = [], 0
+        batch.append(frame)
+        pixels += size
+    if batch:
+        yield batch
