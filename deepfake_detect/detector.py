@@ -20,7 +20,7 @@ from typing import Annotated, TypeAlias
 import cv2
 import numpy as np
 
-from deepfake_detect import __version__, marked_video, report
+from deepfake_detect import __version__
 from deepfake_detect.cli import (
     MACHINE,
     Between,
@@ -42,6 +42,7 @@ from deepfake_detect.errors import (
     SourceUnreadableError,
 )
 from deepfake_detect.files import write_whole
+from deepfake_detect.inputs import read_ahead
 from deepfake_detect.provenance import Provenance, read_provenance
 from deepfake_detect.result import Evidence, Face, Failure, Result
 from deepfake_detect.search import CONFIDENCE, USUAL, Way, find_faces, list_tried, look_again
@@ -51,7 +52,6 @@ from deepfake_detect.source import (
     Source,
     batch_frames,
     open_source,
-    read_ahead,
     translate,
 )
 from deepfake_detect.tracks import join_tracks
@@ -168,7 +168,6 @@ class Detector:
             self.model = DetectionModel.load(find_model(None if model is None else Path(model)))
         except (OSError, ValueError) as error:
             raise ModelError(str(error)) from error
-        self.measures = report.read_measures(Path(self.model.name), self.model.decision)
 
     # --- Checking ---------------------------------------------------------------------------------
 
@@ -409,7 +408,9 @@ class Detector:
             download: address of the report as a file. Where it is given, the HTML is an <article>
                 for another page, without a head
         """
-        content = report.collect(result, self.model, self.measures)
+        from deepfake_detect import report  # Jinja is loaded where a report is asked for
+
+        content = report.collect(result, self.model)
         return report.render(content | {"video": video, "download": download})
 
     def write_report(self, result: Result, path: Path | str, *, video: bool = True) -> None:
@@ -423,6 +424,8 @@ class Detector:
         Raises:
             OSError: it cannot be written.
         """
+        from deepfake_detect import report
+
         page = self.render_report(result, video=report.embed_video(result) if video else None)
         data = page.encode("utf-8", "replace")
         write_whole(Path(path), lambda partial: partial.write_bytes(data))
@@ -443,6 +446,8 @@ class Detector:
         Raises:
             OSError, ValueError: it cannot be written, or its source cannot be read again.
         """
+        from deepfake_detect import marked_video
+
         watch = Watch(progress, cancelled)
         return marked_video.write_marked_copy(result, Path(path), watch)
 

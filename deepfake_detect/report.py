@@ -1,133 +1,396 @@
-"""Collect and fill in the report of a video or picture, for 06-detect-deepfake.py.
-
-The template is templates/report.html: one page whole in itself, with the pictures inside it.
-"""
+"""The report on a video or picture: one HTML page, whole in itself, from templates/report.html."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
+import datetime
+import functools
 import json
+import math
 import platform
-import time
-from concurrent.futures import Future
+import shlex
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
+import av
 import cv2
 import jinja2
-import keras
 import numpy as np
-import pandas as pd
-import tensorflow as tf
 
-from deepfake_detect.decision import check_decision, describe_decision
+from deepfake_detect.cli import printable
+from deepfake_detect.decision import Decision, check_decision
+from deepfake_detect.detection_model import DetectionModel
+from deepfake_detect.result import FAKE, NO_FACE, REAL, UNDECIDED, Face, Part, Result, Track, to_score
 from deepfake_detect.shipped import find_shipped
 
-TEMPLATES = find_shipped("templates")
+TIMELINES = 8  # the most suspicious faces are drawn over time
+MOST_POINTS = 600  # drawn of each; of more, the most suspicious of each stretch
+MOST_ROWS = 3000  # of the table of all faces
+PICTURE_WIDTH = 960  # pixels of the still
+SIGNS = {FAKE: "▲", REAL: "○", UNDECIDED: "◇", NO_FACE: "□"}
+TONES = {FAKE: "fake", REAL: "real"}
+BAD_FILE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
+BAD_FILE += (RecursionError,)  # what reading a damaged or made-up JSON file can raise
 
 
-def collect_report(
-    result: dict,
-    worst: pd.DataFrame,
-    heat: Future,
-    scorer: NamedTuple,
-    target: Path,
-    settings: SimpleNamespace,
-) -> dict:
-    """Collect what the report shows, and what a check of it needs; pictures as data: addresses.
+class Rate(NamedTuple):
+    """How many of some files with a known label got the verdict.
+
+    Attributes:
+        label: "real" or "fake"
+        count, files: so many of so many
+        low, high: exact 95 % interval of the share, in 100
+        by_crops: measured on one or two crops of each video, not on whole files
+    """
+
+    label: str
+    count: int
+    files: int
+    low: int
+    high: int
+    by_crops: bool = False
+
+
+def collect(result: Result, model: DetectionModel) -> dict:
+    """Collect what the report shows; pictures as data: addresses, names made printable.
 
     Args:
-        result: the content of <name>.json
-        worst: the most suspicious faces, with their crops (RGB uint8 (size, size, 3))
-        heat: of what moved their scores, as explain_crops gives it
-        scorer: what scored them, of 06: its path, model and decision
-        target: what the names of the outputs begin with
-        settings: what the run was made with
+        result: from Detector.check
+        model: what scored it
     """
-    faces = worst.drop(columns="crop").to_dict("records")
-    for face, crop, strength in zip(faces, worst["crop"], heat.result(), strict=True):
-        tint = cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_INFERNO)
-        face["crop"] = embed_picture(crop[..., ::-1])
-        face["heat"] = embed_picture(cv2.addWeighted(crop[..., ::-1], 0.45, tint, 0.55, 0))
-
-    # Of the marked copy its most suspicious frame, and all of it where it is small.
-    video, still = None, None
-    marked = Path(f"{target}-marked.{'png' if result['kind'] == 'picture' else 'mp4'}")
-    if marked.is_file():
-        frames = cv2.VideoCapture(str(marked))
-        frames.set(cv2.CAP_PROP_POS_FRAMES, faces[0]["frame"] if faces else 0)
-        shown, frame = frames.read()
-        still = embed_picture(frame) if shown else None
-        if result["kind"] == "video" and marked.stat().st_size <= settings.largest_video * 1e6:
-            video = embed(marked.read_bytes(), "video/mp4")
-
-    source, model = Path(result["file"]), scorer.path
+    measured = read_measures(Path(model.name), model.decision)
+    track = next((one for one in result.tracks if one.number == result.track), None)
+    drawn = sorted(result.tracks, key=lambda one: one.p_fake, reverse=True)[:TIMELINES]
+    rates = find_rates(measured, result.kind, result.verdict)
     return {
         "result": result,
-        "worst": faces,
-        "video": video,
-        "still": still,
-        "marked": marked.name,
-        "file": {"name": source.name, "bytes": source.stat().st_size, "sha256": hash_file(source)},
-        "model": {
-            "name": model.name,
-            "sha256": hash_file(model),
-            **describe_decision(scorer.decision),
-        },
-        "measured": read_measures(scorer),
-        "settings": vars(settings),
-        "date": time.strftime("%Y-%m-%d %H:%M %z"),
-        "versions": f"Python {platform.python_version()}, TensorFlow {tf.__version__}, "
-        f"Keras {keras.__version__}, OpenCV {cv2.__version__}, NumPy {np.__version__}",
+        "json": result.to_dict(),
+        "name": printable(result.name),
+        "track": track,
+        "drawn": [(one, thin_out(one.faces)) for one in drawn],
+        "faces": [(one, face) for one in result.tracks for face in one.faces][:MOST_ROWS],
+        "more_faces": max(0, len(result.faces) - MOST_ROWS),
+        "crops": embed_crops(result),
+        "still": embed_still(result),
+        "rates": rates,
+        "sentence": write_sentence(result, track, rates),
+        "table": list_measures(measured),
+        "training": describe_training(model.training),
+        "practice": model.training.get("practice") is True,
+        "headline": result.provenance and result.provenance.headline(),
+        "provenance": result.provenance and result.provenance.sentence(),
+        "command": write_command(result),
+        "decision": describe_decision(model.decision),
+        "settings": ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.settings.items()),
+        "versions": f"DeepFake-Detect {result.version}, Python {platform.python_version()}, "
+        f"OpenCV {cv2.__version__}, NumPy {np.__version__}, PyAV {av.__version__}",
+        "whole_length": result.seconds,
     }
 
 
-def explain_crops(crops: list[np.ndarray], model: keras.Model) -> list[np.ndarray]:
-    """Map what moved the score of each crop, RGB uint8 (size, size, 3), towards fake: (size, size).
+def render(content: dict) -> str:
+    """Fill in templates/report.html; everything that a stranger's file says is escaped."""
+    return load_template().render(content)
 
-    From 0 to 1, the strongest place of each crop.
+
+@functools.cache
+def load_template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(find_shipped("templates")),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "clock": format_clock,
+        "exact_clock": functools.partial(format_clock, tenths=True),
+        "score": to_score,
+        "printable": printable,
+    }
+    environment.globals |= {"signs": SIGNS, "tones": TONES}
+    return environment.get_template("report.html")
+
+
+# --- Words ----------------------------------------------------------------------------------------
+
+
+def format_clock(seconds: float, tenths: bool = False) -> str:
+    """Write seconds as a player does: 1:05 or, for hours, 1:01:05; with tenths 1:05.3."""
+    tenth = round(seconds * 10) if tenths else int(seconds + 1e-6) * 10
+    whole, rest = divmod(tenth, 10)
+    minutes, whole = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    clock = f"{hours}:{minutes:02d}:{whole:02d}" if hours else f"{minutes}:{whole:02d}"
+    return f"{clock}.{rest}" if tenths else clock
+
+
+def describe_part(part: Part) -> str:
+    """Say from when to when a part goes."""
+    return f"from {format_clock(part.first_seconds)} to {format_clock(math.ceil(part.last_seconds))}"
+
+
+def write_sentence(result: Result, track: Track | None, rates: Iterable[Rate]) -> str:
+    """Write what may be published, with what it is worth."""
+    date = datetime.datetime.fromisoformat(result.date)
+    tool = (
+        f"DeepFake-Detect {result.version}, model {result.model_sha256[:8]}, "
+        f"{date.day} {date:%B %Y}"
+    )
+    what = "picture" if result.kind == "picture" else "video"
+    worth = " ".join(describe_rate(rate, what) for rate in rates)
+    if track is None:
+        return f"An automatic test ({tool}) found no face in this {what}, so it says nothing about it."
+    score = f"score {track.score} of 100"
+    if result.verdict == FAKE:
+        where = f" {describe_part(result.part)}" if result.part else ""
+        score = f"score {to_score(result.part.p_fake)} of 100 there" if result.part else score
+        found = f"rates a face in this {what} as likely fake{where} ({score})"
+        return f"An automatic test ({tool}) {found}. {worth} It is no proof."
+    if result.verdict == REAL:
+        found = f"found no sign of a swapped or re-enacted face in this {what} ({score})"
+        return f"An automatic test ({tool}) {found}. {worth} It does not prove that the {what} is real."
+    found = f"could not decide whether a face in this {what} was swapped or re-enacted ({score})"
+    return f"An automatic test ({tool}) {found}."
+
+
+def describe_rate(rate: Rate, what: str) -> str:
+    """Say how many of the other kind got the same verdict."""
+    if rate.files < 30 or rate.count == 0:
+        up_to = f"up to {rate.high} in 100 are possible"
+        between = f"{rate.low} to {rate.high} in 100 are possible" if rate.low else up_to
+        return (
+            f"Of {rate.files:,} {rate.label} {what}s, {rate.count:,} got this answer "
+            f"({between})."
+        )
+    return (
+        f"Of 100 {rate.label} {what}s, {100 * rate.count / rate.files:.0f} get this answer, too "
+        f"({rate.low} to {rate.high}, measured on {rate.files:,})."
+    )
+
+
+def write_command(result: Result) -> str:
+    """Write the command that checks the report, for a POSIX shell."""
+    names = (printable(Path(name).name) for name in (result.name, result.model))
+    file, model = (shlex.quote(name if not name.startswith("-") else f"./{name}") for name in names)
+    rate = result.settings.get("frames_per_second", 2.0)
+    return f"python 06-detect-deepfake.py {file} --model {model} --frames-per-second {rate:g}"
+
+
+def describe_decision(decision: Decision) -> str:
+    numbers = {name: value for name, value in decision._asdict().items() if name != "width_rule"}
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+        for name, value in numbers.items()
+        if value is not None
+    )
+
+
+def describe_training(training: dict) -> str:
+    """Say on what the model was trained; empty where its file does not say it."""
+    try:
+        counts = training["counts"]["train"]
+        return f"{int(counts['fake crops']):,} fake and {int(counts['real crops']):,} real face crops"
+    except BAD_FILE:
+        return ""
+
+
+# --- How often it is wrong ------------------------------------------------------------------------
+
+
+def read_measures(model: Path, decision: Decision) -> dict:
+    """Read what 05 measured of this very model, known by its decision; {} where it did not.
+
+    Whatever the files beside a model hold, it costs no report.
     """
-    if not crops:
+    for path in (model.with_name("metrics.json"), model.with_suffix(".json")):
+        try:
+            measured = json.loads(path.read_bytes())
+            if check_decision({"threshold": None} | measured["decision"]) == decision:
+                return measured
+        except BAD_FILE:
+            continue
+    return {}
+
+
+def find_rates(measured: dict, kind: str, verdict: str) -> list[Rate]:
+    """Find how many files got this verdict that should not have; [] where nobody measured it.
+
+    For "likely fake" of the real ones, for "likely real" of the fakes, for "undecided" of both.
+    """
+    labels = {FAKE: ("real",), REAL: ("fake",), UNDECIDED: ("real", "fake")}.get(verdict, ())
+    rates = []
+    for label in labels:
+        for find in (find_rate_of_clips, find_rate_of_crops):
+            try:
+                rates.append(find(measured, kind, verdict, label))
+                break
+            except BAD_FILE:
+                continue
+    return rates
+
+
+def find_rate_of_clips(measured: dict, kind: str, verdict: str, label: str) -> Rate:
+    counts = measured["clips"][kind][label]
+    return make_rate(label, int(counts[verdict]), int(counts["files"]))
+
+
+def find_rate_of_crops(measured: dict, kind: str, verdict: str, label: str) -> Rate:
+    """Find the rate that was measured on crops: for the two clear verdicts on videos."""
+    key = {(FAKE, "real"): "reals_called_fake", (REAL, "fake"): "fakes_called_real"}[verdict, label]
+    group = next(one for one in measured["groups"] if not one["dataset"] and not one["method"])
+    files = int(group[f"{label} videos"])
+    return make_rate(label, round(files * float(group[key])), files, by_crops=True)
+
+
+def make_rate(label: str, count: int, files: int, by_crops: bool = False) -> Rate:
+    if not 0 <= count <= files or not files:
+        raise ValueError("makes no sense")
+    low, high = exact_interval(count, files)
+    return Rate(label, count, files, math.floor(100 * low), math.ceil(100 * high), by_crops)
+
+
+def exact_interval(count: int, files: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a share (Clopper and Pearson, 1934)."""
+
+    def find_share(is_low: Callable[[float], bool]) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if is_low(middle) else (low, middle)
+        return (low + high) / 2
+
+    low = 0.0 if count == 0 else find_share(lambda p: at_most(files - count, files, 1 - p) < 0.025)
+    high = 1.0 if count == files else find_share(lambda p: at_most(count, files, p) > 0.025)
+    return low, high
+
+
+def at_most(count: int, files: int, share: float) -> float:
+    """Return the chance of `count` or fewer hits of so many, each with this chance."""
+    ways = np.array([math.lgamma(k + 1) + math.lgamma(files - k + 1) for k in range(count + 1)])
+    hits = np.arange(count + 1)
+    logs = math.lgamma(files + 1) - ways + hits * math.log(share) + (files - hits) * math.log1p(-share)
+    return float(np.exp(logs).sum())
+
+
+def list_measures(measured: dict) -> list[list[str]]:
+    """List what was measured as the rows of a table, its head first; [] where nothing was."""
+    for rows in (list_clips, list_groups):
+        try:
+            listed = rows(measured)
+            if len(listed) > 1:
+                return listed
+        except BAD_FILE:
+            continue
+    return []
+
+
+def list_clips(measured: dict) -> list[list[str]]:
+    verdicts = (FAKE, UNDECIDED, REAL, NO_FACE)
+    head = ["Data set", "Files", *(verdict.capitalize() for verdict in verdicts)]
+    rows = []
+    for row in measured["clips"]["by_dataset"]:
+        dataset = " ".join(dict.fromkeys(filter(None, (row["dataset"], row["method"]))))
+        files = f"{int(row['files']):,} {row['label']} {row['kind']}s"
+        rows.append([dataset, files, *(f"{int(row[verdict]):,}" for verdict in verdicts)])
+    return [head, *rows]
+
+
+def list_groups(measured: dict) -> list[list[str]]:
+    head = ["Data set", "Real, fake videos", "Real ones called fake", "Fakes found"]
+    rows = []
+    for row in (one for one in measured["groups"] if not one["method"]):
+        counts = [int(row[f"{label} videos"]) for label in ("real", "fake")]
+        shares = [float(row[name]) for name in ("reals_called_fake", "fakes_found")]
+        cells = [
+            describe_share(round(share * count), count)
+            for share, count in zip(shares, counts, strict=True)
+        ]
+        rows.append([row["dataset"] or "all together", "{:,}, {:,}".format(*counts), *cells])
+    return [head, *rows]
+
+
+def describe_share(count: int, files: int) -> str:
+    """Write a share with its interval; of few files just how many."""
+    if not files:
+        return "not measured"
+    rate = make_rate("", count, files)
+    if files < 30:
+        return f"{count} of {files} ({rate.low} to {rate.high} in 100)"
+    return f"{100 * count / files:.0f} in 100 ({rate.low} to {rate.high})"
+
+
+# --- Pictures -------------------------------------------------------------------------------------
+
+
+def embed_crops(result: Result) -> list[dict]:
+    """Embed the most suspicious crops with what moved their score, on one scale for all.
+
+    A crop whose score is in the real range has no map: nothing in it looks fake to the model.
+    """
+    evidence = result.evidence
+    if evidence is None or not len(evidence.crops):
         return []
-    maps = attribute_score(np.stack(crops), model)[0].clip(0)
-    maps /= np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
-    size = crops[0].shape[1::-1]
-    return [cv2.resize(one, size, interpolation=cv2.INTER_CUBIC).clip(0, 1) for one in maps]
+    shown = [face.p_fake >= result.real_below for _, face in evidence.crop_faces]
+    strongest = max((float(heat.max()) for heat, one in zip(evidence.heat, shown, strict=True) if one), default=0)
+    crops = []
+    for (number, face), crop, heat, has_map in zip(
+        evidence.crop_faces, evidence.crops, evidence.heat, shown, strict=True
+    ):
+        bgr = np.ascontiguousarray(crop[..., ::-1])
+        row = {"track": number, "face": face, "crop": embed_picture(bgr), "heat": None}
+        if has_map and strongest > 0:
+            row["heat"] = embed_picture(tint(bgr, heat / strongest))
+        crops.append(row)
+    return crops
 
 
-def attribute_score(crops: np.ndarray, model: keras.Model) -> tuple[np.ndarray, np.ndarray]:
-    """Tell what each place of the last convolution added to the score.
+def tint(picture: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """Lay a map of strengths, 0 to 1, over a picture, BGR uint8."""
+    size = picture.shape[1::-1]
+    smooth = cv2.resize(strength.astype(np.float32), size, interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    colour = cv2.applyColorMap((255 * smooth).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return cv2.addWeighted(picture, 0.45, colour, 0.55, 0)
 
-    Gradient times activation, summed over the channels (HiResCAM, Draelos and Carin, 2020).
-    Grad-CAM would spread each gradient over all places; global max pooling passes it to one only.
 
-    Args:
-        crops: RGB uint8 (n, size, size, 3)
+def embed_still(result: Result) -> str | None:
+    """Embed the most suspicious frame, with a box on every face."""
+    if result.evidence is None or result.evidence.still is None:
+        return None
+    still = result.evidence.still.copy()
+    scale = still.shape[1] / result.width
+    frame = result.evidence.crop_faces[0][1].frame
+    for track in result.tracks:
+        for face in (one for one in track.faces if one.frame == frame):
+            draw_box(still, track.number, face, scale)
+    return embed_picture(still)
 
-    Returns:
-        What each place of 32 x 32 pixels added to the logit of p_fake, (n, 4, 4) of 128 x 128, and
-        that logit (n,), both uncalibrated; without biases in the top the first sum to the second.
-    """
-    base = next(layer for layer in model.layers if isinstance(layer, keras.Model))
-    prepare = keras.Model(model.input, model.get_layer("imagenet_mean_and_std").output)
-    convolutions = keras.Model(base.inputs, base.get_layer("top_activation").output)
-    activation = convolutions(prepare(crops.astype(np.float32)), training=False)
-    top = model.layers[-1]
-    with tf.GradientTape() as tape:
-        tape.watch(activation)
-        features = base.layers[-1](activation)
-        for layer in model.layers[model.layers.index(base) + 1 : -1]:
-            features = layer(features, training=False)
-        logit = -(features @ top.kernel + top.bias)
-    added = tf.reduce_sum(activation * tape.gradient(logit, activation), axis=-1)
-    return added.numpy(), logit.numpy()[:, 0]
+
+def draw_box(frame: np.ndarray, number: int, face: Face, scale: float) -> None:
+    """Draw a box with its number and score on a face, from green to red."""
+    line = max(2, round(frame.shape[1] / 400))
+    colour = 0, int(255 * min(1, 2 - 2 * face.p_fake)), int(255 * min(1, 2 * face.p_fake))
+    left, top = round(face.x * scale), round(face.y * scale)
+    right, bottom = round((face.x + face.width) * scale), round((face.y + face.height) * scale)
+    cv2.rectangle(frame, (left, top), (right, bottom), colour, line)
+    font, size, text = cv2.FONT_HERSHEY_SIMPLEX, line / 3, f"{number}: {to_score(face.p_fake)}"
+    (wide, high), _ = cv2.getTextSize(text, font, size, line)
+    top = max(0, top - high - 3 * line)
+    cv2.rectangle(frame, (left, top), (left + wide + 2 * line, top + high + 3 * line), colour, -1)
+    cv2.putText(frame, text, (left + line, top + high + line), font, size, (0, 0, 0), max(1, line // 2))
+
+
+def thin_out(faces: tuple[Face, ...]) -> list[Face]:
+    """Leave so many faces of a track that they can be drawn: the most suspicious of each stretch."""
+    step = math.ceil(len(faces) / MOST_POINTS)
+    stretches = (faces[at : at + step] for at in range(0, len(faces), step))
+    return [max(some, key=lambda face: face.p_fake) for some in stretches]
 
 
 def embed_picture(picture: np.ndarray) -> str:
     """Embed a picture, BGR uint8, as a JPEG of at most 960 pixels width."""
-    scale = min(1, 960 / picture.shape[1])
+    scale = min(1, PICTURE_WIDTH / picture.shape[1])
     picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     return embed(cv2.imencode(".jpg", picture)[1].tobytes(), "image/jpeg")
 
@@ -136,29 +399,25 @@ def embed(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+# --- Reading a report back ------------------------------------------------------------------------
 
 
-def read_measures(scorer: NamedTuple) -> dict:
-    """Read what 05 measured of this very model, told by its decision; nothing if it did not."""
-    for path in (scorer.path.with_name("metrics.json"), scorer.path.with_suffix(".json")):
-        try:
-            measured = json.loads(path.read_bytes())
-            saved = {"temperature": None, "threshold": None} | measured["decision"]
-            if check_decision(saved) == scorer.decision:  # an older one has fewer entries
-                return measured
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-    return {}
+def read_result(page: Path) -> dict:
+    """Read the result that a report holds, as Result.to_dict gave it.
 
-
-def render_report(content: dict) -> str:
-    """Fill in templates/report.html; what a stranger's file says of itself is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.ChainableUndefined,
-    )
-    return environment.get_template("report.html").render(content)
+    Raises:
+        ValueError: it is not a report of this project
+        OSError: it cannot be read
+    """
+    text = page.read_text(encoding="utf-8", errors="replace")
+    _, start, rest = text.partition('<script type="application/json" id="result">')
+    data, end, _ = rest.partition("</script>")
+    try:
+        if not start or not end:
+            raise ValueError
+        result = json.loads(data)
+        if not isinstance(result["tracks"], list) or "sha256" not in result:
+            raise ValueError
+    except BAD_FILE as error:
+        raise ValueError(f"{page}: it is not a report that can be checked.") from error
+    return result

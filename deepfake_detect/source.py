@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeAlias, TypeVar
+from typing import BinaryIO, Literal, TypeAlias
 
 import numpy as np
 
@@ -27,8 +23,6 @@ from deepfake_detect.video import Frame, Video
 
 Frames: TypeAlias = Iterable[tuple[float, np.ndarray]]  # seconds and BGR uint8 (height, width, 3)
 Source: TypeAlias = Path | str | bytes | BinaryIO | np.ndarray | Frames
-Item = TypeVar("Item")
-END = object()  # what comes after the last item
 EXTRA_FRAMES = 2  # times the fewest that a verdict needs: what is taken of a short video
 LEAST_SEEN = 0.5  # share of a file that must have been seen for a verdict
 
@@ -178,7 +172,7 @@ def open_file(path: Path, name: str | None, most_pixels: int) -> Opened:
     try:
         check_plain_file(path)
         state = read_state(path)
-        if kind_of(path) == "picture":
+        if check_kind(path) == "picture":
             data = path.read_bytes()
             opened = open_bytes(data, name or path.name, most_pixels)
         else:
@@ -199,7 +193,7 @@ def open_bytes(data: bytes, name: str, most_pixels: int) -> Opened:
     """Open the bytes of a file."""
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        if kind_of(data) == "picture":
+        if check_kind(data) == "picture":
             opened = Opened(data, name, "picture", sha256, len(data))
             opened.picture = read_picture(data, most_pixels, opened.notes)
         else:
@@ -208,6 +202,18 @@ def open_bytes(data: bytes, name: str, most_pixels: int) -> Opened:
     except (OSError, ValueError) as error:
         raise translate(error) from error
     return opened
+
+
+def check_kind(source: Path | bytes) -> Literal["picture", "video"]:
+    """Return the kind of a file.
+
+    Raises:
+        SourceUnreadableError: it is neither a picture nor a video
+    """
+    kind = kind_of(source)
+    if kind.name is None:
+        raise SourceUnreadableError(kind.reason)
+    return kind.name
 
 
 def read_all(file: BinaryIO) -> bytes:
@@ -258,24 +264,11 @@ def translate(error: Exception) -> DetectionError:
     return kind(words)
 
 
-def read_ahead(items: Iterator[Item], ahead: int) -> Iterator[Item]:
-    """Have a thread take the next items, so many at most, while earlier ones are worked on."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = deque(thread.submit(next, items, END) for _ in range(ahead))
-        try:
-            while (item := waiting.popleft().result()) is not END:
-                waiting.append(thread.submit(next, items, END))
-                yield item
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 def batch_frames(frames: Iterator[Frame], most: int, most_pixels: int) -> Iterator[list[Frame]]:
     """Yield frames in lists of at most so many frames and pixels, but one at least."""
     batch: list[Frame] = []
     pixels = 0
-    for frame in itertools.chain(frames):
+    for frame in frames:
         size = frame.image.shape[0] * frame.image.shape[1]
         if batch and (len(batch) == most or pixels + size > most_pixels):
             yield batch
