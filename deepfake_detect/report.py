@@ -21,7 +21,17 @@ import numpy as np
 from deepfake_detect.cli import printable
 from deepfake_detect.decision import Decision, check_decision
 from deepfake_detect.detection_model import DetectionModel
-from deepfake_detect.result import FAKE, NO_FACE, REAL, UNDECIDED, Face, Part, Result, Track, to_score
+from deepfake_detect.result import (
+    FAKE,
+    NO_FACE,
+    REAL,
+    UNDECIDED,
+    Face,
+    Part,
+    Result,
+    Track,
+    to_score,
+)
 from deepfake_detect.shipped import find_shipped
 
 TIMELINES = 8  # the most suspicious faces are drawn over time
@@ -82,7 +92,9 @@ def collect(result: Result, model: DetectionModel) -> dict:
         "provenance": result.provenance and result.provenance.sentence(),
         "command": write_command(result),
         "decision": describe_decision(model.decision),
-        "settings": ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.settings.items()),
+        "settings": ", ".join(
+            f"{name.replace('_', ' ')} {value}" for name, value in result.settings.items()
+        ),
         "versions": f"DeepFake-Detect {result.version}, Python {platform.python_version()}, "
         f"OpenCV {cv2.__version__}, NumPy {np.__version__}, PyAV {av.__version__}",
         "whole_length": result.seconds,
@@ -128,7 +140,9 @@ def format_clock(seconds: float, tenths: bool = False) -> str:
 
 def describe_part(part: Part) -> str:
     """Say from when to when a part goes."""
-    return f"from {format_clock(part.first_seconds)} to {format_clock(math.ceil(part.last_seconds))}"
+    return (
+        f"from {format_clock(part.first_seconds)} to {format_clock(math.ceil(part.last_seconds))}"
+    )
 
 
 def write_sentence(result: Result, track: Track | None, rates: Iterable[Rate]) -> str:
@@ -141,7 +155,9 @@ def write_sentence(result: Result, track: Track | None, rates: Iterable[Rate]) -
     what = "picture" if result.kind == "picture" else "video"
     worth = " ".join(describe_rate(rate, what) for rate in rates)
     if track is None:
-        return f"An automatic test ({tool}) found no face in this {what}, so it says nothing about it."
+        return (
+            f"An automatic test ({tool}) found no face in this {what}, so it says nothing about it."
+        )
     score = f"score {track.score} of 100"
     if result.verdict == FAKE:
         where = f" {describe_part(result.part)}" if result.part else ""
@@ -150,7 +166,8 @@ def write_sentence(result: Result, track: Track | None, rates: Iterable[Rate]) -
         return f"An automatic test ({tool}) {found}. {worth} It is no proof."
     if result.verdict == REAL:
         found = f"found no sign of a swapped or re-enacted face in this {what} ({score})"
-        return f"An automatic test ({tool}) {found}. {worth} It does not prove that the {what} is real."
+        worth += f" It does not prove that the {what} is real."
+        return f"An automatic test ({tool}) {found}. {worth.strip()}"
     found = f"could not decide whether a face in this {what} was swapped or re-enacted ({score})"
     return f"An automatic test ({tool}) {found}."
 
@@ -161,8 +178,7 @@ def describe_rate(rate: Rate, what: str) -> str:
         up_to = f"up to {rate.high} in 100 are possible"
         between = f"{rate.low} to {rate.high} in 100 are possible" if rate.low else up_to
         return (
-            f"Of {rate.files:,} {rate.label} {what}s, {rate.count:,} got this answer "
-            f"({between})."
+            f"Of {rate.files:,} {rate.label} {what}s, {rate.count:,} got this answer ({between})."
         )
     return (
         f"Of 100 {rate.label} {what}s, {100 * rate.count / rate.files:.0f} get this answer, too "
@@ -181,7 +197,9 @@ def write_command(result: Result) -> str:
 def describe_decision(decision: Decision) -> str:
     numbers = {name: value for name, value in decision._asdict().items() if name != "width_rule"}
     return ", ".join(
-        f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+        f"{name.replace('_', ' ')} {value:.4g}"
+        if isinstance(value, float)
+        else f"{name.replace('_', ' ')} {value}"
         for name, value in numbers.items()
         if value is not None
     )
@@ -191,7 +209,9 @@ def describe_training(training: dict) -> str:
     """Say on what the model was trained; empty where its file does not say it."""
     try:
         counts = training["counts"]["train"]
-        return f"{int(counts['fake crops']):,} fake and {int(counts['real crops']):,} real face crops"
+        return (
+            f"{int(counts['fake crops']):,} fake and {int(counts['real crops']):,} real face crops"
+        )
     except BAD_FILE:
         return ""
 
@@ -270,7 +290,9 @@ def at_most(count: int, files: int, share: float) -> float:
     """Return the chance of `count` or fewer hits of so many, each with this chance."""
     ways = np.array([math.lgamma(k + 1) + math.lgamma(files - k + 1) for k in range(count + 1)])
     hits = np.arange(count + 1)
-    logs = math.lgamma(files + 1) - ways + hits * math.log(share) + (files - hits) * math.log1p(-share)
+    logs = (
+        math.lgamma(files + 1) - ways + hits * math.log(share) + (files - hits) * math.log1p(-share)
+    )
     return float(np.exp(logs).sum())
 
 
@@ -333,7 +355,10 @@ def embed_crops(result: Result) -> list[dict]:
     if evidence is None or not len(evidence.crops):
         return []
     shown = [face.p_fake >= result.real_below for _, face in evidence.crop_faces]
-    strongest = max((float(heat.max()) for heat, one in zip(evidence.heat, shown, strict=True) if one), default=0)
+    strongest = max(
+        (float(heat.max()) for heat, one in zip(evidence.heat, shown, strict=True) if one),
+        default=0,
+    )
     crops = []
     for (number, face), crop, heat, has_map in zip(
         evidence.crop_faces, evidence.crops, evidence.heat, shown, strict=True
@@ -378,11 +403,13 @@ def draw_box(frame: np.ndarray, number: int, face: Face, scale: float) -> None:
     (wide, high), _ = cv2.getTextSize(text, font, size, line)
     top = max(0, top - high - 3 * line)
     cv2.rectangle(frame, (left, top), (left + wide + 2 * line, top + high + 3 * line), colour, -1)
-    cv2.putText(frame, text, (left + line, top + high + line), font, size, (0, 0, 0), max(1, line // 2))
+    cv2.putText(
+        frame, text, (left + line, top + high + line), font, size, (0, 0, 0), max(1, line // 2)
+    )
 
 
 def thin_out(faces: tuple[Face, ...]) -> list[Face]:
-    """Leave so many faces of a track that they can be drawn: the most suspicious of each stretch."""
+    """Pick as many faces of a track as can be drawn: the most suspicious of each stretch."""
     step = math.ceil(len(faces) / MOST_POINTS)
     stretches = (faces[at : at + step] for at in range(0, len(faces), step))
     return [max(some, key=lambda face: face.p_fake) for some in stretches]

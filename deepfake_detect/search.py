@@ -12,11 +12,18 @@ import cv2
 import numpy as np
 
 from deepfake_detect.decision import Decision
-from deepfake_detect.crops import measure_look, measure_sharpness, prepare_crop
-from deepfake_detect.faces import Box, crop_face, resize_by_width, scale_face
+from deepfake_detect.faces import (
+    Box,
+    crop_face,
+    measure_look,
+    measure_sharpness,
+    prepare_crop,
+    resize_by_width,
+    scale_face,
+)
 from deepfake_detect.mtcnn import FaceDetector
 
-CONFIDENCE = 0.95
+CONFIDENCE = 0.95  # a face below it is not scored, as 02 does not save it
 SIZES = (0.5, 0.7, 1.4, 2.0)  # times the size that is searched first
 TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 LARGEST_SEARCH = 4_000_000  # pixels of an enlarged frame
