@@ -347,7 +347,7 @@ def list_clips(folders: tuple[Path, ...]) -> tuple[pd.DataFrame, dict[str, str]]
         sources, list_paths, _ = datasets.find_files(folder, list_rows)
         lists, _ = datasets.read_lists(folder, list_paths, sources, list_rows)
         label, before = folder.resolve().name.lower(), len(clips)
-        for file in inputs.list_inputs([folder]):
+        for file in inputs.find_inputs([folder]).files:
             clip = {"dataset": "", "method": "", "label": label, "file": str(file)}
             try:
                 below = PurePosixPath(file.relative_to(folder).as_posix())
