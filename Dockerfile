@@ -12,4 +12,5 @@ RUN useradd --uid 10001 checker && install --directory --owner checker /data
 USER checker
 WORKDIR /data
 EXPOSE 7860
+HEALTHCHECK CMD ["python", "-c", "import urllib.request as web; web.urlopen('http://127.0.0.1:7860/health', timeout=5)"]
 ENTRYPOINT ["deepfake-detect"]

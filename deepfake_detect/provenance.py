@@ -24,6 +24,9 @@ import av
 import PIL.ExifTags
 import PIL.Image
 
+from deepfake_detect.inputs import enable_heif
+from deepfake_detect.video import CONTAINERS
+
 READER = Path(__file__).with_name("credentials_reader.py")
 LONGEST_TEXT = 120  # characters shown of what the file says
 MOST_METADATA = 2**20  # bytes of XMP that are searched
@@ -173,10 +176,12 @@ class Provenance:
 
     def to_dict(self) -> dict:
         """Give all of it as plain values for JSON."""
-        credentials = {key: value for key, value in asdict(self.credentials).items() if value}
-        if self.credentials.trusted is not None:
-            credentials["trusted"] = self.credentials.trusted
-        return {"sentence": self.sentence(), "credentials": credentials, "facts": dict(self.facts)}
+        return {
+            "sentence": self.sentence(),
+            "headline": self.headline(),
+            "credentials": asdict(self.credentials),
+            "facts": dict(self.facts),
+        }
 
 
 def read_provenance(
@@ -290,6 +295,8 @@ def read_facts(file: BinaryIO, show_private: bool) -> dict[str, str]:
 
 
 def read_picture_facts(file: BinaryIO, show_private: bool) -> Iterator[tuple[str, object]]:
+    with contextlib.suppress(ValueError):  # not installed
+        enable_heif()
     with PIL.Image.open(file) as picture:
         if (count := getattr(picture, "n_frames", 1)) > 1:
             yield "pictures", count
@@ -318,8 +325,12 @@ def read_place(place: dict) -> str | None:
 
 def read_video_facts(file: BinaryIO, show_private: bool) -> Iterator[tuple[str, object]]:
     # An open file, and no protocol at all: a play list cannot make it read anything else.
-    options = {"protocol_whitelist": "none", "export_xmp": "1"}
-    with av.open(file, options=options) as video:
+    options = {
+        "format_whitelist": CONTAINERS,
+        "protocol_whitelist": "none",
+        "export_xmp": "1",
+    }
+    with av.open(file, options=options, metadata_errors="replace") as video:
         yield "streams", count_streams(video)
         known = CONTAINER_FACTS | (PRIVATE_CONTAINER if show_private else {})
         for metadata in (video.metadata, *(stream.metadata for stream in video.streams)):

@@ -302,7 +302,8 @@ def test_huge(kind: str, plain: dict[str, bytes], tmp_path: Path) -> None:
         if kind == "mp4":  # a box with a size of 64 bits
             file.write((1).to_bytes(4) + b"mdat" + (size - len(plain[kind])).to_bytes(8))
         file.truncate(size)
-    assert read_provenance(tmp_path / "huge").credentials.status in ("none", "not checked")
+    found = read_provenance(tmp_path / "huge", seconds=2)
+    assert found.credentials.status in ("none", "not checked")
 
 
 def test_odd_sources(tmp_path: Path) -> None:
@@ -312,7 +313,7 @@ def test_odd_sources(tmp_path: Path) -> None:
         assert (found.credentials.status, found.facts) == ("not checked", {})
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_damaged(data: st.DataObject) -> None:
     """A change behind the manifest is always seen; one anywhere harms nobody."""
@@ -355,7 +356,17 @@ def make_video_with_tags() -> bytes:
     )
 
 
-@pytest.mark.parametrize("make", [make_picture_with_exif, make_video_with_tags])
+def make_photo_of_a_phone() -> bytes:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    media = io.BytesIO()
+    with PIL.Image.open(io.BytesIO(make_picture_with_exif())) as picture:
+        pillow_heif.from_pillow(picture).save(media, exif=picture.getexif().tobytes())
+    return media.getvalue()
+
+
+@pytest.mark.parametrize(
+    "make", [make_picture_with_exif, make_photo_of_a_phone, make_video_with_tags]
+)
 def test_facts(make: Callable[[], bytes]) -> None:
     media = make()
     found = read_provenance(media)
