@@ -1,6 +1,4 @@
-# The detection and the page. Nothing is fetched when it runs.
-#   docker build --tag deepfake-detect .
-#   docker run --rm --network none --volume "$PWD:/data" --user "$(id -u):$(id -g)" deepfake-detect clip.mp4
+# The page and the command deepfake-detect; how to use it: docs/container.md. Nothing is fetched when it runs.
 FROM python:3.13-slim AS build
 COPY . /clone
 RUN pip install --no-cache-dir uv && sh /clone/docker/install.sh /opt/deepfake-detect
@@ -13,4 +11,4 @@ USER checker
 WORKDIR /data
 EXPOSE 7860
 HEALTHCHECK CMD ["python", "-c", "import urllib.request as web; web.urlopen('http://127.0.0.1:7860/health', timeout=5)"]
-ENTRYPOINT ["deepfake-detect"]
+CMD ["deepfake-detect-page", "--host", "0.0.0.0", "--no-open-browser", "--api"]
