@@ -11,9 +11,11 @@ It prints nothing, and writes nothing but what write_report and write_marked_cop
 from __future__ import annotations
 
 import datetime
+import functools
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -41,8 +43,8 @@ from deepfake_detect.errors import (
     SourceTooLargeError,
     SourceUnreadableError,
 )
-from deepfake_detect.files import write_whole
-from deepfake_detect.inputs import read_ahead
+from deepfake_detect.files import check_plain_file, write_whole
+from deepfake_detect.inputs import read_ahead, read_picture
 from deepfake_detect.provenance import Provenance, read_provenance
 from deepfake_detect.result import Evidence, Face, Failure, Result
 from deepfake_detect.search import CONFIDENCE, USUAL, Way, find_faces, list_tried, look_again
@@ -52,6 +54,7 @@ from deepfake_detect.source import (
     Source,
     batch_frames,
     open_source,
+    read_state,
     translate,
 )
 from deepfake_detect.tracks import join_tracks
@@ -77,6 +80,7 @@ LOOKING, AGAIN, DRAWING = "Looking for faces", "Looking again", "Drawing the mar
 SECOND_LOOK = (0, 3, 9)  # scored frames that are looked at again where no face was found
 STILL_WIDTH = 1280  # pixels of the most suspicious frame, which a report shows
 MOST_EXTRA = 60  # frames scored for short shots; of long videos as many as were scored before
+LARGEST_VIDEO = 5_000_000  # bytes inside a report
 CLOSER = 4  # times as many frames a second of a short shot
 
 
@@ -185,7 +189,7 @@ class Detector:
             source: a path, the bytes of a file, a file open for reading, a picture (BGR uint8
                 (height, width, 3)), or the frames of a video with their seconds, all of which are
                 scored
-            name: shown in the result; None takes that of the file
+            name: shown in the result; None takes the path as it was given
             progress: called with the phase, and how much of all is done; never above all
             cancelled: asked between frames; True stops
 
@@ -199,7 +203,7 @@ class Detector:
                 said = thread.submit(read_claims, opened)
                 result = self._check(opened, watch)
                 opened.check_unchanged()
-                return fill_in(result, provenance=said.result())
+                return replace(result, provenance=said.result())
         except DetectionError:
             raise
         except MemoryError as error:
@@ -228,7 +232,8 @@ class Detector:
                 raise
             except DetectionError as error:
                 is_path = isinstance(source, str | Path)
-                yield Failure(str(source) if is_path else f"source {number}", str(error), error)
+                name = str(source) if is_path else f"source {number}"
+                yield Failure(name, describe_error(error), error)
 
     def _check(self, opened: Opened, watch: Watch) -> Result:
         """Look at the frames, again where that was not enough, and judge what was seen."""
@@ -357,6 +362,7 @@ class Detector:
         size = self.model.decision.image_size
         evidence = Evidence(
             source=opened.source,
+            state=opened.state,
             crops=np.array([crop for _, crop, _ in seen.worst]).reshape(-1, size, size, 3),
             heat=np.array([places for _, _, places in seen.worst]),
             crop_faces=tuple(worst),
@@ -408,7 +414,7 @@ class Detector:
             download: address of the report as a file. Where it is given, the HTML is an <article>
                 for another page, without a head
         """
-        from deepfake_detect import report  # Jinja is loaded where a report is asked for
+        from deepfake_detect import report  # loads Jinja, which a check does not need
 
         content = report.collect(result, self.model)
         return report.render(content | {"video": video, "download": download})
@@ -419,15 +425,14 @@ class Detector:
         Args:
             result: from check
             path: of the file
-            video: put a small marked video inside; it is read and encoded for that
+            video: put a small marked video inside, for which the source is read again; where that
+                cannot be done, the most suspicious frame is shown
 
         Raises:
             OSError: it cannot be written.
         """
-        from deepfake_detect import report
-
-        page = self.render_report(result, video=report.embed_video(result) if video else None)
-        data = page.encode("utf-8", "replace")
+        small = embed_video(result) if video and result.kind == "video" else None
+        data = self.render_report(result, video=small).encode("utf-8", "replace")
         write_whole(Path(path), lambda partial: partial.write_bytes(data))
 
     def write_marked_copy(
@@ -444,12 +449,69 @@ class Detector:
             what a reader should know about the copy, such as that it has no sound
 
         Raises:
+            CancelledError: the caller asked to stop
             OSError, ValueError: it cannot be written, or its source cannot be read again.
         """
         from deepfake_detect import marked_video
 
-        watch = Watch(progress, cancelled)
-        return marked_video.write_marked_copy(result, Path(path), watch)
+        watch, notes = Watch(progress, cancelled), []
+        source = find_source(result)
+        boxes_at = marked_video.interpolate(result.tracks)
+
+        def write(partial: Path) -> None:
+            if result.kind == "video":
+                step = functools.partial(watch.step, DRAWING)
+                marked_video.write_marked_video(source, boxes_at, partial, notes, progress=step)
+                return
+            picture = source
+            if not isinstance(picture, np.ndarray):
+                picture = read_picture(source, self.settings.most_pixels)
+            marked_video.write_marked_picture(picture.copy(), boxes_at(0.0), partial)
+
+        write_whole(Path(path), write)
+        return notes
+
+
+def find_source(result: Result) -> Path | bytes | np.ndarray:
+    """Return what a result was made from, to read it once more.
+
+    Raises:
+        ValueError: it can be read only once
+        SourceChangedError: it is not the file that was checked
+    """
+    evidence = result.evidence
+    if evidence is None or not isinstance(evidence.source, Path | bytes | np.ndarray):
+        raise SourceUnreadableError(
+            "its frames were given one by one, so they cannot be read again"
+        )
+    if isinstance(evidence.source, Path):
+        check_plain_file(evidence.source)
+        if evidence.state != read_state(evidence.source):
+            raise SourceChangedError("it changed since it was checked")
+    return evidence.source
+
+
+def embed_video(result: Result) -> str | None:
+    """Make the small marked video of a report, as a data: address; None where it cannot be made.
+
+    The most suspicious moments are shown in full, the rest at a few frames a second.
+    """
+    from deepfake_detect import marked_video, report
+
+    spans = [(face.seconds, face.seconds) for _, face in result.evidence.crop_faces]
+    spans += [
+        (track.part.first_seconds, track.part.last_seconds) for track in result.tracks if track.part
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "small.mp4"
+        try:
+            boxes_at = marked_video.interpolate(result.tracks)
+            marked_video.write_small_copy(find_source(result), boxes_at, spans, path)
+            if path.stat().st_size <= LARGEST_VIDEO:
+                return report.embed(path.read_bytes(), "video/mp4")
+        except (OSError, ValueError):
+            return None
+    return None
 
 
 def merge(seen: Seen, more: Seen, explained: int) -> Seen:
@@ -487,8 +549,3 @@ def read_claims(opened: Opened) -> Provenance | None:
     if isinstance(opened.source, Path | bytes):
         return read_provenance(opened.source)
     return None
-
-
-def fill_in(result: Result, **values: object) -> Result:
-    """Return a result with some values of its own."""
-    return Result(**(vars(result) | values))

@@ -24,12 +24,15 @@ from deepfake_detect.detection_model import DetectionModel
 from deepfake_detect.result import (
     FAKE,
     NO_FACE,
+    NOT_CHECKED,
     REAL,
     UNDECIDED,
     Face,
+    Failure,
     Part,
     Result,
     Track,
+    count_verdicts,
     to_score,
 )
 from deepfake_detect.shipped import find_shipped
@@ -38,7 +41,7 @@ TIMELINES = 8  # the most suspicious faces are drawn over time
 MOST_POINTS = 600  # drawn of each; of more, the most suspicious of each stretch
 MOST_ROWS = 3000  # of the table of all faces
 PICTURE_WIDTH = 960  # pixels of the still
-SIGNS = {FAKE: "▲", REAL: "○", UNDECIDED: "◇", NO_FACE: "□"}
+SIGNS = {FAKE: "▲", REAL: "○", UNDECIDED: "◇", NO_FACE: "□", NOT_CHECKED: "✕"}
 TONES = {FAKE: "fake", REAL: "real"}
 BAD_FILE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
 BAD_FILE += (RecursionError,)  # what reading a damaged or made-up JSON file can raise
@@ -75,8 +78,8 @@ def collect(result: Result, model: DetectionModel) -> dict:
     rates = find_rates(measured, result.kind, result.verdict)
     return {
         "result": result,
-        "json": result.to_dict(),
-        "name": printable(result.name),
+        "json": result.to_dict() | {"file": Path(result.name).name},  # no folders of this machine
+        "name": printable(Path(result.name).name),
         "track": track,
         "drawn": [(one, thin_out(one.faces)) for one in drawn],
         "faces": [(one, face) for one in result.tracks for face in one.faces][:MOST_ROWS],
@@ -106,8 +109,25 @@ def render(content: dict) -> str:
     return load_template().render(content)
 
 
+def render_index(results: list[Result | Failure], links: list[str], there: list[bool]) -> str:
+    """Fill in templates/detections.html: a table of several results.
+
+    Args:
+        results: of a run
+        links: addresses of their reports
+        there: whether a report was written
+    """
+    rows = [
+        (result, printable(Path(result.name).name), link if has_report else None)
+        for result, link, has_report in zip(results, links, there, strict=True)
+    ]
+    order = [FAKE, UNDECIDED, REAL, NO_FACE, NOT_CHECKED]
+    rows.sort(key=lambda row: order.index(row[0].verdict))
+    return load_template("detections.html").render(rows=rows, counts=count_verdicts(results))
+
+
 @functools.cache
-def load_template() -> jinja2.Template:
+def load_template(name: str = "report.html") -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(find_shipped("templates")),
         autoescape=True,
@@ -122,7 +142,7 @@ def load_template() -> jinja2.Template:
         "printable": printable,
     }
     environment.globals |= {"signs": SIGNS, "tones": TONES}
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 # --- Words ----------------------------------------------------------------------------------------

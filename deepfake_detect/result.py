@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class Evidence:
 
     Attributes:
         source: what was checked
+        state: of its file when it was checked, see source.read_state; None where there is none
         crops: the most suspicious crops, RGB uint8 (n, size, size, 3), worst first
         heat: what each place of a crop added to the logit of p_fake, float32 (n, k, k)
         crop_faces: the track's number and the face of each crop
@@ -134,6 +135,7 @@ class Evidence:
     """
 
     source: object
+    state: tuple[int, ...] | None
     crops: np.ndarray
     heat: np.ndarray
     crop_faces: tuple[tuple[int, Face], ...]
@@ -208,6 +210,10 @@ class Result:
     @property
     def faces_judged(self) -> int:
         return sum(track.judged for track in self.tracks)
+
+    def with_notes(self, notes: Iterable[str]) -> Result:
+        """Return the same result with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
 
     def to_dict(self) -> dict:
         """Give all of it but the pictures as plain values: the JSON of 06-detect-deepfake.py."""

@@ -38,7 +38,8 @@ class Opened:
         sha256, size: of its bytes; None where there are none
         notes: what is not as it should be; grows while frames are read
         seconds: how far the frames went that were read
-        expected: frames that a reading at `rate` gives; None where that is not known
+        picture, video, frames: what is read, one of the three
+        state: of the file, see read_state
     """
 
     source: object
@@ -51,7 +52,7 @@ class Opened:
     video: Video | None = None
     frames: Frames | None = None
     seconds: float = 0.0
-    state: tuple | None = None
+    state: tuple[int, ...] | None = None
 
     def sample(self, rate: float, fewest: int) -> Iterator[Frame]:
         """Yield the frames to score: `rate` a second, and more of a short video.
@@ -174,12 +175,12 @@ def open_file(path: Path, name: str | None, most_pixels: int) -> Opened:
         state = read_state(path)
         if check_kind(path) == "picture":
             data = path.read_bytes()
-            opened = open_bytes(data, name or path.name, most_pixels)
+            opened = open_bytes(data, name or str(path), most_pixels)
         else:
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             video = Video(path, most_pixels=most_pixels)
-            opened = Opened(path, name or path.name, "video", sha256, path.stat().st_size)
+            opened = Opened(path, name or str(path), "video", sha256, path.stat().st_size)
             opened.video = video
     except (DetectionError, MemoryError):
         raise
