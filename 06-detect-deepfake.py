@@ -174,7 +174,7 @@ def write_outputs(
     def write(ending: str, make: Callable[[Path], object]) -> None:
         try:
             output.write(name + ending, make, source)
-        except (OSError, ValueError, MemoryError) as error:
+        except Exception as error:  # of whatever library; it costs this output alone
             notes.append(f"{name}{ending} is not written: {cli.describe_error(error)}")
 
     write(".html", lambda path: detector.write_report(result, path, video=False))
