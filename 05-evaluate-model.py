@@ -347,7 +347,9 @@ def list_clips(folders: tuple[Path, ...]) -> tuple[pd.DataFrame, dict[str, str]]
         sources, list_paths, _ = datasets.find_files(folder, list_rows)
         lists, _ = datasets.read_lists(folder, list_paths, sources, list_rows)
         label, before = folder.resolve().name.lower(), len(clips)
-        for file in inputs.find_inputs([folder]).files:
+        found = inputs.find_inputs([folder])
+        left_out |= {str(one.path): one.reason for one in found.passed_over}
+        for file in found.files:
             clip = {"dataset": "", "method": "", "label": label, "file": str(file)}
             try:
                 below = PurePosixPath(file.relative_to(folder).as_posix())

@@ -10,11 +10,15 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_stops, run_script
+import skimage.data
+from conftest import ROOT, assert_stops, run_script
 from crops import Trained, small_split, trained, write_split
 
+from deepfake_detect import Detector
 from deepfake_detect import crops as crop_files
 from deepfake_detect.decision import Decision, calibrate, check_decision, describe_decision
+from deepfake_detect.files import claim
+from deepfake_detect.measures import KINDS
 from deepfake_detect.model import build_model
 from deepfake_detect.model_file import load_model, read_decision, write_model
 from deepfake_detect.scoring import predict_both_ways
@@ -22,11 +26,14 @@ from deepfake_detect.scoring import predict_both_ways
 evaluate = importlib.import_module("05-evaluate-model")
 
 SCRIPT = "05-evaluate-model.py"
+SHIPPED = ROOT / "weights" / "deepfake-detector.onnx"
 __all__ = ["small_split", "trained"]  # fixtures
 SWEPT = dict(jpeg_qualities=(30,), sizes=(0.5,), blurs=(), noises=(8.0,), brightnesses=())
 
 
-def run(model: Path, split_dirs: tuple[Path, ...], report_dir: Path, **settings: object) -> dict:
+def run(
+    model: Path, split_dirs: tuple[Path, ...] | None, report_dir: Path, **settings: object
+) -> dict:
     """Run 05 on folders of crops, in this process."""
     named = dict(model=model, split_dirs=split_dirs, report_dir=report_dir)
     return evaluate.main(evaluate.Settings(**named, **settings))
@@ -244,6 +251,112 @@ def test_small_and_soft_crops_are_undecided(trained: Trained) -> None:
     strict = Decision(least_sharpness=crops["sharpness"].median())
     scored = evaluate.score_crops(predict, images, strict, 8, crops)
     assert scored["undecided"].sum() == 6
+
+
+# Whole files
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures and a video of a public-domain portrait, one without a face, a broken one, notes."""
+    folder = tmp_path_factory.mktemp("clips")
+    face = cv2.cvtColor(skimage.data.astronaut()[:256, 96:352], cv2.COLOR_RGB2BGR)
+    for name in ("real/a.png", "real/b.jpg", "fake/c.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / name), face)
+    cv2.imwrite(str(folder / "real" / "grey.png"), np.full((64, 64, 3), 128, np.uint8))
+    (folder / "real" / "torn.png").write_bytes((folder / "real" / "a.png").read_bytes()[:999])
+    (folder / "notes.png").write_bytes((folder / "real" / "a.png").read_bytes())  # no label
+    writer = cv2.VideoWriter(
+        str(folder / "fake" / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 8, (256, 256)
+    )
+    for _ in range(8):
+        writer.write(face)
+    writer.release()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checked(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report on whole files, by the model that comes with the project."""
+    folder = tmp_path_factory.mktemp("checked") / "report"
+    metrics = run(SHIPPED, None, folder, clips=(clips,))
+    table = pd.read_csv(folder / "clips.csv", keep_default_na=False)
+    return Report(folder, metrics, table, [clips])
+
+
+def test_verdicts_of_the_detection_are_counted(checked: Report, clips: Path) -> None:
+    counts = checked.metrics["clips"]
+    assert counts == json.loads((checked.folder / "metrics.json").read_text())["clips"]
+    files = {kind: {c: counts[kind][c]["files"] for c in ("real", "fake")} for kind in KINDS}
+    assert files == {"video": {"real": 0, "fake": 1}, "picture": {"real": 3, "fake": 1}}
+    assert counts["picture"]["real"]["no face"] == 1
+    assert list(counts["not_checked"]) == [str(clips / "real" / "torn.png")]
+    assert list(counts["left_out"]) == [str(clips / "notes.png")]
+    assert "--clips" in counts["command"]
+    # The same as the detection says of each file.
+    table = checked.predictions.set_index("file")
+    detector = Detector(SHIPPED)
+    for name in ("real/b.jpg", "fake/v.avi"):
+        row, result = table.loc[str(clips / name)], detector.check(clips / name)
+        assert (row["verdict"], row["kind"]) == (result.verdict, result.kind)
+        assert float(row["p_fake"]) == result.p_fake
+    card = (checked.folder / "README.md").read_text(encoding="utf-8")
+    assert "| 3 real pictures | " in card and " of 3 (" in card
+    assert not (checked.folder / "predictions.csv").exists()
+    named = set(checked.metrics["about_measures"])
+    assert {"clips", "clips KIND", "clips COUNTS"} <= named
+
+
+def test_the_folder_given_may_be_the_label_itself(clips: Path) -> None:
+    listed, left_out = evaluate.list_clips((clips / "fake",))
+    assert sorted(Path(file).name for file in listed["file"]) == ["c.png", "v.avi"]
+    assert set(listed["label"]) == {"fake"} and not left_out
+
+
+def test_clips_in_the_layout_of_a_data_set_have_its_labels(clips: Path, tmp_path: Path) -> None:
+    names = {
+        "original_sequences/youtube/c23/videos/003.avi": ("real", "original"),
+        "manipulated_sequences/FaceSwap/c23/videos/003_000.avi": ("fake", "FaceSwap"),
+    }
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True)
+        shutil.copy(clips / "fake" / "v.avi", tmp_path / name)
+    listed, _ = evaluate.list_clips((tmp_path,))
+    assert set(listed["dataset"]) == {"FaceForensics++"}
+    found = {
+        Path(row.file).relative_to(tmp_path).as_posix(): (row.label, row.method)
+        for row in listed.itertuples()
+    }
+    assert found == names
+
+
+def test_crops_and_clips_may_be_measured_one_after_the_other(
+    checked: Report, clips: Path, tmp_path: Path
+) -> None:
+    """Unless another model was measured in between."""
+    folder = shutil.copytree(checked.folder, tmp_path / "report")
+    write_split(tmp_path / "split", {"test": 1}, crops=1)
+    metrics = run(SHIPPED, (tmp_path / "split",), folder)
+    assert metrics["clips"] == checked.metrics["clips"]
+    assert metrics["groups"] and (folder / "clips.csv").exists()
+    other = dict(metrics["decision"], threshold=0.99)
+    (tmp_path / "other.json").write_text(json.dumps(metrics | {"decision": other}))
+    report = claim(tmp_path / "second", "--report-dir", evaluate.__file__)
+    report.write("metrics.json", lambda path: shutil.copy(tmp_path / "other.json", path))
+    assert run(SHIPPED, (tmp_path / "split",), tmp_path / "second")["clips"] is None
+
+
+def test_onnx_and_keras_give_the_same_scores(tmp_path: Path) -> None:
+    write_split(tmp_path / "split", {"test": 1}, crops=2)
+    onnx, keras = (
+        run(SHIPPED.with_suffix(suffix), (tmp_path / "split",), tmp_path / suffix)
+        for suffix in (".onnx", ".keras")
+    )
+    tables = [pd.read_csv(tmp_path / suffix / "predictions.csv") for suffix in (".onnx", ".keras")]
+    np.testing.assert_allclose(tables[0]["p_real"], tables[1]["p_real"], atol=2e-3)
+    assert onnx["decision"] == keras["decision"]
+    assert onnx["training"]["counts"] == keras["training"]["counts"]
 
 
 # Wrong input
