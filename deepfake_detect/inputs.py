@@ -9,10 +9,8 @@ kind_of(found.files[0]).name      # "video" or "picture"
 from __future__ import annotations
 
 import io
-import math
 import os
 import re
-import sys
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal, NamedTuple, TypeVar
 
 import cv2
@@ -28,12 +25,10 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from deepfake_detect.files import Output, check_plain_file, write_whole
-from deepfake_detect.video import MOST_PIXELS, Source, Video
+from deepfake_detect.files import Output, check_plain_file
+from deepfake_detect.video import MOST_PIXELS, Source
 
 Item = TypeVar("Item")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-CLAIMS = ".detections"  # a file beside the outputs that lists them
 END = object()  # comes after the last item
 HEAD_BYTES = 1024  # at the start of a file that say what kind it is
 LONGEST_NAME = 100  # bytes; an ending is added, and most disks take 255
@@ -350,118 +345,3 @@ def read_ahead(items: Iterator[Item], ahead: int) -> Iterator[Item]:
         while (item := waiting.popleft().result()) is not END:
             waiting.append(thread.submit(run, next, items, END))
             yield item
-
-
-# --- For the present 06 and 08, until they are on deepfake_detect.detector ------------------------
-
-
-def list_inputs(paths: Iterable[Path]) -> list[Path]:
-    """List the files given, and the videos and pictures below the folders given, in order.
-
-    In folders, what this script wrote, or began to write, is left out.
-    """
-    known = (".mp4", ".avi", ".mov", ".mkv", ".webm", *PICTURE_SUFFIXES)
-    files = []
-    for path in paths:
-        if path.is_dir():
-            below = [file for file in path.rglob("*") if file.suffix.lower() in known]
-            claims = {folder: read_claims(folder) for folder in {file.parent for file in below}}
-            below = [file for file in below if file.name not in claims[file.parent]]
-            files += sorted(
-                file for file in below if file.is_file() and not file.stem.endswith(".partial")
-            )
-        else:
-            files.append(path)
-    return list(dict.fromkeys(files))
-
-
-def is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES
-
-
-def guess_frames(path: Path, frames_per_second: float) -> int | None:
-    """Guess how many frames will be scored, for the bar; None where the header does not know."""
-    check_file(path)
-    return math.ceil(Video(path).claimed_seconds * frames_per_second) or None
-
-
-def sample_frames(
-    path: Path, settings: SimpleNamespace, notes: list[str]
-) -> Iterator[tuple[int, float, np.ndarray]]:
-    """Yield the frames to score, BGR uint8 as in the file, with their index and second.
-
-    A picture is one frame. A video that gives too few for a verdict is gone through once more for
-    some in between: how long it is, its header may not know.
-
-    Raises:
-        ValueError, OSError: it cannot be read, does not decode, or has no frames.
-    """
-    check_file(path)
-    if is_picture(path):
-        yield 0, 0.0, read_picture(path, settings.most_pixels, notes)
-        return
-    taken, rate, wanted = set(), settings.frames_per_second, 2 * settings.fewest_frames
-    for _ in range(2):
-        video = Video(path)
-        for index, seconds, frame in video.sampled(rate):
-            if frame is not None and index not in taken:
-                taken.add(index)
-                yield index, seconds, frame
-        if len(taken) >= min(wanted, video.seen_frames):
-            break
-        rate = wanted / video.seen_seconds * (video.seen_frames - 1) / video.seen_frames
-    if not taken:
-        raise ValueError("no frame of it decodes")
-
-
-def check_file(path: Path) -> None:
-    """Refuse what is no file: a pipe or a device may never end.
-
-    Raises:
-        FileNotFoundError: it is no file.
-    """
-    if path.exists() and not path.is_file():
-        raise FileNotFoundError("is a pipe or a device")
-    if not path.is_file():
-        raise FileNotFoundError(
-            "is a broken link" if path.is_symlink() else "there is no such file"
-        )
-
-
-def read_claims(folder: Path) -> set[str]:
-    """Read which files in a folder this script has written."""
-    try:
-        return set((folder / CLAIMS).read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError):
-        return set()
-
-
-def claim_outputs(folder: Path, names: list[str]) -> None:
-    """Delete what earlier runs wrote under these names, and list them as this script's.
-
-    Raises:
-        ValueError: another's file has such a name.
-    """
-    claims, there = read_claims(folder), [name for name in names if os.path.lexists(folder / name)]
-    if foreign := [name for name in there if name not in claims]:
-        raise ValueError(
-            f"{folder / foreign[0]}: this script did not write it, so it stays as it is; move it "
-            "away, or name another folder with --detections-dir."
-        )
-    for name in there:
-        (folder / name).unlink()
-    claims = "".join(f"{name}\n" for name in sorted({*claims, *names}))
-    write_whole(folder / CLAIMS, lambda partial: partial.write_text(claims, encoding="utf-8"))
-
-
-def spell(text: object) -> str:
-    """Spell a name so that a terminal can show it, and is sent no line ends and control codes."""
-    text = str(text) if str(text).isprintable() else ascii(str(text))[1:-1]
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def word_error(error: Exception) -> str:
-    """Say an error in a line, with its kind if it is not of those that scripts raise."""
-    words = " ".join(str(error).split())
-    return words if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {words}"

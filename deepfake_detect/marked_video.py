@@ -1,142 +1,466 @@
-"""Write the copy of a video or picture with a box on every face, for 06-detect-deepfake.py.
+"""Write copies of videos and pictures with a box and a score on every face.
 
-FFmpeg encodes it, as H.264 that browsers play, and copies the sound.
+    boxes_at = interpolate(tracks)                 # a function: seconds -> the boxes then
+    write_marked_video(source, boxes_at, path, notes)
+
+A copy is H.264 that browsers play: every frame at its own time, drawn on as it is decoded, with the
+sound and nothing else of the source. Whatever a viewer sees of it, a strip says what the numbers
+are.
 """
 
 from __future__ import annotations
 
-import importlib
-import re
-import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
+import av
 import cv2
-import imageio_ffmpeg
 import numpy as np
-import pandas as pd
-from tqdm import tqdm
 
-from deepfake_detect import inputs as media
-from deepfake_detect.inputs import spell
+from deepfake_detect.display import image_to_yuv
+from deepfake_detect.inputs import read_ahead
+from deepfake_detect.video import Chooser, Source, Video, choose_by_rate, read_packets
 
-convert = importlib.import_module("01-convert-video-to-image")
-
-PIPE_BYTES = 2**20  # of the pipe to FFmpeg, on Linux; through the usual 64 KiB it takes longer
-AHEAD = 4  # frames that are decoded while those before are drawn on
-
-
-def write_marked_picture(result: dict, most_pixels: int, path: Path) -> None:
-    """Write the picture with its faces marked."""
-    picture = media.read_picture(Path(result["file"]), most_pixels, [])
-    mark_faces(picture, find_boxes(arrange_tracks(result), 0))
-    path.write_bytes(cv2.imencode(".png", picture)[1])
-
-
-def mark_faces(frame: np.ndarray, faces: Iterable[tuple[int, list[float]]]) -> None:
-    """Draw a box, its number and p_fake on each face (see find_boxes) into a frame, BGR uint8."""
-    line = max(2, round(frame.shape[1] / 400))
-    font, size = cv2.FONT_HERSHEY_SIMPLEX, line / 3
-    for number, (x, y, width, height, p_fake) in faces:
-        color = 0, int(255 * min(1, 2 - 2 * p_fake)), int(255 * min(1, 2 * p_fake))  # green to red
-        left, top = round(x), round(y)
-        cv2.rectangle(frame, (left, top), (round(x + width), round(y + height)), color, line)
-        text = f"{number}: {p_fake:.2f}"
-        (text_width, text_height), _ = cv2.getTextSize(text, font, size, line)
-        top = max(0, top - text_height - 3 * line)
-        below = left + text_width + 2 * line, top + text_height + 3 * line
-        cv2.rectangle(frame, (left, top), below, color, cv2.FILLED)
-        at = left + line, top + text_height + line
-        cv2.putText(frame, text, at, font, size, (0, 0, 0), max(1, line // 2))
+WORDS = "DeepFake-Detect: score of this frame, no proof"
+AHEAD = 4  # frames decoded while those before are drawn on
+CLOCK = Fraction(1, 90_000)  # seconds, in which the frames of a copy are timed
+LARGEST_SHARE = 1.25  # bits a second, of those of the source; with the container below 1.5
+FEWEST_BITS = 64_000  # a second; boxes and the strip need some
+QUALITY = "24"  # x264's constant rate factor, where the limit on the bits allows it
+FINE_PIXELS = 1_000_000  # frames up to this many are encoded more thoroughly, for smaller files
+KEY_SECONDS = 2  # a player that is led to a moment decodes at most so many seconds before it
+LONGEST_GAP = 3.0  # seconds without a scored frame over which a box is not interpolated
+SMALL_WIDTH = 640  # pixels of the copy for a report
+SMALL_BYTES = 4_500_000  # that it may have
+SMALL_RATE = 2.0  # frames a second in it outside of the moments that are shown in full
+SMALL_BITS = 1_000_000  # a second, at most
 
 
-def find_boxes(tracks: dict[int, np.ndarray], frame: int) -> Iterator[tuple[int, list[float]]]:
-    """Yield number and x, y, width, height and p_fake of the tracks in a frame.
+class Box(NamedTuple):
+    """A face to mark."""
 
-    Between two frames that were scored they are interpolated.
+    number: int  # of its track
+    x: float  # left edge, pixels of the frame as displayed
+    y: float  # top edge
+    width: float
+    height: float
+    score: int  # 0 to 100
+
+
+class SeenFace(Protocol):
+    """What is needed of a face in a scored frame."""
+
+    seconds: float
+    x: float
+    y: float
+    width: float
+    height: float
+    p_fake: float
+
+
+class SeenTrack(Protocol):
+    """What is needed of a track: its faces in the order of time."""
+
+    number: int
+    faces: Collection[SeenFace]
+
+
+BoxesAt = Callable[[float], Iterable[Box]]
+Progress = Callable[[int, int | None], object]  # called with frames done, and all or None
+
+
+def interpolate(tracks: Iterable[SeenTrack]) -> BoxesAt:
+    """Make a function that gives the boxes at any second; between scored frames they move evenly.
+
+    Where a face was not scored for longer than LONGEST_GAP there is no box in between.
     """
-    for number, (frames, *values) in tracks.items():
-        if frames[0] <= frame <= frames[-1]:
-            yield number, [np.interp(frame, frames, of) for of in values]
+    known = []
+    for track in tracks:
+        rows = [(f.seconds, f.x, f.y, f.width, f.height, f.p_fake) for f in track.faces]
+        known.append((track.number, *np.array(rows, float).T))
+
+    def boxes_at(seconds: float) -> Iterator[Box]:
+        for number, times, *values in known:
+            after = int(np.searchsorted(times, seconds - 1e-6))
+            if after == len(times) or (after == 0 and times[0] > seconds + 1e-6):
+                continue
+            gap = times[after] - times[after - 1] if after else 0
+            if gap <= LONGEST_GAP or abs(times[after] - seconds) < 1e-6:
+                *box, p_fake = (float(np.interp(seconds, times, of)) for of in values)
+                yield Box(number, *box, round(100 * p_fake))
+
+    return boxes_at
 
 
-def arrange_tracks(result: dict) -> dict[int, np.ndarray]:
-    """Arrange the faces of each track for drawing: frame, x, y, width, height, p_fake (6, n)."""
-    sides = ["frame", "x", "y", "width", "height", "p_fake"]
-    return {
-        track["track"]: pd.DataFrame(track["faces"])[sides].to_numpy(float).T
-        for track in result["tracks"]
-    }
+# --- Whole copies ---------------------------------------------------------------------------------
 
 
-def write_marked_video(result: dict, path: Path) -> None:
-    """Write every frame of the video, marked, and its sound where ffmpeg can copy that.
+def write_marked_picture(image: np.ndarray, boxes: Iterable[Box], path: Path) -> None:
+    """Write a picture with its faces marked as PNG; `image` is BGR uint8 and is drawn on."""
+    canvas = Canvas([image], is_yuv=False)
+    canvas.mark(boxes)
+    canvas.add_strip()
+    path.write_bytes(cv2.imencode(".png", image)[1])
+
+
+def write_marked_video(
+    source: Source | Video,
+    boxes_at: BoxesAt,
+    path: Path,
+    notes: list[str],
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Write every frame of a video, marked, at its own time, with the sound.
+
+    Args:
+        source: the video; a Video that was opened with a stream chosen, or threads
+        boxes_at: gives the boxes to draw at a time in seconds since the first frame
+        path: of an .mp4 file
+        notes: gets a sentence if the copy lacks something, such as the sound
+        progress: called after each frame; what it raises ends the writing
 
     Raises:
-        ValueError, OSError: the video cannot be read any more, or ffmpeg does not write it.
+        ValueError, OSError: the video cannot be read, or the copy cannot be written.
     """
-    try:
-        encode_video(result, path, with_sound=True)
-    except OSError as error:
-        encode_video(result, path, with_sound=False)
-        result["notes"].append(f"the marked copy has no sound: {error}")
+    video = source if isinstance(source, Video) else Video(source, threads=0)
+    with MarkedCopy(path, video, notes) as copy:
+        for done, raw in enumerate(read_ahead(video.raw_frames(), AHEAD), 1):
+            copy.add(raw.seconds, raw.to_yuv(), boxes_at(raw.seconds))
+            if progress:
+                progress(done, video.claimed_frames or None)
 
 
-def encode_video(result: dict, path: Path, with_sound: bool) -> None:
-    """Write the marked video as H.264 that browsers play.
+def write_small_copy(
+    source: Source | Video,
+    boxes_at: BoxesAt,
+    moments: Collection[tuple[float, float]],
+    path: Path,
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Write a small marked copy without sound, for a report: below 5 MB if it is not very long.
 
-    It plays at the average frame rate, so the sound of one of varying rate may drift a little.
+    Args:
+        source, boxes_at, path, progress: as in write_marked_video
+        moments: first and last second of the parts in which every frame is shown; two frames a
+            second elsewhere
 
     Raises:
-        ValueError, OSError: the video cannot be read any more, or ffmpeg does not write it.
+        ValueError, OSError: the video cannot be read, or the copy cannot be written.
     """
-    source, size = Path(result["file"]), (result["width"], result["height"])
-    media.check_file(source)
-    video, tracks = convert.open_video(source), arrange_tracks(result)
-    rate = video.get(cv2.CAP_PROP_FPS)
-    rate = rate if 1 <= rate <= 240 else 25  # what players can do; some headers know nothing
-    odd = size[0] % 2, size[1] % 2  # H.264 has a colour for two by two pixels
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "rawvideo"]
-    command += ["-pix_fmt", "yuv420p", "-s", f"{size[0] + odd[0]}x{size[1] + odd[1]}"]
-    command += ["-r", str(rate), "-i", "-"]
-    if with_sound:  # as it is where browsers play it
-        command += ["-protocol_whitelist", "file", "-format_whitelist", convert.CONTAINERS]
-        said = convert.run_ffmpeg(source, "-v", "info").stderr.decode(errors="replace")
-        codec = "copy" if set(re.findall(r"Audio: (\w+)", said)) == {"aac"} else "aac"
-        command += ["-i", f"file:{source.absolute()}", "-map", "0:v", "-map", "1:a?", "-c:a", codec]
-    # At this preset the file is twice as large as at "veryfast", and there in 40 % of the time.
-    # One quantiser throughout takes a quarter less time than the search for each frame's, and looks
-    # as good (SSIM 0.993 for 0.994).
-    # A player that is led to a moment, such as by a point in the report, decodes 60 frames at most.
-    command += ["-c:v", "libx264", "-preset", "ultrafast", "-qp", "22", "-g", "60"]
-    command += ["-movflags", "+faststart", f"file:{path.absolute()}"]
-    # Its messages go to a file: a pipe, which nobody reads meanwhile, would fill and stop both.
-    with (
-        tempfile.TemporaryFile() as messages,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stderr=messages, pipesize=PIPE_BYTES
-        ) as encoder,
-    ):
+    video = source if isinstance(source, Video) else Video(source, threads=0)
+    bits = min(SMALL_BITS, 8 * SMALL_BYTES / max(1.0, video.claimed_seconds))
+    spans = [(first - 0.5, last + 0.5) for first, last in moments]
+
+    def make_chooser() -> Chooser:
+        is_due = choose_by_rate(SMALL_RATE)
+        return lambda index, seconds: (
+            is_due(index, seconds) or any(first <= seconds <= last for first, last in spans)
+        )
+
+    with MarkedCopy(path, video, None, bits_per_second=bits) as copy:
+        for done, frame in enumerate(read_ahead(video.chosen(make_chooser), AHEAD), 1):
+            scale = min(1, SMALL_WIDTH / frame.image.shape[1])
+            image = cv2.resize(frame.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            boxes = (
+                Box(number, *(scale * side for side in box), score)
+                for number, *box, score in boxes_at(frame.seconds)
+            )
+            copy.add(frame.seconds, image, boxes)
+            if progress:
+                progress(done, None)
+
+
+class MarkedCopy:
+    """An .mp4 file to which frames are added in turn.
+
+    It can be fed with frames that are decoded for something else, too: `add` each frame of
+    Video.raw_frames (`to_yuv()`), or an image, once its boxes are known.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        video: Video,
+        notes: list[str] | None,
+        *,
+        bits_per_second: float | None = None,
+    ) -> None:
+        """Open the file.
+
+        Args:
+            path: of the copy; replaced if it is there
+            video: that is copied
+            notes: gets a sentence if the sound cannot be copied; None leaves the sound out
+            bits_per_second: at most, for the pictures; None allows 1.25 times those of the video
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.video, self.notes = video, notes
+        self.bits = bits_per_second or limit_bits(video)
+        self.stream: av.VideoStream | None = None
+        self.sound: Sound | None = None
+        self.last = -1
+        with as_os_errors():
+            self.file = av.open(
+                f"file:{path.absolute()}", "w", format="mp4", options={"movflags": "+faststart"}
+            )
+
+    def __enter__(self) -> MarkedCopy:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        self.close(complete=error is None)
+
+    def add(self, seconds: float, frame: av.VideoFrame | np.ndarray, boxes: Iterable[Box]) -> None:
+        """Mark a frame and add it.
+
+        Args:
+            seconds: since the first frame; later than that of the frame before
+            frame: of YUV 4:2:0 with an even size, which is drawn on, or BGR uint8
+            boxes: in pixels of the frame
+        """
+        if isinstance(frame, np.ndarray):
+            frame = image_to_yuv(frame)
+        if self.stream is None:
+            self._begin(frame)
+        size = self.stream.width, self.stream.height
+        if (frame.width, frame.height) != size:
+            frame = frame.reformat(*size, interpolation="AREA")
+        canvas = Canvas(planes_of(frame), is_yuv=True)
+        canvas.mark(boxes)
+        canvas.add_strip()
+        self.last = max(self.last + 1, round(seconds / CLOCK))
+        frame.pts, frame.time_base, frame.pict_type = self.last, CLOCK, 0
+        with as_os_errors():
+            if self.sound:
+                self.sound.copy_until(seconds)
+            self.file.mux(self.stream.encode(frame))
+
+    def close(self, complete: bool = True) -> None:
+        """Write what is left, and close the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with as_os_errors():
+            try:
+                if complete and self.stream is not None:
+                    if self.sound:
+                        self.sound.copy_until(math.inf)
+                    self.file.mux(self.stream.encode(None))
+            finally:
+                if complete:
+                    self.file.close()
+                else:
+                    with suppress(av.FFmpegError):
+                        self.file.close()
+
+    def _begin(self, frame: av.VideoFrame) -> None:
+        """Set up the encoder for frames like the first, and find the sound."""
+        rate = self.video.rate if 1 <= self.video.rate <= 240 else 25
+        fine = frame.width * frame.height <= FINE_PIXELS
+        options = {"preset": "superfast" if fine else "ultrafast", "crf": QUALITY}
+        if self.bits:
+            options |= {"maxrate": str(int(self.bits)), "bufsize": str(int(self.bits))}
+        self.stream = self.file.add_stream("libx264", round(rate), options=options)
+        encoder = self.stream.codec_context
+        encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuv420p"
+        encoder.time_base, encoder.gop_size = CLOCK, max(1, round(KEY_SECONDS * rate))
+        encoder.thread_count = 0  # as many as there are cores
+        encoder.colorspace, encoder.color_range = frame.colorspace, frame.color_range
+        encoder.color_primaries, encoder.color_trc = frame.color_primaries, frame.color_trc
+        if self.notes is not None:
+            self.sound = Sound(self.video, self.file, self.notes)
+
+
+class Sound:
+    """The first sound of a video: copied if it is AAC, which browsers play, else encoded as AAC."""
+
+    def __init__(
+        self, video: Video, target: av.container.OutputContainer, notes: list[str]
+    ) -> None:
+        self.target, self.notes, self.start = target, notes, video.start
+        self.packets: Iterator[av.Packet] = iter(())
         try:
-            frames = media.read_ahead(convert.read_frames(video, None, None), AHEAD)
-            total = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or None
-            bar = tqdm(frames, spell(source.name), total, unit="frame", leave=False)
-            for index, _, _, frame in bar:
-                if frame is not None:
-                    mark_faces(frame, find_boxes(tracks, index))
-                    if frame.shape[1::-1] != size:
-                        frame = cv2.resize(frame, size)
-                    if any(odd):
-                        frame = cv2.copyMakeBorder(frame, 0, odd[1], 0, odd[0], cv2.BORDER_CONSTANT)
-                    # OpenCV's conversion takes a third of the time of FFmpeg's, for half the bytes.
-                    encoder.stdin.write(cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420).data)
-            encoder.stdin.close()
-        except BrokenPipeError:  # ffmpeg has ended, and says why
-            with suppress(BrokenPipeError):
-                encoder.stdin.close()  # it would be tried again at the end of `with`
-        if encoder.wait():
-            messages.seek(0)
-            said = messages.read().decode(errors="replace").strip().splitlines()
-            raise OSError(said[-1] if said else f"ffmpeg was ended ({encoder.returncode})")
+            source = video.open_container()
+            if source.streams.audio:
+                self.packets = self._read(source, source.streams.audio[0])
+        except (av.FFmpegError, ValueError, OSError) as error:
+            self._give_up(error)
+        self.waiting = self._next()
+
+    def copy_until(self, seconds: float) -> None:
+        """Add the sound up to a time of the video.
+
+        Raises:
+            av.FFmpegError: it cannot be written.
+        """
+        while self.waiting and (self.waiting.pts or 0) * self.waiting.time_base <= seconds:
+            self.target.mux(self.waiting)
+            self.waiting = self._next()
+
+    def _next(self) -> av.Packet | None:
+        try:
+            return next(self.packets, None)
+        except (av.FFmpegError, ValueError, OSError) as error:
+            self._give_up(error)
+            return None
+
+    def _give_up(self, error: Exception) -> None:
+        self.packets = iter(())
+        self.notes.append(f"the marked copy lacks sound: {error}")
+
+    def _read(
+        self, source: av.container.InputContainer, stream: av.AudioStream
+    ) -> Iterator[av.Packet]:
+        """Yield the packets of the copy, timed from the first frame of the video."""
+        if stream.codec_context is None:
+            raise ValueError("its codec is not known")
+        if stream.codec_context.name == "aac":
+            made = self.target.add_stream_from_template(stream)
+            return self._copy(source, stream, made)
+        made = self.target.add_stream("aac", stream.rate or 48_000)
+        made.codec_context.layout = "mono" if stream.channels == 1 else "stereo"
+        made.codec_context.open()
+        return self._encode(source, stream, made)
+
+    def _copy(
+        self, source: av.container.InputContainer, stream: av.AudioStream, made: av.AudioStream
+    ) -> Iterator[av.Packet]:
+        shift = round(self.start / stream.time_base)
+        for packet in read_packets(source, stream):
+            if packet.dts is not None and packet.size:
+                packet.dts -= shift
+                packet.pts = packet.dts if packet.pts is None else packet.pts - shift
+                if packet.pts >= 0:
+                    packet.stream = made
+                    yield packet
+
+    def _encode(
+        self, source: av.container.InputContainer, stream: av.AudioStream, made: av.AudioStream
+    ) -> Iterator[av.Packet]:
+        encoder = made.codec_context
+        resampler = av.AudioResampler(
+            encoder.format, encoder.layout, encoder.rate, frame_size=encoder.frame_size
+        )
+        now = 0  # samples; where sound is missing, the time goes on
+        for frame in decode_sound(source, stream):
+            for piece in resampler.resample(frame):
+                now = max(now, round(((piece.time or 0) - self.start) * encoder.rate))
+                piece.pts, piece.time_base = now, Fraction(1, encoder.rate)
+                now += piece.samples
+                yield from made.encode(piece)
+        yield from made.encode(None)
+
+
+def decode_sound(
+    source: av.container.InputContainer, stream: av.AudioStream
+) -> Iterator[av.AudioFrame | None]:
+    """Yield the frames of a sound, and None after the last; damaged ones are left out."""
+    for packet in read_packets(source, stream):
+        with suppress(av.FFmpegError):
+            yield from packet.decode()
+    yield None
+
+
+# --- Drawing --------------------------------------------------------------------------------------
+
+
+class Canvas:
+    """An image to draw on: one plane of BGR, or the three of YUV 4:2:0."""
+
+    def __init__(self, planes: list[np.ndarray], is_yuv: bool) -> None:
+        self.planes, self.is_yuv = planes, is_yuv
+        self.height, self.width = planes[0].shape[:2]
+
+    def mark(self, boxes: Iterable[Box]) -> None:
+        """Draw a box, and on it the number of the face and its score, 0 to 100."""
+        line = max(2, round(self.width / 400))
+        font, size = cv2.FONT_HERSHEY_SIMPLEX, line / 3
+        for number, x, y, width, height, score in boxes:
+            share = min(1.0, max(0.0, score / 100))
+            bgr = 0, int(255 * min(1, 2 - 2 * share)), int(255 * min(1, 2 * share))  # green to red
+            self._rectangle(x, y, x + width, y + height, bgr, line)
+            text = f"{number}: {score}"
+            (text_width, text_height), _ = cv2.getTextSize(text, font, size, line)
+            top = max(0, y - text_height - 3 * line)
+            right, below = x + text_width + 2 * line, top + text_height + 3 * line
+            self._rectangle(x, top, right, below, bgr, cv2.FILLED)
+            at = round(x) + line, round(top) + text_height + line
+            black = 16 if self.is_yuv else (0, 0, 0)
+            cv2.putText(self.planes[0], text, at, font, size, black, max(1, line // 2))
+
+    def add_strip(self) -> None:
+        """Write over the lower edge what the numbers are."""
+        strip = draw_strip(self.width, self.height, self.is_yuv)
+        self.planes[0][-len(strip) :] = strip
+        for plane in self.planes[1:]:
+            plane[-(len(strip) // 2) :] = 128  # grey
+
+    def _rectangle(
+        self, left: float, top: float, right: float, below: float, bgr: tuple, line: int
+    ) -> None:
+        colours = to_yuv_colour(bgr) if self.is_yuv else [bgr]
+        for plane, colour in zip(self.planes, colours, strict=True):
+            shrink = self.height / plane.shape[0]
+            first, last = (
+                (round(across / shrink), round(down / shrink))
+                for across, down in ((left, top), (right, below))
+            )
+            cv2.rectangle(plane, first, last, colour, line if line < 0 else round(line / shrink))
+
+
+@cache
+def draw_strip(width: int, height: int, is_yuv: bool) -> np.ndarray:
+    """Draw the strip: uint8 (rows, width) of brightness, or (rows, width, 3); rows are even."""
+    rows = 2 * max(6, round(height / 50))
+    dark, bright = (16, 235) if is_yuv else (0, 255)
+    strip = np.full((rows, width), dark, np.uint8)
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, rows / 40
+    (wide, high), _ = cv2.getTextSize(WORDS, font, size, 1)
+    size *= min(1, (width - 8) / wide)
+    at = 4, (rows + round(high * min(1, (width - 8) / wide))) // 2
+    cv2.putText(strip, WORDS, at, font, size, bright, max(1, round(rows / 40)), cv2.LINE_AA)
+    return strip if is_yuv else np.repeat(strip[..., None], 3, axis=2)
+
+
+@cache
+def to_yuv_colour(bgr: tuple[int, int, int]) -> list[int]:
+    """Convert a colour to Y, U and V, ITU-R BT.601."""
+    return cv2.cvtColor(np.uint8([[bgr]]), cv2.COLOR_BGR2YUV)[0, 0].tolist()
+
+
+def planes_of(frame: av.VideoFrame) -> list[np.ndarray]:
+    """Return the planes of a frame of YUV 4:2:0 to draw on, uint8 (height, width)."""
+    return [
+        np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+        for plane in frame.planes
+    ]
+
+
+# --- The file -------------------------------------------------------------------------------------
+
+
+def limit_bits(video: Video) -> float | None:
+    """Return the bits a second that a copy may have; None if the length is not known."""
+    size = video.file_size()
+    if not size or not video.claimed_seconds:
+        return None
+    return max(FEWEST_BITS, LARGEST_SHARE * 8 * size / video.claimed_seconds)
+
+
+@contextmanager
+def as_os_errors() -> Iterator[None]:
+    """Raise an error of FFmpeg as an OSError with its text."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise OSError(error.errno, error.strerror or "FFmpeg failed") from error

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -19,12 +19,9 @@ import av
 import av.logging
 import cv2
 import numpy as np
-from av.filter import Graph
-from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 
-from deepfake_detect.tone_mapping import map_to_sdr
+from deepfake_detect.display import Display, deinterlace, image_to_yuv
 
 av.logging.set_libav_level(av.logging.PANIC)  # what is wrong with a file is said once, by us
 
@@ -35,7 +32,6 @@ FRAME_SECONDS = 1 / 25  # of a frame without a usable time stamp, and of a still
 LONGEST_VIDEO = 864_000  # seconds, 10 days; a time stamp beyond that is not believed
 MISSING_SHARE = 0.02  # of the frames or seconds claimed; if fewer are missing, that is not said
 READ_ERRORS = 100  # damaged places in a container after which reading ends
-LONGEST_PIXEL = 4  # width to height of a pixel, or the inverse; more is not believed
 PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")  # of covers, beside a video
 APART = (  # streams that are not the video
     Disposition.attached_pic
@@ -47,9 +43,8 @@ APART = (  # streams that are not the video
 # no other frame is predicted from: in H.264 those with nal_ref_idc 0 (ITU-T H.264, 7.4.1).
 EXACT_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 EXACT_CODECS = "h264", "hevc"
-PQ = 16  # AVCOL_TRC_SMPTE2084
-UNKNOWN_COLOURS = 14, 15  # AVCOL_SPC_ICTCP, AVCOL_SPC_IPT_C2: Dolby Vision without a base layer
 
+READING = threading.Lock()  # of file objects, which have but one place
 Source = Path | bytes | BinaryIO
 Chooser = Callable[[int, float], bool]  # is this frame wanted? Asked for each frame, in order
 
@@ -60,6 +55,26 @@ class Frame(NamedTuple):
     index: int  # its number, from 0, among the frames that can be read; a label, not a time
     seconds: float  # since the first frame
     image: np.ndarray | None  # BGR uint8 (height, width, 3) as displayed; None if it is damaged
+
+
+class RawFrame(NamedTuple):
+    """A decoded frame that is not converted yet."""
+
+    index: int
+    seconds: float
+    picture: av.VideoFrame
+    display: Display
+
+    def to_bgr(self) -> np.ndarray:
+        """Convert it to BGR uint8 (height, width, 3) as displayed."""
+        return self.display.to_bgr(self.picture)
+
+    def to_yuv(self) -> av.VideoFrame:
+        """Convert it to a frame of YUV 4:2:0 as displayed, to draw on; its size is even."""
+        if self.display.is_plain(self.picture):
+            self.picture.make_writable()  # a copy where the decoder still needs the frame
+            return self.picture
+        return image_to_yuv(self.to_bgr())
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,7 @@ class Video:
         rate: average frames a second that the file claims, 0 if unknown
         claimed_frames, claimed_seconds: that the file claims, 0 if unknown
         notes: sentences about what is not shown right or not looked at; may grow while reading
+        start: time stamp of the first frame in the file, in seconds; known once it was read
         seen_frames, seen_seconds: read so far, by the latest run of `frames` or `sampled`
         lost_frames: that did not decode in it
 
@@ -108,10 +124,10 @@ class Video:
         self.notes: list[str] = []
         self.stills = list_stills(source) if isinstance(source, Path) and source.is_dir() else None
         self._size: tuple[int, int] | None = None
-        self._pixels = VideoReformatter()
+        self.start = 0.0
         self._start_counting()
         if self.stills is None:
-            with self._open() as container:
+            with self.open_container() as container:
                 self.streams = list_streams(container)
                 self.stream = choose_stream(self.streams, stream)
                 self._read_claims(container)
@@ -147,7 +163,14 @@ class Video:
             ValueError: not one frame decodes.
             OSError: the file cannot be read any more.
         """
-        yield from self._read_whole(lambda index, seconds: True)
+        if self.stills is not None:
+            yield from self._read_stills(lambda index, seconds: True)
+        else:
+            yield from map(self._convert, self.raw_frames())
+
+    def raw_frames(self) -> Iterator[RawFrame]:
+        """Yield every frame of a file before it is converted; otherwise as `frames`."""
+        yield from self._decode_all(lambda index, seconds: True)
 
     def sampled(
         self,
@@ -173,24 +196,43 @@ class Video:
                 return choose_by_rate(frames_per_second)
             return choose_by_time(times) if times else choose_by_index(indices)
 
+        yield from self.chosen(make_chooser)
+
+    def chosen(self, make_chooser: Callable[[], Chooser]) -> Iterator[Frame]:
+        """Yield the frames that a chooser wants, as `sampled`.
+
+        Args:
+            make_chooser: makes a function that is called with the index and the seconds of each
+                frame in turn and returns whether it is wanted
+        """
         if self.stills is not None:
-            yield from self._read_whole(make_chooser())
+            yield from self._read_stills(make_chooser())
             return
         last = -1.0
         with suppress(Inexact, av.FFmpegError):
-            for frame in self._read_sparsely(make_chooser()):
-                last = frame.seconds
-                yield frame
+            for raw in self._decode_needed(make_chooser()):
+                yield self._convert(raw)
+                last = raw.seconds
             return
-        for frame in self._read_whole(make_chooser()):
-            if frame.seconds > last:
-                yield frame
+        for raw in self._decode_all(make_chooser()):
+            if raw.seconds > last:
+                yield self._convert(raw)
+
+    def file_size(self) -> int:
+        """Return the bytes of the file; 0 for stills."""
+        if self.stills is not None:
+            return 0
+        if isinstance(self.source, Path):
+            return self.source.stat().st_size
+        return (
+            len(self.source) if isinstance(self.source, bytes) else OwnPlace(self.source).seek(0, 2)
+        )
 
     def list_times(self) -> list[float] | None:
         """Return the seconds of every frame without decoding; None where they are not exact."""
         if self.stills is not None:
             return [FRAME_SECONDS * index for index in range(len(self.stills))]
-        with suppress(Inexact, av.FFmpegError), self._open() as container:
+        with suppress(Inexact, av.FFmpegError), self.open_container() as container:
             return [seconds for _, seconds in list_stamps(container, self.stream)]
         return None
 
@@ -210,7 +252,7 @@ class Video:
 
     # --- The file ---------------------------------------------------------------------------------
 
-    def _open(self) -> av.container.InputContainer:
+    def open_container(self) -> av.container.InputContainer:
         """Open the file for reading from its start."""
         source = self.source
         if isinstance(source, Path):
@@ -220,7 +262,7 @@ class Video:
         elif isinstance(source, bytes):
             source = io.BytesIO(source)
         else:
-            source.seek(0)
+            source = OwnPlace(source)
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         options |= {"max_pixels": str(self.most_pixels)}
         try:
@@ -253,7 +295,7 @@ class Video:
         those one is cut off if no stream, such as the sound, reaches the end claimed.
         """
         try:
-            with self._open() as container:
+            with self.open_container() as container:
                 if container.format.name == "avi":
                     return True
                 if container.format.name == EXACT_CONTAINERS[0]:
@@ -286,25 +328,34 @@ class Video:
     def _count(self, index: int, seconds: float) -> None:
         self.seen_frames, self.seen_seconds = index + 1, seconds
 
-    def _read_whole(self, wanted: Chooser) -> Iterator[Frame]:
+    def _convert(self, raw: RawFrame) -> Frame:
+        image = raw.to_bgr()
+        self._size = self._size or image.shape[1::-1]
+        return Frame(raw.index, raw.seconds, image)
+
+    def _read_stills(self, wanted: Chooser) -> Iterator[Frame]:
+        """Read the stills that are wanted."""
+        self._start_counting()
+        for index, path in enumerate(self.stills):
+            self._count(index, FRAME_SECONDS * index)
+            if wanted(index, self.seen_seconds):
+                image = read_still(path)
+                self.lost_frames += image is None
+                yield Frame(index, self.seen_seconds, image)
+
+    def _decode_all(self, wanted: Chooser) -> Iterator[RawFrame]:
         """Decode every frame and yield those that are wanted."""
         self._start_counting()
-        if self.stills is not None:
-            for index, path in enumerate(self.stills):
-                self._count(index, FRAME_SECONDS * index)
-                if wanted(index, self.seen_seconds):
-                    image = read_still(path)
-                    self.lost_frames += image is None
-                    yield Frame(index, self.seen_seconds, image)
-            return
         clock = Clock()
-        with self._open() as container:
-            stream, shape = container.streams[self.stream], PixelShape(container, self.stream)
-            for index, frame in enumerate(deinterlace(self._decode(container, stream))):
-                seconds = clock.read(frame.time)
+        with self.open_container() as container:
+            stream = container.streams[self.stream]
+            display = Display(stream, self.notes)
+            for index, picture in enumerate(deinterlace(self._decode(container, stream))):
+                seconds = clock.read(picture.time)
+                self.start = clock.first or 0.0
                 self._count(index, seconds)
                 if wanted(index, seconds):
-                    yield Frame(index, seconds, self._show(frame, shape.width_to_height()))
+                    yield RawFrame(index, seconds, picture, display)
             if not self.seen_frames:
                 limit = (
                     "" if stream.width else f": more than {self.most_pixels:,} pixels, or damaged"
@@ -329,58 +380,63 @@ class Video:
         decoder.thread_type = "AUTO" if self.threads != 1 else "SLICE"
         decoder.options = {"max_pixels": str(self.most_pixels)}
 
-    def _read_sparsely(self, wanted: Chooser) -> Iterator[Frame]:
+    def _decode_needed(self, wanted: Chooser) -> Iterator[RawFrame]:
         """Yield the frames that are wanted without decoding more than they need.
 
         Raises:
             Inexact, av.FFmpegError: the file is not simple enough, or damaged.
         """
         self._start_counting()
-        with self._open() as container:
+        with self.open_container() as container:
             listed = list_stamps(container, self.stream)
             chosen = {
-                stamp: Frame(index, seconds, None)
+                stamp: (index, seconds)
                 for index, (stamp, seconds) in enumerate(listed)
                 if wanted(index, seconds)
             }
             container.seek(0)
-            stream, shape = container.streams[self.stream], PixelShape(container, self.stream)
+            stream = container.streams[self.stream]
+            display = Display(stream, self.notes)
             self._set_up(stream.codec_context)
             waiting = iter(chosen)
             for packet in container.demux(stream):
                 needed = packet.pts is None or packet.pts in chosen  # None: the end, with the rest
                 stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
-                for frame in packet.decode():
-                    if frame.interlaced_frame or frame.is_corrupt:
+                for picture in packet.decode():
+                    if picture.interlaced_frame or picture.is_corrupt:
                         raise Inexact("has interlaced or damaged frames")
-                    if frame.pts in chosen:
-                        if frame.pts != next(waiting, None):
+                    if picture.pts in chosen:
+                        if picture.pts != next(waiting, None):
                             raise Inexact("lacks a frame")
-                        index, seconds, _ = chosen[frame.pts]
-                        self._count(index, seconds)
-                        yield Frame(index, seconds, self._show(frame, shape.width_to_height()))
+                        self._count(*chosen[picture.pts])
+                        yield RawFrame(*chosen[picture.pts], picture, display)
             if next(waiting, None) is not None:
                 raise Inexact("lacks a frame")
             self._count(len(listed) - 1, listed[-1][1])
 
-    def _show(self, frame: av.VideoFrame, pixel: float) -> np.ndarray:
-        """Convert a frame to BGR uint8 as displayed; `pixel` is the width to height of a pixel."""
-        settings = {"width": max(1, round(frame.width * pixel)), "height": frame.height}
-        settings |= {"interpolation": "BICUBIC", "threads": 1}
-        if frame.color_trc == PQ and frame.colorspace not in UNKNOWN_COLOURS:
-            if frame.colorspace == 2:  # not said
-                settings |= {"src_colorspace": "bt2020"}
-            wide = self._pixels.reformat(frame, format="bgr48le", **settings).to_ndarray()
-            image = map_to_sdr(wide, frame.color_primaries)
-        else:
-            image = self._pixels.reformat(frame, format="bgr24", **settings).to_ndarray()
-            if frame.color_trc == PQ:
-                note = "its HDR colours (Dolby Vision) could not be converted"
-                self.notes += [note] if note not in self.notes else []
-        if matrix := frame.side_data.get(SideData.DISPLAYMATRIX):
-            image = turn(image, np.frombuffer(matrix, np.int32))
-        self._size = self._size or image.shape[1::-1]
-        return image
+
+class OwnPlace:
+    """A file object that is read from a place of its own, so that several can read the same."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.place = file, 0
+
+    def read(self, count: int = -1) -> bytes:
+        with READING:
+            self.file.seek(self.place)
+            data = self.file.read(count)
+        self.place += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with READING:
+            end = self.file.seek(0, io.SEEK_END)
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: end}[whence]
+        self.place = max(0, start + offset)
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
 
 
 class Inexact(ValueError):
@@ -405,21 +461,6 @@ class Clock:
         usable = self.seconds < passed < LONGEST_VIDEO
         self.seconds = passed if usable else self.seconds + FRAME_SECONDS
         return self.seconds
-
-
-class PixelShape:
-    """Width to height of the pixels: what the container says, or else the latest frame."""
-
-    def __init__(self, container: av.container.InputContainer, stream: int) -> None:
-        self.decoder = container.streams[stream].codec_context
-        said = container.streams[stream].sample_aspect_ratio
-        self.of_container = said if said != self.decoder.sample_aspect_ratio else None
-
-    def width_to_height(self) -> float:
-        """Return the ratio to stretch by; 1 where it is not said, not credible, or within 1 %."""
-        ratio = float(self.of_container or self.decoder.sample_aspect_ratio or Fraction(1))
-        credible = 1 / LONGEST_PIXEL <= ratio <= LONGEST_PIXEL
-        return ratio if credible and abs(ratio - 1) > 0.01 else 1.0
 
 
 # --- Streams and packets --------------------------------------------------------------------------
@@ -521,66 +562,6 @@ def choose_by_index(indices: Collection[int]) -> Chooser:
     """Choose the frames with these numbers."""
     known = set(indices)
     return lambda index, seconds: index in known
-
-
-# --- Pictures -------------------------------------------------------------------------------------
-
-
-def deinterlace(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """Make of each interlaced frame one with lines of one moment; leave the others as they are.
-
-    Interlacing is a property of a frame, not of a stream. From the first interlaced frame on, all
-    pass through FFmpeg's bwdif, which needs the frame before and the one after, and changes only
-    those that say they are interlaced.
-    """
-    graph, kind = None, None
-    for frame in frames:
-        now = frame.width, frame.height, frame.format.name
-        if graph is not None and now != kind:
-            yield from drain(graph)
-            graph = None
-        if graph is None and not frame.interlaced_frame:
-            yield frame
-            continue
-        if graph is None:
-            graph, kind = Graph(), now
-            source = graph.add_buffer(*now_as_buffer(frame))
-            bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-            graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
-        graph.push(frame)
-        yield from pull(graph)
-    if graph is not None:
-        yield from drain(graph)
-
-
-def now_as_buffer(frame: av.VideoFrame) -> tuple:
-    """Return the arguments of Graph.add_buffer for frames like this one."""
-    return None, frame.width, frame.height, frame.format, None, frame.time_base or Fraction(1, 1000)
-
-
-def pull(graph: Graph) -> Iterator[av.VideoFrame]:
-    """Yield the frames that a filter graph has finished."""
-    with suppress(av.BlockingIOError, av.EOFError):
-        while True:
-            yield graph.pull()
-
-
-def drain(graph: Graph) -> Iterator[av.VideoFrame]:
-    """Yield what a filter graph still holds, at the end of its frames."""
-    graph.push(None)
-    yield from pull(graph)
-
-
-def turn(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Turn and mirror an image by a display matrix, int32 (9,), to the nearest right angle."""
-    a, b, _, c, d, *_ = matrix.tolist()
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        image, mirrored, flipped = cv2.transpose(image), c < 0, b < 0
-    else:
-        mirrored, flipped = a < 0, d < 0
-    if mirrored or flipped:
-        image = cv2.flip(image, -1 if mirrored and flipped else int(mirrored))
-    return image
 
 
 def list_stills(folder: Path) -> list[Path]:

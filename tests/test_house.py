@@ -18,7 +18,7 @@ each_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.nam
 # Imports point to the left, or stay inside a group.
 GROUPS = {
     "plumbing": "shipped cli files resume pool cluster",
-    "data": "datasets video inputs faces mtcnn crops augmentation provenance tone_mapping",
+    "data": "datasets video inputs faces mtcnn crops augmentation provenance display",
     "model": "decision model model_file scoring checkpoint keras_setup onnx_export detection_model"
     " explanation export_formats fused_adam",
     "detection": "detector tracks verdict",

@@ -1,0 +1,213 @@
+"""Show decoded frames as a player does: deinterlaced, upright, of the right shape and colours.
+
+HDR of the PQ kind (HDR10, SMPTE ST 2084) becomes ordinary video: white is put at 203 candela per
+square metre (ITU-R BT.2408), colours are converted from BT.2020 or P3 to BT.709, and what is
+brighter than white is rolled off smoothly instead of cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from fractions import Fraction
+from functools import cache
+
+import av
+import cv2
+import numpy as np
+from av.filter import Graph
+from av.sidedata.sidedata import Type as SideData
+from av.video.reformatter import VideoReformatter
+
+LONGEST_PIXEL = 4  # width to height of a pixel, or the inverse; more is not believed
+PQ = 16  # AVCOL_TRC_SMPTE2084
+BT709, NOT_SAID = 1, 2  # AVCOL_PRI_BT709, AVCOL_SPC_UNSPECIFIED
+UNKNOWN_COLOURS = 14, 15  # AVCOL_SPC_ICTCP, AVCOL_SPC_IPT_C2: Dolby Vision without a base layer
+REFERENCE_WHITE = 203  # candela per square metre, ITU-R BT.2408
+BRIGHTEST = 10_000 / REFERENCE_WHITE  # that PQ can say, in units of white: 49.3
+KNEE = 0.8  # linear light above which the curve departs from a line
+DISPLAY_GAMMA = 2.4  # of ordinary video, ITU-R BT.1886
+STEPS = 16_384  # of the table from light to output; below 0.5 of an output level each
+
+# Linear light to BT.709, rows and columns red, green, blue; by FFmpeg's number of the primaries.
+TO_BT709 = {
+    9: (  # BT.2020: ITU-R BT.2087
+        (1.660491, -0.587641, -0.072850),
+        (-0.124550, 1.132900, -0.008349),
+        (-0.018151, -0.100579, 1.118730),
+    ),
+    12: (  # Display P3: SMPTE EG 432-1
+        (1.224940, -0.224940, 0.0),
+        (-0.042057, 1.042057, 0.0),
+        (-0.019638, -0.078636, 1.098274),
+    ),
+}
+
+
+class Display:
+    """Converts the decoded frames of one stream.
+
+    Attributes:
+        notes: sentences about what could not be shown right
+    """
+
+    def __init__(self, stream: av.VideoStream, notes: list[str]) -> None:
+        """Take the shape of the pixels from the container, or else from each frame.
+
+        Args:
+            stream: of the frames
+            notes: gets a sentence about what cannot be shown right
+        """
+        self.decoder, self.notes = stream.codec_context, notes
+        said = stream.sample_aspect_ratio
+        self.of_container = said if said != self.decoder.sample_aspect_ratio else None
+        self.reformatter = VideoReformatter()
+
+    def to_bgr(self, frame: av.VideoFrame) -> np.ndarray:
+        """Convert a frame to BGR uint8 (height, width, 3) as displayed."""
+        settings = {"width": max(1, round(frame.width * self._pixel())), "height": frame.height}
+        settings |= {"interpolation": "BICUBIC", "threads": 1}
+        if frame.color_trc == PQ and frame.colorspace not in UNKNOWN_COLOURS:
+            if frame.colorspace == NOT_SAID:
+                settings |= {"src_colorspace": "bt2020"}
+            wide = self.reformatter.reformat(frame, format="bgr48le", **settings).to_ndarray()
+            image = map_to_sdr(wide, frame.color_primaries)
+        else:
+            image = self.reformatter.reformat(frame, format="bgr24", **settings).to_ndarray()
+            note = "its HDR colours (Dolby Vision) could not be converted"
+            if frame.color_trc == PQ and note not in self.notes:
+                self.notes.append(note)
+        if matrix := frame.side_data.get(SideData.DISPLAYMATRIX):
+            image = turn(image, np.frombuffer(matrix, np.int32))
+        return image
+
+    def is_plain(self, frame: av.VideoFrame) -> bool:
+        """Return True if a frame is displayed as it is stored, in YUV 4:2:0 of 8 bits."""
+        return (
+            frame.format.name in ("yuv420p", "yuvj420p")
+            and not (frame.width % 2 or frame.height % 2)
+            and frame.color_trc != PQ
+            and SideData.DISPLAYMATRIX not in frame.side_data
+            and self._pixel() == 1
+        )
+
+    def _pixel(self) -> float:
+        """Return the width to height of a pixel; 1 if not said, not credible or within 1 %."""
+        ratio = float(self.of_container or self.decoder.sample_aspect_ratio or 1)
+        credible = 1 / LONGEST_PIXEL <= ratio <= LONGEST_PIXEL
+        return ratio if credible and abs(ratio - 1) > 0.01 else 1.0
+
+
+def image_to_yuv(image: np.ndarray) -> av.VideoFrame:
+    """Convert an image, BGR uint8, to a frame of YUV 4:2:0 in BT.709, of an even size."""
+    down, right = image.shape[0] % 2, image.shape[1] % 2
+    if down or right:
+        image = cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_REPLICATE)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "bgr24")
+    return frame.reformat(format="yuv420p", dst_colorspace="itu709", threads=1)
+
+
+# --- Interlacing and orientation ------------------------------------------------------------------
+
+
+def deinterlace(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """Make of each interlaced frame one with lines of one moment; leave the others as they are.
+
+    Interlacing is a property of a frame, not of a stream. From the first interlaced frame on, all
+    pass through FFmpeg's bwdif, which needs the frame before and the one after, and changes only
+    those that say they are interlaced.
+    """
+    graph, kind = None, None
+    for frame in frames:
+        now = frame.width, frame.height, frame.format.name
+        if graph is not None and now != kind:
+            yield from drain(graph)
+            graph = None
+        if graph is None and frame.interlaced_frame:
+            graph, kind = make_deinterlacer(frame), now
+        if graph is None:
+            yield frame
+        else:
+            graph.push(frame)
+            yield from pull(graph)
+    if graph is not None:
+        yield from drain(graph)
+
+
+def make_deinterlacer(frame: av.VideoFrame) -> Graph:
+    """Make a filter graph for frames like this one."""
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width,
+        height=frame.height,
+        format=frame.format,
+        time_base=frame.time_base or Fraction(1, 1000),
+    )
+    bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+    graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
+    return graph
+
+
+def pull(graph: Graph) -> Iterator[av.VideoFrame]:
+    """Yield the frames that a filter graph has finished."""
+    with suppress(av.BlockingIOError, av.EOFError):
+        while True:
+            yield graph.pull()
+
+
+def drain(graph: Graph) -> Iterator[av.VideoFrame]:
+    """Yield what a filter graph still holds, at the end of its frames."""
+    graph.push(None)
+    yield from pull(graph)
+
+
+def turn(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Turn and mirror an image by a display matrix, int32 (9,), to the nearest right angle."""
+    a, b, _, c, d, *_ = matrix.tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        image, mirrored, flipped = cv2.transpose(image), c < 0, b < 0
+    else:
+        mirrored, flipped = a < 0, d < 0
+    if mirrored or flipped:
+        image = cv2.flip(image, -1 if mirrored and flipped else int(mirrored))
+    return image
+
+
+# --- HDR ------------------------------------------------------------------------------------------
+
+
+def map_to_sdr(image: np.ndarray, primaries: int) -> np.ndarray:
+    """Convert a PQ image to BT.709.
+
+    Args:
+        image: BGR uint16 (height, width, 3), 0 to 65535 for PQ's 0 to 1
+        primaries: of its colours, FFmpeg's AVColorPrimaries; unknown ones are taken for BT.2020
+
+    Returns:
+        BGR uint8 (height, width, 3).
+    """
+    light = linear_light()[image >> 4]
+    if primaries != BT709:
+        matrix = np.array(TO_BT709.get(primaries, TO_BT709[9]), np.float32)[::-1, ::-1]  # BGR
+        light = cv2.transform(light, matrix)
+    light = cv2.sqrt(np.maximum(light, 0, out=light))  # dark steps need more of the table
+    steps = cv2.multiply(light, (STEPS - 1) / BRIGHTEST**0.5)
+    return output_levels()[np.minimum(steps, STEPS - 1, out=steps).astype(np.uint16)]
+
+
+@cache
+def linear_light() -> np.ndarray:
+    """Light for each of 4096 PQ values, in units of white: ST 2084, equations 4.1 and 4.2."""
+    root = np.linspace(0, 1, 4096) ** (32 / 2523)  # 1 / m2
+    light = (np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** (8192 / 1305)
+    return (light * BRIGHTEST).astype(np.float32)
+
+
+@cache
+def output_levels() -> np.ndarray:
+    """Output 0 to 255 for STEPS values of light, whose square root grows evenly."""
+    light = np.linspace(0, BRIGHTEST**0.5, STEPS) ** 2
+    room = 1 - KNEE
+    rolled = KNEE + room * (1 - np.exp(-(np.maximum(light, KNEE) - KNEE) / room))
+    shown = np.where(light <= KNEE, light, rolled) ** (1 / DISPLAY_GAMMA)
+    return np.round(255 * shown).astype(np.uint8)
