@@ -3,57 +3,62 @@
     python benchmarks/train_cnn.py split_dataset
     python benchmarks/train_cnn.py split_dataset --crops 500 --rounds 1
 
-Three ways feed one model, in turn, in each round: a single batch over and over, which costs no
-waiting at all; script 04, once all is decoded; and ImageDataGenerator, as the known recipe has it,
-with the same ranges. What a way takes longer than the first is waiting for crops.
+In each round, three ways feed one model in turn: a single batch again and again, without waiting;
+04, once all crops are decoded; and ImageDataGenerator with the same ranges, as in the known recipe.
+The time that a way takes longer than the first one is spent waiting for crops.
 """
 
 import importlib
-import inspect
 import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 train_cnn = importlib.import_module("04-train-cnn")
 
-import numpy as np  # noqa: E402 - after 04, which quiets TensorFlow first
+import numpy as np  # noqa: E402 - after 04, which loads TensorFlow without its messages
 import pandas as pd  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tyro  # noqa: E402
 
-from deepfake_detect import augmentation  # noqa: E402
+from deepfake_detect import cli  # noqa: E402
 from deepfake_detect import crops as crop_files  # noqa: E402
-from deepfake_detect.decision import IMAGE_SIZE  # noqa: E402
+from deepfake_detect.batches import without_tuning  # noqa: E402
+from deepfake_detect.cli import Count  # noqa: E402
 from deepfake_detect.model import build_model  # noqa: E402
 
-BATCH_SIZE = 32
+
+@dataclass(frozen=True)
+class Settings:
+    """Edit a default here, or override it for one run: --rounds 1."""
+
+    split_dir: Annotated[Path, tyro.conf.Positional]  # a folder as 04-train-cnn.py takes it
+    crops: Count = 1000  # training crops per epoch
+    rounds: Count = 2  # how often each way is timed, in turn
+
+
+TRAINING = train_cnn.Settings(learning_rate=1e-5, warm_up_steps=0, decay="constant")
 
 
 def repeat_one_batch(served: tf.data.Dataset, steps: int) -> tf.data.Dataset:
-    """The first batch of a data set, for so many steps: the same arithmetic, and no waiting."""
+    """Repeat the first batch for a number of steps: the same arithmetic, without waiting."""
     batch = next(iter(served))
     crops = tf.data.Dataset.from_tensor_slices(batch).batch(len(batch[1]))
     return without_tuning(crops.cache().repeat(steps))
 
 
-def without_tuning(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """The same, as script 04 has it: tf.data's tuning makes the end of an epoch wait for it."""
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return batches.with_options(options)
-
-
 def serve_with_generator(split_dir: Path, crops: pd.DataFrame) -> tf.data.Dataset:
-    """ImageDataGenerator with the ranges of script 04; it reads and decodes in every epoch."""
+    """Serve crops with ImageDataGenerator and the ranges of 04; it decodes them in every epoch."""
+    ranges = TRAINING.augmentation
     generator = tf.keras.preprocessing.image.ImageDataGenerator(
-        width_shift_range=train_cnn.SHIFT,
-        height_shift_range=train_cnn.SHIFT,
-        horizontal_flip=train_cnn.FLIP > 0,
+        width_shift_range=ranges.shift,
+        height_shift_range=ranges.shift,
+        horizontal_flip=ranges.flip > 0,
         fill_mode="nearest",
     )
     table = crops.assign(crop=[str((split_dir / crop).resolve()) for crop in crops.crop])
@@ -63,7 +68,7 @@ def serve_with_generator(split_dir: Path, crops: pd.DataFrame) -> tf.data.Datase
         y_col="label",
         target_size=(128, 128),
         class_mode="binary",
-        batch_size=BATCH_SIZE,
+        batch_size=TRAINING.batch_size,
         seed=1,
     )
 
@@ -72,65 +77,61 @@ def serve_with_generator(split_dir: Path, crops: pd.DataFrame) -> tf.data.Datase
             images, labels = batches[batch]
             yield images, labels[:, None]
 
-    # Given to fit as it is, Keras 3.15 finds no shape for its labels, and stops.
+    # Without a signature, Keras 3.15 finds no shape for the labels and stops.
     signature = tf.TensorSpec((None, 128, 128, 3)), tf.TensorSpec((None, 1))
     return without_tuning(tf.data.Dataset.from_generator(generate, output_signature=signature))
 
 
-def main(
-    split_dir: Annotated[Path, tyro.conf.Positional], /, crops: int = 1000, rounds: int = 2
-) -> None:
-    """Time the training of script 04, and the same with Keras' ImageDataGenerator.
-
-    Args:
-        split_dir: A folder as script 04 takes it.
-        crops: So many of its training crops an epoch.
-        rounds: Each way is timed so often, in turn.
-    """
-    given = inspect.signature(train_cnn.main).parameters
-    settings = {name: parameter.default for name, parameter in given.items()}
-    settings |= {"learning_rate": 1e-5, "warm_up_steps": 0, "decay": "constant"}
-    table = crop_files.find_crops(split_dir, ("train",))
-    # As many reals as fakes: of each pair that script 04 serves one is a real crop.
-    each = min(crops // 2, *table["label"].value_counts())
+def main(settings: Settings) -> None:
+    """Time the training of 04, and the same with Keras' ImageDataGenerator."""
+    cli.check_ranges(settings)
+    table = crop_files.find_crops(settings.split_dir, ("train",))
+    # As many reals as fakes: each pair of 04 has one of them.
+    each = min(settings.crops // 2, *table["label"].value_counts())
     table = table.groupby("label").sample(each, random_state=1).reset_index(drop=True)
     model = build_model(None)
-    train_cnn.compile_model(model, settings, 10**6)
-    train_cnn.hasten_first_step(model)
+    train_cnn.compile_model(model, TRAINING, 10**6)
 
     with tempfile.TemporaryDirectory() as folder:
-        images = crop_files.open_cache(len(table), IMAGE_SIZE, Path(folder))
+        images = crop_files.open_cache(len(table), TRAINING.image_size, Path(folder))
         start = time.perf_counter()
-        table, _ = crop_files.decode_crops(table, split_dir, images)
+        table, _ = crop_files.decode_crops(table, settings.split_dir, images)
         print(f"decoding, once: {len(table) / (time.perf_counter() - start):,.0f} crops/s")
 
         def serve_crops() -> tf.data.Dataset:
-            return augmentation.serve_crops(images, table, settings, 1)
+            return train_cnn.serve_epoch(images, table, TRAINING, 1)
 
-        steps = math.ceil(len(table) / BATCH_SIZE)
+        steps = math.ceil(len(table) / TRAINING.batch_size)
         ways = {
             "one batch, no waiting": lambda: repeat_one_batch(serve_crops(), steps),
             "script 04": serve_crops,
-            "ImageDataGenerator": lambda: serve_with_generator(split_dir, table),
+            "ImageDataGenerator": lambda: serve_with_generator(settings.split_dir, table),
         }
-        # A real crop may come twice in an epoch of script 04, by another fake.
-        served = {name: sum(len(y) for _, y in serve()) for name, serve in ways.items()}
-        for serve in ways.values():  # TensorFlow compiles in it, for each
-            model.fit(serve(), steps_per_epoch=2, verbose=0)
-        rows = []
-        for _ in range(rounds):
-            for name, serve in ways.items():
-                batches = serve()
-                start = time.perf_counter()
-                model.fit(batches, shuffle=False, verbose=0)
-                rows.append((name, (time.perf_counter() - start) / served[name]))
-    seconds = pd.DataFrame(rows, columns=["way", "seconds"]).groupby("way", sort=False).seconds
+        seconds = time_ways(model, ways, settings.rounds)
     least = seconds.median().iloc[0]
-    print(f"{len(table):,} crops, medians of {rounds} rounds")
+    print(f"{len(table):,} crops, medians of {settings.rounds} rounds")
     for name, median in seconds.median().items():
         waiting = max(0.0, 1 - least / median)
         print(f"{name:22} {1 / median:6.1f} crops/s, {waiting:6.1%} of the time waiting for crops")
 
 
+def time_ways(
+    model: tf.keras.Model, ways: dict[str, Callable[[], tf.data.Dataset]], rounds: int
+) -> pd.core.groupby.SeriesGroupBy:
+    """Return the seconds per crop of each round, grouped by way."""
+    # In an epoch of 04, a real crop may appear twice, with two fakes.
+    served = {name: sum(len(y) for _, y in serve()) for name, serve in ways.items()}
+    for serve in ways.values():  # TensorFlow compiles during the first steps
+        model.fit(serve(), steps_per_epoch=2, verbose=0)
+    rows = []
+    for _ in range(rounds):
+        for name, serve in ways.items():
+            batches = serve()
+            start = time.perf_counter()
+            model.fit(batches, shuffle=False, verbose=0)
+            rows.append((name, (time.perf_counter() - start) / served[name]))
+    return pd.DataFrame(rows, columns=["way", "seconds"]).groupby("way", sort=False)["seconds"]
+
+
 if __name__ == "__main__":
-    tyro.cli(main)
+    cli.run(main)

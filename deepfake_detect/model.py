@@ -18,19 +18,25 @@ IMAGENET_MEAN = np.array((0.485, 0.456, 0.406)) * 255  # RGB, 0..255
 IMAGENET_STD = np.array((0.229, 0.224, 0.225)) * 255
 IMAGENET_FILE = "efficientnet-b0_weights_tf_dim_ordering_tf_kernels_autoaugment_notop.h5"
 LITE0_WEIGHTS = Path(__file__).parents[1] / "weights" / "efficientnet-lite0-imagenet.npz"
-DOWNLOAD_TIMEOUT = 20  # seconds without an answer, after which the ImageNet weights are given up
-GREY = 0.299, 0.587, 0.114  # of red, green and blue, as OpenCV has it
+DOWNLOAD_TIMEOUT = 20  # seconds without an answer
+GREY = 0.299, 0.587, 0.114  # weights of red, green and blue, as in OpenCV
 LAPLACIAN = np.array(((0, 1, 0), (1, -4, 1), (0, 1, 0)))
-BELL = np.exp(-(np.arange(-4, 5) ** 2) / 2 / 1.2**2)  # of 1.2 pixels; less is what sharpening adds
-BELL = BELL[:, None] / BELL.sum()  # down; its transpose is across
-MOST_ADDED = 4.0  # times what is fine in an image
-BATCH_NORM_MOMENTUM = 0.9  # share of the past in the running statistics a step; see build_model
+BELL = np.exp(-(np.arange(-4, 5) ** 2) / 2 / 1.2**2)  # Gaussian, sigma 1.2 pixels
+BELL = BELL[:, None] / BELL.sum()  # vertical; its transpose is horizontal
+MOST_ADDED = 4.0  # largest weight of the unsharp mask
+BATCH_NORM_MOMENTUM = 0.9  # of the running statistics; see build_model
 
 
 def find_start_weights(start: str | None) -> tuple[Path | None, str]:
-    """Find the weights to start from: their file, or None for random ones, and what to call them.
+    """Return the file of the start weights, None for random ones, and a name for them.
 
-    ImageNet's are those of the efficientnet package, downloaded once to ~/.keras/models.
+    The ImageNet weights of the efficientnet package are downloaded once to ~/.keras/models.
+
+    Args:
+        start: imagenet, lite0, auto (the first of the two that is available), none, or a file
+
+    Raises:
+        FileNotFoundError, OSError: the file is missing, or the download failed
     """
     if start is None or start.lower() == "none":
         return None, "random weights"
@@ -40,13 +46,13 @@ def find_start_weights(start: str | None) -> tuple[Path | None, str]:
         try:
             return find_start_weights("imagenet")
         except OSError as error:
-            print(f"NOTE: training starts from the embedded weights: {error}", file=sys.stderr)
+            print(f"NOTE: training starts from the built-in weights: {error}", file=sys.stderr)
             return find_start_weights("lite0")
     if start != "imagenet":
         if not Path(start).is_file():
             raise FileNotFoundError(
-                f"{start}: there is no such weights file; --start takes a file, imagenet, lite0, "
-                "auto or none."
+                f"{start}: this weights file does not exist; --start takes a file, imagenet, "
+                "lite0, auto or none."
             )
         return Path(start), start
 
@@ -57,9 +63,9 @@ def find_start_weights(start: str | None) -> tuple[Path | None, str]:
         file = keras.utils.get_file(IMAGENET_FILE, url, cache_subdir="models", file_hash=file_hash)
     except Exception as error:  # Keras raises no narrower one: offline, half a file, a wrong hash
         raise OSError(
-            f"the ImageNet weights cannot be downloaded from {url} ({type(error).__name__}): go "
-            "online, or fetch that file elsewhere and name it with --start, or start from "
-            "the embedded ones with --start lite0."
+            f"the ImageNet weights cannot be downloaded from {url} ({type(error).__name__}); go "
+            "online, or pass the downloaded file with --start, or start from the built-in weights "
+            "with --start lite0."
         ) from error
     finally:
         socket.setdefaulttimeout(None)
@@ -72,20 +78,21 @@ def build_model(
     """Build the model: RGB images (n, image_size, image_size, 3) in 0..255 to p_real (n, 1).
 
     Args:
-        start_weights: EfficientNet-B0's weights without its top, or a model of this script
-            (`.keras`) of any image size to train on; None for random ones
-        sharpen_to: sharpness that a softer image is brought to, see sharpen; 0 for none
+        start_weights: weights of EfficientNet-B0 without its top, or a model of 04-train-cnn.py
+            (.keras) with any image size; None for random ones
+        image_size: pixels per side
+        sharpen_to: softer images are sharpened to this sharpness, see sharpen; 0: never
 
     Raises:
-        ValueError: the weights are not of this model.
+        ValueError: the weights belong to another architecture
     """
     shape = image_size, image_size, 3
     base = efn.EfficientNetB0(weights=None, include_top=False, pooling="max", input_shape=shape)
     # Batch normalisation trains with the statistics of each batch and validates with running ones.
-    # At Keras' momentum of 0.99 those hold on to their first values for hundreds of steps: after
-    # 100 steps, 37 % of them still is what they began with, and a short training ends with
-    # validation at chance while training does well. At 0.9 it is 0.003 %, and the last 10 batches
-    # make most of them, still a few hundred crops.
+    # At Keras' momentum of 0.99 the running ones keep their first values for hundreds of steps:
+    # after 100 steps, 37 % of them remains, and a short training ends with validation at chance
+    # although the training loss is low. At 0.9 only 0.003 % remains, and the last 10 batches, a few
+    # hundred crops, dominate.
     for layer in base.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = BATCH_NORM_MOMENTUM
@@ -98,7 +105,7 @@ def build_model(
     features = keras.layers.Dense(512, activation="relu")(features)
     features = keras.layers.Dropout(0.5)(features)
     features = keras.layers.Dense(128, activation="relu")(features)
-    # 32 bits even where the rest has 16: the loss takes the logarithm of this.
+    # 32 bits even if the other layers use 16: the loss takes the logarithm of this output.
     p_real = keras.layers.Dense(1, activation="sigmoid", name="p_real", dtype="float32")(features)
     model = keras.Model(images, p_real, name="deepfake_detector")
 
@@ -111,22 +118,25 @@ def build_model(
                 owner.load_weights(start_weights)
         except Exception as error:  # of many kinds, by what the file is instead
             raise ValueError(
-                f"{start_weights}: these are not the weights of an EfficientNet-B0 without its "
-                "top, nor a model of this script; name another file with --start."
+                f"{start_weights}: these are neither the weights of an EfficientNet-B0 without its "
+                "top nor a model of 04-train-cnn.py; name another file with --start."
             ) from error
     return model
 
 
-def sharpen(images: keras.KerasTensor, wanted: float) -> keras.KerasTensor:
-    """Sharpen what is softer than wanted: RGB float32 (n, size, size, 3) in 0..255; so it stays.
+def sharpen(images: keras.KerasTensor, target: float) -> keras.KerasTensor:
+    """Sharpen images that are softer than the target; sharper ones stay as they are.
 
-    Blur makes the traces of a fake fainter, and what is too faint the network takes for none. So
-    what is fine in an image is added to it (unsharp masking), as often as it takes to the sharpness
-    that is wanted, as measure_sharpness has it, or four times. What is sharp enough stays as it is,
-    and where 0 is wanted, all.
+    Blur makes the traces of a fake so faint that the network misses them. An unsharp mask restores
+    the target sharpness (the variance of the Laplacian, as crops.measure_sharpness has it), with a
+    weight of at most MOST_ADDED.
+
+    Args:
+        images: RGB float32 (n, size, size, 3) in 0..255, and so is the result
+        target: sharpness to reach; 0 leaves all images as they are
     """
     ops = keras.ops
-    if not wanted:
+    if not target:
         return images
 
     def convolve(image: keras.KerasTensor, kernel: np.ndarray) -> keras.KerasTensor:
@@ -138,16 +148,19 @@ def sharpen(images: keras.KerasTensor, wanted: float) -> keras.KerasTensor:
     grey = ops.sum(images * np.float32(GREY), axis=3, keepdims=True)
     edges = convolve(grey, LAPLACIAN)
     sharpness = ops.var(edges, axis=(1, 2, 3), keepdims=True)
-    added = ops.clip(ops.sqrt(wanted / (sharpness + 1e-3)) - 1, 0, MOST_ADDED)
+    added = ops.clip(ops.sqrt(target / (sharpness + 1e-3)) - 1, 0, MOST_ADDED)
     soft = convolve(convolve(images, BELL), BELL.T)
     return ops.clip(images + added * (images - soft), 0, 255)
 
 
 def fill_from_lite0(base: keras.Model, path: Path) -> None:
-    """Fill EfficientNet-B0's convolutions and batch normalisations with those of Lite0.
+    """Fill the convolutions and batch normalisations of EfficientNet-B0 with those of Lite0.
 
-    Lite0 has the shapes of B0 but no squeeze-and-excitation, so that its gates are opened instead:
-    near sigmoid(3) = 0.95 for every input, they change little and can still learn.
+    Lite0 has the shapes of B0 but not its squeeze-and-excitation. The gates of B0 are opened
+    instead: near sigmoid(3) = 0.95 for every input, they change little and can still learn.
+
+    Raises:
+        ValueError: the arrays do not fit the layers
     """
     filled = set()
     with np.load(path) as arrays:
@@ -163,4 +176,4 @@ def fill_from_lite0(base: keras.Model, path: Path) -> None:
                     variable.assign(variable + 3.0)
         layers = {layer.name for layer in base.layers if layer.weights and "_se_" not in layer.name}
         if filled != set(arrays) or {name.split("/")[0] for name in filled} != layers:
-            raise ValueError("the arrays have other names than the layers")
+            raise ValueError("the names of the arrays differ from those of the layers")

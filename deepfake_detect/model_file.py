@@ -25,25 +25,35 @@ from deepfake_detect.decision import IMAGE_SIZES, Decision, check_decision, desc
 from deepfake_detect.files import write_whole
 from deepfake_detect.model import build_model
 
-LARGEST_MODEL = 200 * 2**20  # bytes of a model's file, unpacked; ours has 20 MB
-WEIGHTS = "model.weights.h5"  # in a model's file
+LARGEST_MODEL = 200 * 2**20  # bytes of an unpacked model file; ours has 20 MB
+WEIGHTS = "model.weights.h5"  # inside the zip file
 
 
 def write_model(
     model: keras.Model, decision: Decision, path: Path, training: dict | None = None
 ) -> None:
-    """Write the model and its decision, whole or not at all, and the same for the same weights.
+    """Write the model and its decision to a .keras file, whole or not at all.
 
-    It goes without the optimizer, a third of the size, and in 32 bits whatever it was trained in.
-    The decision and how it was trained are two more files, decision.json and training.json, in the
-    zip file that a `.keras` file is.
+    The same weights give the same bytes. The optimizer, two thirds of the size, is left out, and
+    the weights have 32 bits whatever the precision of the training. A .keras file is a zip file:
+    decision.json and training.json are added to it. Clears Keras' session and sets its precision to
+    32 bits.
+
+    Args:
+        model: from build_model
+        decision: its calibration, thresholds and crop rule
+        path: the file to write
+        training: how the model was trained, as JSON has it
+
+    Raises:
+        ValueError: the layers of the model differ from what the decision says
     """
     keras.config.set_dtype_policy("float32")
-    keras.utils.clear_session()  # which counts the layers' names from the beginning again
+    keras.utils.clear_session()  # layer names are counted from 1 again
     plain = build_model(None, model.input_shape[1], decision.sharpen_to)
     plain.set_weights(model.get_weights())
     if list_layers(json.loads(plain.to_json())) != list_layers(json.loads(model.to_json())):
-        raise ValueError(f"{path}: the model has other layers than its decision, {decision}, says.")
+        raise ValueError(f"{path}: the layers of the model do not fit its decision, {decision}.")
     decision = decision._replace(image_size=model.input_shape[1])
     score = "p_fake = sigmoid(-logit(p_real) / temperature + shift)"
     about = {"output": "p_real", "positive_class": "fake", "score": score}
@@ -56,7 +66,7 @@ def write_model(
         plain.save(partial)
         with zipfile.ZipFile(partial) as saved:
             files = {name: saved.read(name) for name in saved.namelist()}
-        for name in ("metadata.json", "config.json"):  # less the date, and addresses in memory
+        for name in ("metadata.json", "config.json"):  # without the date, and addresses in memory
             files[name] = re.sub(rb', "(date_saved|shared_object_id)": [^,}]+', b"", files[name])
         with zipfile.ZipFile(partial, "w") as archive:
             for name, content in (files | added).items():
@@ -66,12 +76,12 @@ def write_model(
 
 
 def load_model(path: Path) -> keras.Model:
-    """Load a model of this script; whatever the file holds, none of it is run as code.
+    """Load a model of 04-train-cnn.py without running any code from its file.
 
-    The layers are built anew, and filled from the file once they are known to be the same.
+    The layers are built here, and filled from the file once they are known to be the same.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is no such model.
+        FileNotFoundError, ValueError: the file does not exist, or it holds something else
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -85,12 +95,12 @@ def load_model(path: Path) -> keras.Model:
         sharpen_to = float(decision.get("sharpen_to", 0.0))
         model = build_model(None, read_image_size(config), sharpen_to)
         if list_layers(config) != list_layers(json.loads(model.to_json())):
-            raise ValueError("it has other layers")
-        # Keras would read them within the zip file, piece by piece, and unpack it for each anew.
+            raise ValueError("its layers are different")
+        # Inside the zip file, Keras would unpack all of it for each weight that it reads.
         with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
             model.load_weights(archive.extract(WEIGHTS, folder))
         if not all(np.isfinite(weights).all() for weights in model.get_weights()):
-            raise ValueError("some of its weights are not numbers")
+            raise ValueError("some of its weights are NaN or infinite")
     except Exception as error:  # of many kinds, by what the file is instead
         reason = str(error) if type(error) is ValueError else type(error).__name__
         raise ValueError(
@@ -100,29 +110,29 @@ def load_model(path: Path) -> keras.Model:
 
 
 def read_image_size(config: dict) -> int:
-    """Read the pixels of an image's side out of a model's config.json."""
+    """Return the image size that a model's config.json states, in pixels per side."""
     _, size, _, _ = config["config"]["layers"][0]["config"]["batch_shape"]
     if size not in IMAGE_SIZES:
-        raise ValueError("it has other layers")
+        raise ValueError("its layers are different")
     return size
 
 
 def list_layers(config: dict) -> list[tuple]:
-    """List a model's layers, the base's among them: of each its kind and what it computes."""
-    told = "activation", "strides", "padding", "mean", "variance", "batch_shape", "epsilon"
+    """List the layers of a model, including those of its base: kind and computation of each."""
+    settings = "activation", "strides", "padding", "mean", "variance", "batch_shape", "epsilon"
     parts = config["config"]["layers"]
     layers = [layer for part in parts for layer in part["config"].get("layers", [part])]
-    values = [[layer["config"].get(name) for name in told] for layer in layers]
+    values = [[layer["config"].get(name) for name in settings] for layer in layers]
     kinds = [layer["class_name"] for layer in layers]
     values = [[v["config"] if isinstance(v, dict) else v for v in of] for of in values]
     return list(zip(kinds, values, strict=True))
 
 
 def read_decision(path: Path) -> Decision:
-    """Read what was saved with a model to turn its output into a verdict.
+    """Read the decision that was saved with a model.
 
     Raises:
-        ValueError: the file has no such thing.
+        ValueError: the file does not hold a valid one
     """
     try:
         with open_checked(path) as archive:
@@ -132,24 +142,24 @@ def read_decision(path: Path) -> Decision:
         decision = decision._replace(image_size=read_image_size(config))
     except Exception as error:  # of many kinds, by what the file is instead
         raise ValueError(
-            f"{path}: it has no threshold saved with it, so it is not a model that "
-            "04-train-cnn.py wrote; train it there, or name another."
+            f"{path}: it does not contain a decision threshold, so 04-train-cnn.py did not write "
+            "it; train a model with that script, or name another."
         ) from error
     if "margin" not in saved:
-        note = "an older model, without a crop rule; taken as a margin of 30 % of reduced frames"
+        note = "this older model has no crop rule; assuming a margin of 30 % on reduced frames"
         print(f"NOTE: {path}: {note}.", file=sys.stderr)
     return decision
 
 
 def read_saved(path: Path, name: str) -> dict:
-    """Read a JSON file out of a model's file."""
+    """Read a JSON file from the zip file of a model."""
     with open_checked(path) as archive:
         return json.loads(archive.read(name))
 
 
 @contextmanager
 def open_checked(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a model's file, once that is known to unpack to a sensible size."""
+    """Open the zip file of a model after checking its unpacked size."""
     with zipfile.ZipFile(path) as archive:
         sizes = [info.file_size for info in archive.infolist()]
         if sum(sizes) <= LARGEST_MODEL:
@@ -161,15 +171,15 @@ def open_checked(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 class Scorer(NamedTuple):
-    """What scores a face: the decision that was saved with a model, and the model once loaded."""
+    """A decision and its model, which loads in a background thread."""
 
     path: Path
     decision: Decision
-    loading: Future  # of the model, and of what predicts with it
+    loading: Future  # the model and its prediction function
 
     @property
     def model(self) -> keras.Model:
-        """Wait for the model; raises what load_model raises."""
+        """Wait for the model; raises the errors of load_model."""
         return self.loading.result()[0]
 
     def predict(self, images: np.ndarray) -> tf.Tensor:
@@ -178,15 +188,16 @@ class Scorer(NamedTuple):
 
 
 def read_scorer(path: Path, as_graph: bool = True) -> Scorer:
-    """Read a model's decision, and have a thread load the model meanwhile.
+    """Read the decision of a model, and load the model in a background thread.
 
-    Loading takes three seconds, in which the first frames are decoded and searched for faces.
+    Loading takes three seconds, during which the first frames can be decoded.
 
     Args:
-        as_graph: make a graph of it, which takes a second and then scores in a fifth of the time
+        path: a .keras file
+        as_graph: compile a graph, which takes a second and then scores five times as fast
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or it is none of 04's.
+        FileNotFoundError, ValueError: the file does not exist, or it holds something else
     """
     thread = ThreadPoolExecutor(1)
     loading = thread.submit(load_predictor, path, as_graph)
@@ -194,16 +205,16 @@ def read_scorer(path: Path, as_graph: bool = True) -> Scorer:
     try:
         return Scorer(path, read_decision(path), loading)
     except ValueError:
-        loading.result()  # a file that is no model at all is told as such
+        loading.result()  # raises the clearer error if the file is not a model at all
         raise
 
 
 def load_predictor(path: Path, as_graph: bool) -> tuple[keras.Model, Callable]:
-    """Load a model, and make what predicts with it; see read_scorer."""
+    """Load a model, and return it with its prediction function; see read_scorer."""
     model = load_model(path)
     predict = partial(model, training=False)
-    if as_graph:  # one for any number of faces: Keras' own predict makes a second one
+    if as_graph:  # one graph for any number of faces
         crops = tf.TensorSpec(model.input_shape, tf.float32)
         predict = tf.function(predict, input_signature=[crops])
-        predict.get_concrete_function()  # made now, not when the first face waits for it
+        predict.get_concrete_function()  # compiled now, not when the first face waits for it
     return model, predict

@@ -1,8 +1,8 @@
-"""What the tests of 04 and 05 share: crops that anyone can tell apart, and one model of them."""
+"""Shared by the tests of training and evaluation: simple crops, and one model trained on them."""
 
 import importlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -12,14 +12,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from deepfake_detect.augmentation import Augmentation
+from deepfake_detect.crops import find_crops, read_crop
+from deepfake_detect.scoring import predict_crops
+
 train = importlib.import_module("04-train-cnn")
 
 VIDEOS = {"train": 4, "val": 1, "test": 1}  # of each label
-CROPS = 6  # a video
-OPTIONS = dict(start="lite0", epochs=3, batch_size=8, learning_rate=1e-3)
-# The labels are told by their colours, in too few steps to learn that through noise and tints.
-OPTIONS |= dict(blended=0.0, tint=0.0, grey=0.0, cut_out=0.0, zoomed=(0.0, 0.0))
-OPTIONS |= dict(reduced=(0.0, 32), blurred=(0.0, 2.0), noisy=(0.0, 10.0), jpeg=(0.0, 30))
+CROPS = 6  # per video
+# The labels differ in colour: too few steps to learn that through noise and tints.
+GENTLE = Augmentation(
+    **dict.fromkeys(("blended", "tint", "grey", "cut_out", "zoomed"), 0.0),
+    **dict.fromkeys(("reduced", "blurred", "noisy", "jpeg"), 0.0),
+)
+SETTINGS = train.Settings(
+    start="lite0", epochs=3, batch_size=8, learning_rate=1e-3, augmentation=GENTLE
+)
 BROKEN = ("train/fake/empty-000000-00.png", "train/real/torn-000000-00.jpg")
 
 
@@ -29,7 +37,7 @@ def write_crop(path: Path, image: np.ndarray) -> None:
 
 
 def write_split(split_dir: Path, videos: dict[str, int] = VIDEOS, crops: int = CROPS) -> None:
-    """Write crops that anyone can tell apart: reals are bluish and striped, fakes are reddish."""
+    """Write crops that are easy to classify: reals are bluish and striped, fakes are reddish."""
     rng = np.random.default_rng(1)
     rows = []
     for split, count in videos.items():
@@ -59,8 +67,10 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained:
-    """One training for all processes of the tests, enough to tell the labels, with two broken
-    crops and without a look at the test part."""
+    """One training for all test processes, long enough to separate the labels.
+
+    Two crops are broken, and the test split is hidden.
+    """
     root = tmp_path_factory.getbasetemp()
     folder = (root if worker_id == "master" else root.parent) / "trained-once"
     folder.mkdir(exist_ok=True)
@@ -71,7 +81,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained
             (split_dir / BROKEN[0]).write_bytes(b"")
             (split_dir / BROKEN[1]).write_bytes(b"no picture at all")
             hidden = (split_dir / "test").rename(folder / "test")
-            training = train.main(split_dir, model_dir, **OPTIONS)
+            settings = replace(SETTINGS, split_dir=split_dir, model_dir=model_dir)
+            training = train.main(settings)
             hidden.rename(split_dir / "test")
             (folder / "training.json").write_text(json.dumps(training))
     return Trained(
@@ -85,7 +96,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained
 
 @pytest.fixture(scope="session")
 def small_split(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A split set with two crops of each label in each split, to be copied and damaged."""
+    """A split set with two crops of each label in each split, for copies that get damaged."""
     split_dir = tmp_path_factory.mktemp("small") / "split_dataset"
     write_split(split_dir, {"train": 1, "val": 1, "test": 1}, crops=2)
     return split_dir
+
+
+def make_predictions(rows: list[tuple[str, str, float]]) -> pd.DataFrame:
+    """Uncalibrated predictions from (label, video_id, p_real)."""
+    table = pd.DataFrame(rows, columns=["label", "video_id", "p_real"])
+    return table.assign(p_fake=1 - table.p_real, split="test", dataset="", method="")
+
+
+def score_crops(trained: Trained, splits: tuple[str, ...] = ("val",)) -> pd.DataFrame:
+    """Predictions of the saved model for the crops of some splits."""
+    crops = find_crops(trained.split_dir, splits)
+    images = np.stack([read_crop(trained.split_dir / crop, 128) for crop in crops["crop"]])
+    return predict_crops(trained.model, images, crops, 8)

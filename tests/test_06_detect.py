@@ -490,7 +490,7 @@ def test_a_model_of_another_kind_is_named(
 def test_a_model_without_its_threshold_is_named(model: Path, inputs: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain.keras"
     load_model(model).save(plain)
-    with pytest.raises(ValueError, match="it has no threshold saved with it"):
+    with pytest.raises(ValueError, match="decision threshold"):
         detect.main([inputs], model=plain, detections_dir=tmp_path / "out")
 
 

@@ -20,7 +20,7 @@ GROUPS = {
     "plumbing": "shipped cli files resume pool cluster",
     "data": "datasets video inputs faces mtcnn crops augmentation provenance display",
     "model": "decision model model_file scoring checkpoint keras_setup onnx_export detection_model"
-    " explanation export_formats fused_adam",
+    " explanation export_formats batches",
     "detection": "detector tracks verdict",
     "results": "measures model_card plots report marked_video web jobs app",
 }
