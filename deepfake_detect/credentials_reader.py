@@ -35,12 +35,14 @@ PARTLY_GENERATED = "compositeWithTrainedAlgorithmicMedia"
 
 
 def main() -> None:
+    """Print the credentials of standard input as JSON; the argument is a trust list."""
     limit_memory()
     trust_list = Path(sys.argv[1]).read_text() if len(sys.argv) > 1 else None
     print(json.dumps(read_credentials(trust_list)))
 
 
 def limit_memory() -> None:
+    """Limit the memory of this process, where the system can, and have it leave no core file."""
     try:
         import resource
     except ImportError:  # Windows
@@ -134,6 +136,7 @@ def find_generated(store: dict) -> str | None:
 
 
 def list_actions(manifest: dict) -> Iterator[dict]:
+    """Yield what was done to the file, one entry of the actions assertions after another."""
     for assertion in manifest.get("assertions") or []:
         if str(assertion.get("label")).startswith("c2pa.actions"):
             data = assertion.get("data")

@@ -295,6 +295,7 @@ def read_facts(file: BinaryIO, show_private: bool) -> dict[str, str]:
 
 
 def read_picture_facts(file: BinaryIO, show_private: bool) -> Iterator[tuple[str, object]]:
+    """Yield names and values of what a picture says in EXIF, XMP and its texts."""
     with contextlib.suppress(ValueError):  # not installed
         enable_heif()
     with PIL.Image.open(file) as picture:
@@ -324,6 +325,7 @@ def read_place(place: dict) -> str | None:
 
 
 def read_video_facts(file: BinaryIO, show_private: bool) -> Iterator[tuple[str, object]]:
+    """Yield names and values of what the container of a video and its streams say."""
     # An open file, and no protocol at all: a play list cannot make it read anything else.
     options = {
         "format_whitelist": CONTAINERS,
@@ -341,6 +343,7 @@ def read_video_facts(file: BinaryIO, show_private: bool) -> Iterator[tuple[str, 
 
 
 def count_streams(video: av.container.InputContainer) -> str:
+    """Count the streams of each kind, such as "1 video, 2 audio"."""
     kinds = [stream.type for stream in video.streams]
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
 

@@ -5,13 +5,17 @@ PYTHONS="python3.12 python3.13" runs the tests of the wheel on those, too.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 import tomllib
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -134,9 +138,25 @@ def test_installed_api(installed: Path, face: Path) -> None:
 
 
 def test_installed_page_starts(installed: Path, tmp_path: Path) -> None:
-    helped = call([installed / "deepfake-detect-page", "--help"], tmp_path)
-    assert helped.returncode == 0, helped.stdout + helped.stderr
-    assert "--port" in helped.stdout
+    """It answers as the health check of the Dockerfile asks it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [installed / "deepfake-detect-page", "--port", str(port), "--no-open-browser"]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    with subprocess.Popen(command, cwd=tmp_path, env=kept, stdout=subprocess.DEVNULL) as page:
+        try:
+            for _ in range(600):
+                with contextlib.suppress(OSError):
+                    address = f"http://127.0.0.1:{port}/health"
+                    with urllib.request.urlopen(address, timeout=5) as answer:
+                        assert json.load(answer)["status"] == "ok"
+                    break
+                assert page.poll() is None
+                time.sleep(0.1)
+            else:
+                pytest.fail("the page does not answer")
+        finally:
+            page.terminate()
 
 
 def test_uv_runs_the_script_of_a_clone(clone: Path, face: Path) -> None:
