@@ -23,6 +23,9 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from deepfake_detect import cli, files, resume  # noqa: E402
+from deepfake_detect.faces import CropRule  # noqa: E402
+
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
 
 # --------------------------------------------------------------------------------------------------
@@ -33,10 +36,9 @@ CROPS_A_VIDEO = 10  # as from one frame a second of 10 seconds
 
 def write_input(folder: Path, crops: int) -> None:
     """Write frames/ and faces/ as 01 and 02 leave them, the images being empty files."""
-    names = ("confidence", "margin", "square", "min_face_size", "scale_factor", "thresholds")
-    settings = {name: getattr(crop_faces, name.upper()) for name in names} | {"frames": "reduced"}
-    settings = json.loads(json.dumps(settings))
-    crop_faces.claim_folder(folder / "faces", "--faces-dir", Path(crop_faces.__file__).name)
+    settings = cli.settings_of_result(crop_faces.Settings())
+    settings |= crop_faces.describe_rule(CropRule("reduced", 0.3, False))
+    files.claim(folder / "faces", "--faces-dir", crop_faces.__file__)
     rows = []
     for number in tqdm(range(crops // CROPS_A_VIDEO), "videos made up", leave=False):
         label, person = ("real", "fake")[number % 2], f"{number // 2:06d}"
@@ -54,8 +56,12 @@ def write_input(folder: Path, crops: int) -> None:
             (folder / "faces" / crop).touch()
             row = (crop, video_id, face, 0, 0.99, 1, 2, 30, 40)
             found.append(dict(zip(crop_faces.FACES_COLUMNS, row, strict=True)))
-        content = crop_faces.describe_input(frames, settings)
-        content |= {"skipped": [], "faces": found}
+        content = {
+            "made_by": Path(crop_faces.__file__).name,
+            "inputs": resume.fingerprint([frame], settings),
+            "outputs": resume.count_images(faces),
+            "result": {"skipped": [], "faces": found},
+        }
         (faces / "faces.json").write_text(json.dumps(content), encoding="utf-8")
     columns = ["video_id", "source", "dataset", "label", "method", "identities", "official_split"]
     table = pd.DataFrame(rows, columns=[*columns, "frames", "status"])

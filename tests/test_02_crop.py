@@ -1,101 +1,24 @@
-"""02: the package's own faces, the margin, and a run that goes on where it was."""
+"""02: the margin, the tables, and a run that continues where it was."""
 
-import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
-import skimage.data
-from conftest import assert_stops, run_script, run_script_after
+from conftest import ROOT, assert_stops, run_script
+from frames import FRAMES, crop, make_frame, run_02, write_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mtcnn import MTCNN
-from mtcnn.utils.images import build_scale_pyramid
 
 from deepfake_detect import faces as face_detector
-from deepfake_detect import mtcnn as batched_mtcnn
+from deepfake_detect import files
+from deepfake_detect.mtcnn import FaceDetector
 
 SCRIPT = "02-crop-faces-with-mtcnn.py"
-crop = importlib.import_module("02-crop-faces-with-mtcnn")
-HEAD = cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR)[0:230, 100:350]
-
-
-def make_frame(*faces: tuple[int, int, float], size: tuple[int, int] = (640, 360)) -> np.ndarray:
-    """BGR uint8: the portrait's head at (left, top), scaled, on grey; size is (width, height)."""
-    frame = np.full((size[1], size[0], 3), 128, np.uint8)
-    for left, top, scale in faces:
-        head = cv2.resize(HEAD, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        height, width = head.shape[:2]
-        part = frame[max(0, top) : top + height, max(0, left) : left + width]
-        part[:] = head[max(0, -top) :, max(0, -left) :][: part.shape[0], : part.shape[1]]
-    return frame
-
-
-FRAMES = {
-    "one": make_frame((200, 60, 1.0)),
-    "two": make_frame((40, 60, 1.0), (380, 120, 0.7)),
-    "none": make_frame(),
-    "small": make_frame((300, 100, 0.4)),
-    "edge": make_frame((-60, 60, 1.0)),
-    "other size": make_frame((100, 40, 0.9), size=(430, 310)),
-    "tiny frame": make_frame(size=(20, 11)),
-}
-FACES = {"one": 1, "two": 2, "none": 0, "small": 1, "edge": 1, "other size": 1, "tiny frame": 0}
-
-
-def overlap(one: tuple[int, ...], two: tuple[int, ...]) -> float:
-    """Intersection over union of two boxes x, y, width, height."""
-    width = min(one[0] + one[2], two[0] + two[2]) - max(one[0], two[0])
-    height = min(one[1] + one[3], two[1] + two[3]) - max(one[1], two[1])
-    shared = max(0, width) * max(0, height)
-    return shared / (one[2] * one[3] + two[2] * two[3] - shared)
-
-
-@pytest.fixture(scope="module")
-def detector() -> object:
-    return face_detector.load_detector(20, *crop.SEARCH[1:])
-
-
-def test_the_faces_are_the_package_s(detector: object) -> None:
-    package = MTCNN()
-    ours = detector.detect(FRAMES.values())
-    for name, frame, faces in zip(FRAMES, FRAMES.values(), ours, strict=True):
-        confident = [face for face in faces if face.confidence >= 0.95]
-        assert len(confident) == FACES[name], name
-        if name == "tiny frame":
-            continue
-        theirs = package.detect_faces(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-        theirs = sorted(theirs, key=lambda face: -face["confidence"])
-        assert len(faces) == len(theirs), name
-        for face, other in zip(faces, theirs, strict=True):
-            assert overlap(face.box, other["box"]) >= 0.99
-            assert face.confidence == pytest.approx(other["confidence"], abs=0.01)
-
-
-def test_a_frame_has_the_same_faces_in_any_batch(detector: object) -> None:
-    together = detector.detect(list(FRAMES.values()) * 2)
-    for frame, first, second in zip(FRAMES.values(), together, together[7:], strict=False):
-        (alone,) = detector.detect([frame])
-        assert [face.box for face in alone] == [face.box for face in first]
-        assert [face.box for face in alone] == [face.box for face in second]
-
-
-@given(st.integers(12, 2000), st.integers(12, 2000), st.integers(12, 400))
-def test_the_scales_are_the_package_s(height: int, width: int, min_face_size: int) -> None:
-    package = build_scale_pyramid(width, height, 20, 0.709)
-    assert batched_mtcnn.list_scales(height, width, 20, 0.709) == pytest.approx(package)
-    ours = batched_mtcnn.list_scales(height, width, min_face_size, 0.709)
-    smallest = [int(min(height, width) * scale) for scale in ours[-1:]]
-    assert all(12 <= size <= 17 for size in smallest)
-
-
-def test_a_larger_smallest_face_still_finds_the_large_ones() -> None:
-    larger = face_detector.load_detector(80, *crop.SEARCH[1:])
-    found = dict(zip(FRAMES, larger.detect(FRAMES.values()), strict=True))
-    assert len(found["one"]) == 1 and len(found["small"]) == 0
 
 
 @given(*[st.integers(0, 80)] * 2, *[st.integers(1, 80)] * 2, st.floats(0, 1))
@@ -124,7 +47,7 @@ def test_the_square(x: int, y: int, width: int, height: int, margin: float) -> N
 
 
 class KnownFaces:
-    """A detector that tells what it is told, and keeps the frames that it was shown."""
+    """A detector that returns given faces, and keeps the frames that it was shown."""
 
     def __init__(self, faces: list[list[object]]) -> None:
         self.faces, self.shown = faces, []
@@ -171,7 +94,7 @@ def test_training_and_detection_see_the_very_same_pixels(
     path = folder / "v-000000.png"
     path.write_bytes(cv2.imencode(".png", frame)[1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(face_detector, "load_detector", lambda: detector)
+        patch.setattr(crop, "FaceDetector", lambda: detector)
         (row,), skipped = crop.write_crops(folder, 0.95, rule, (), "v", {0: path})
     assert not skipped
     on_disk = cv2.imread(str(folder / row["crop"]))
@@ -185,27 +108,16 @@ def test_training_and_detection_see_the_very_same_pixels(
     assert np.abs(np.array(face.box) / factor - box).max() <= 3
 
 
-def write_frames(folder: Path, videos: dict[str, list[str]]) -> None:
-    rows = []
-    for video_id, names in videos.items():
-        (folder / video_id).mkdir(parents=True)
-        for index, name in enumerate(names):
-            png = cv2.imencode(".png", FRAMES[name])[1]
-            (folder / video_id / f"{video_id}-{10 * index:06d}.png").write_bytes(png)
-        rows.append({"video_id": video_id, "frames": len(names), "status": "ok"})
-    rows.append({"video_id": "failed", "frames": 0, "status": "failed"})
-    pd.DataFrame(rows).to_csv(folder / "videos.csv", index=False)
-
-
 @pytest.fixture
 def frames(tmp_path: Path) -> Path:
-    write_frames(tmp_path / "frames", {"a-b": ["one", "two", "other size"], "c": ["none", "one"]})
-    return tmp_path / "frames"
+    videos = {"a-b": ["one", "two", "other size"], "c": ["none", "one"]}
+    shown = {video_id: [FRAMES[name] for name in names] for video_id, names in videos.items()}
+    return write_frames(tmp_path / "frames", shown, step=10)
 
 
 def test_crops_on_disk(frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (frames / "c/c-000020.png").write_bytes(b"broken")
-    table = crop.main(frames, tmp_path / "faces", workers=1)
+    table = run_02(frames, tmp_path / "faces")
     assert table["crop"].tolist() == [
         "a-b/a-b-000000-00.png",
         "a-b/a-b-000010-00.png",
@@ -231,13 +143,13 @@ def test_crops_on_disk(frames: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_faces_under_the_threshold_are_never_saved(frames: Path, tmp_path: Path) -> None:
-    scores = crop.main(frames, tmp_path / "faces", workers=1)["confidence"]
+    scores = run_02(frames, tmp_path / "faces")["confidence"]
     threshold = float(scores.sort_values().iloc[2]) + 1e-7
-    table = crop.main(frames, tmp_path / "faces", confidence=threshold, workers=1)
+    table = run_02(frames, tmp_path / "faces", confidence=threshold)
     assert len(table) == (scores >= threshold).sum() < len(scores)
     assert len(list((tmp_path / "faces").glob("*/*.png"))) == len(table)
-    with pytest.raises(ValueError, match=r"not one face of confidence 1\.0"):
-        crop.main(frames, tmp_path / "faces", confidence=1.0, workers=1)
+    with pytest.raises(ValueError, match=r"confidence 1\.0"):
+        run_02(frames, tmp_path / "faces", confidence=1.0)
     assert not list((tmp_path / "faces").glob("*/*.png"))
     assert not (tmp_path / "faces/faces.csv").exists()
 
@@ -246,44 +158,49 @@ def test_a_second_run_does_only_what_changed(
     frames: Path, tmp_path: Path, snapshot: callable, capsys: pytest.CaptureFixture
 ) -> None:
     faces = tmp_path / "faces"
-    crop.main(frames, faces, workers=1)
+    run_02(frames, faces)
     before = snapshot(faces)
-    (faces / ".unfinished/c").mkdir(parents=True)  # what a killed run leaves
-    (faces / ".unfinished/c/c-000000-00.png").write_bytes(b"half an image")
+    left = files.name_unfinished(faces)  # what a killed run leaves
+    (left / "c").mkdir(parents=True)
+    (left / "c/c-000000-00.png").write_bytes(b"half an image")
     (frames / "c/c-000010.png").write_bytes(cv2.imencode(".png", FRAMES["two"])[1])
-    table = crop.main(frames, faces, workers=1)
+    table = run_02(frames, faces)
     after = snapshot(faces)
     assert "1 of 2 videos were done" in capsys.readouterr().out
     assert (table["video_id"] == "c").sum() == 2
     of_first = [name for name in before if name.startswith("a-b/")]
     assert len(of_first) == 5 and all(after[name] == before[name] for name in of_first)
-    assert not (faces / ".unfinished").exists()
+    assert not list(faces.glob(".unfinished*"))
     assert {name for name in after if name.endswith(".png")} == set(table["crop"])
     (faces / table["crop"][0]).unlink()
-    crop.main(frames, faces, workers=1)
+    run_02(frames, faces)
     assert (faces / table["crop"][0]).read_bytes() == before[table["crop"][0]][0]
-    wider = crop.main(frames, faces, margin=0.5, workers=1)
+    wider = run_02(frames, faces, margin=0.5)
     assert len(wider) == len(table)
     assert snapshot(faces)[of_first[0]] != after[of_first[0]]
 
 
 def test_processes_write_what_one_does(frames: Path, tmp_path: Path, snapshot: callable) -> None:
-    """And the main process loads no TensorFlow, but sets it up for those that search."""
-    crop.main(frames, tmp_path / "1", workers=1)
-    says = (
-        "import atexit, os\n"
-        "name = 'TF_ENABLE_ONEDNN_OPTS'\n"
-        "os.environ.pop(name, None)\n"
-        "atexit.register(lambda: print('tensorflow' in sys.modules, os.environ[name]))"
-    )
-    options = ("--frames-dir", frames, "--faces-dir", tmp_path / "2", "--workers", 2)
-    result = run_script_after(says, SCRIPT, *options, cwd=tmp_path)
-    assert result.returncode == 0 and result.stdout.endswith("\nFalse 1\n"), result.stderr
+    run_02(frames, tmp_path / "1")
+    run_02(frames, tmp_path / "2", workers=2)
     contents = [
-        {name: content for name, (content, _) in snapshot(tmp_path / folder).items()}
+        {
+            name: content
+            for name, (content, _) in snapshot(tmp_path / folder).items()
+            if not name.endswith(".made-by")
+        }
         for folder in ("1", "2")
     ]
-    assert len(contents[0]) == 11 and contents[0] == contents[1]
+    assert len(contents[0]) == 10 and contents[0] == contents[1]
+
+
+def test_searching_loads_nothing_that_only_training_needs() -> None:
+    lines = (
+        "import importlib, sys; importlib.import_module('02-crop-faces-with-mtcnn'); "
+        "print(sorted({'tensorflow', 'keras', 'pandas', 'scipy', 'mtcnn'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
 
 
 def test_frames_and_folders_that_are_not_as_expected(frames: Path, tmp_path: Path) -> None:
@@ -295,10 +212,10 @@ def test_frames_and_folders_that_are_not_as_expected(frames: Path, tmp_path: Pat
     cut = (frames / "c/c-000010.png").read_bytes()[:-1000]
     (frames / "c/c-000010.png").write_bytes(cut)
     (frames / "c/other-000010.png").write_bytes((frames / "a-b/a-b-000000.png").read_bytes())
-    crop.claim_folder(faces, "--faces-dir", SCRIPT)  # by an earlier run
+    files.claim(faces, "--faces-dir", SCRIPT)  # by an earlier run
     (faces / "mine").mkdir()
     (faces / "mine/mine-000000-00.png").write_bytes(b"kept")
-    table = crop.main(frames, faces, workers=1)
+    table = run_02(frames, faces)
     assert set(table["video_id"]) == {"a-b"}
     assert (faces / "mine/mine-000000-00.png").read_bytes() == b"kept"
     skipped = pd.read_csv(faces / "skipped.csv").fillna("")
@@ -310,43 +227,52 @@ def test_frames_and_folders_that_are_not_as_expected(frames: Path, tmp_path: Pat
     (frames / "a-b/a-b-000000.png").touch()
     (faces / "a-b/faces.json").unlink()
     with pytest.raises(ValueError, match=r"faces: it holds a-b, which this script did not"):
-        crop.main(frames, faces, workers=1)
+        run_02(frames, faces)
     assert (faces / "a-b/a-b-000000-00.png").exists() and (faces / "faces.csv").exists()
 
 
 def test_what_bad_input_gets(tmp_path: Path) -> None:
     frames, faces = tmp_path / "frames", tmp_path / "faces"
     with pytest.raises(FileNotFoundError, match=r"frames: there is no such folder; run 01.* --fr"):
-        crop.main(frames, faces)
+        run_02(frames, faces)
     frames.mkdir()
     assert_stops(run_script(SCRIPT, cwd=tmp_path), "frames/videos.csv: there is no", "01-convert")
     (frames / "videos.csv").write_text("crop,label\n")
-    with pytest.raises(ValueError, match=r"videos.csv: it is not a table that 01 writes"):
-        crop.main(frames, faces)
+    with pytest.raises(ValueError, match=r"videos\.csv"):
+        run_02(frames, faces)
     (frames / "videos.csv").write_text("video_id,frames,status\nv,0,failed\n")
     with pytest.raises(ValueError, match="has frames"):
-        crop.main(frames, faces)
+        run_02(frames, faces)
     for wrong in ({"confidence": 1.1}, {"margin": -1}, {"min_face_size": 5}, {"workers": 0}):
         option, value = next(iter(wrong.items()))
         with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} is {value}; give "):
-            crop.main(frames, faces, **wrong)
+            run_02(frames, faces, **wrong)
     assert not faces.exists()
 
 
 def test_full_frames_are_searched_reduced_and_cut_full(
-    tmp_path: Path, detector: object, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     frames, faces = tmp_path / "frames", tmp_path / "faces"
     full = make_frame((400, 100, 2.0), size=(1280, 720))
     (frames / "v").mkdir(parents=True)
     cv2.imwrite(str(frames / "v/v-000000.png"), full)
     pd.DataFrame([{"video_id": "v", "frames": 1, "status": "ok"}]).to_csv(frames / "videos.csv")
-    for kind, square in (("full", True), ("full", False), ("reduced", False)):
-        (frames / "crop-rule.json").write_text(json.dumps({"frames": kind}))
-        table = crop.main(frames, faces, square=square, workers=1)
+    detector = FaceDetector()
+    usual = [[300, 2.0], [1001, 1.0], [1901, 0.5], [None, 0.33]]
+    for kind, square, width in (
+        ("full", True, usual),
+        ("full", False, usual),
+        ("full", False, [[None, 0.25]]),
+        ("reduced", False, usual),
+    ):
+        (frames / "crop-rule.json").write_text(json.dumps({"frames": kind, "width_rule": width}))
+        table = run_02(frames, faces, square=square)
         rule = json.loads((faces / "crop-rule.json").read_text())
-        assert rule == {"frames": kind, "margin": 0.3, "square": square}
-        rule = face_detector.CropRule(**rule)
+        expected = {"frames": kind, "margin": 0.3, "square": square, "width_rule": width}
+        assert rule == expected
+        pairs = tuple((limit or np.inf, factor) for limit, factor in width)
+        rule = face_detector.CropRule(kind, 0.3, square, pairs)
         (((face, cut),),) = face_detector.crop_faces([full], detector, 0.95, rule)
         row = table.iloc[0]
         assert (row["x"], row["y"], row["width"], row["height"]) == face.box
@@ -354,5 +280,5 @@ def test_full_frames_are_searched_reduced_and_cut_full(
         assert not square or cut.shape[0] == cut.shape[1]
     assert "videos were done" not in capsys.readouterr().out
     (frames / "crop-rule.json").write_text('{"frames": "some"}')
-    with pytest.raises(ValueError, match=r"crop-rule.json: its .frames. is neither"):
-        crop.main(frames, faces, workers=1)
+    with pytest.raises(ValueError, match=r"crop-rule\.json"):
+        run_02(frames, faces)

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, assert_stops, run_script, run_script_after
+from frames import make_frame, run_02
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_02_crop import make_frame
 
 from deepfake_detect import crops as crop_files
 from deepfake_detect import inputs as media
@@ -28,7 +28,6 @@ from deepfake_detect.model import LITE0_WEIGHTS, build_model
 from deepfake_detect.model_file import load_model, read_decision, write_model
 
 convert = importlib.import_module("01-convert-video-to-image")
-crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
 train_cnn = importlib.import_module("04-train-cnn")
 detect = importlib.import_module("06-detect-deepfake")
 
@@ -116,7 +115,7 @@ def test_a_frame_gives_the_crops_that_01_and_02_save(
     write_frames(videos / "two.mp4", two_people(4))
     full = frames == "full"
     convert.main(tmp_path / "videos", tmp_path / "frames", full_frames=full)
-    crop_faces.main(tmp_path / "frames", tmp_path / "faces", square=square, workers=1)
+    run_02(tmp_path / "frames", tmp_path / "faces", square=square)
     rule = json.loads((tmp_path / "faces" / "crop-rule.json").read_text(encoding="utf-8"))
     assert (rule["frames"], rule["square"]) == (frames, square)
     decision = Decision(**{name: rule[name] for name in ("frames", "margin", "square")})

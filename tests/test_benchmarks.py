@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, write_video
-from test_02_crop import make_frame
+from frames import make_frame
 
 RUNS = {
     "convert_video.py": (["videos", "--rounds", 1], "2 videos, 16 frames"),

@@ -1,6 +1,5 @@
 """01 and 02 on many machines: a real scheduler and two workers here, and the parts of a batch."""
 
-import importlib
 import json
 import os
 import re
@@ -24,8 +23,8 @@ from faults import (
     wait_for,
     write_avi,
 )
+from frames import crop, run_02, write_videos
 from test_faults_01 import finished_folders
-from test_faults_02 import write_frames
 
 from deepfake_detect import cluster, pool
 
@@ -140,10 +139,9 @@ def test_the_same_files_as_on_one_machine(machines: Machines, few_videos: Path) 
 def few_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with frames/ of two videos, and whole/, the faces that one machine finds."""
     folder = tmp_path_factory.mktemp("faces")
-    write_frames(folder / "frames", videos=2, frames=3)
+    write_videos(folder / "frames", videos=2, frames=3)
     (folder / "frames/v1/v1-000001.png").write_bytes(b"no picture")
-    crop = importlib.import_module("02-crop-faces-with-mtcnn")
-    assert len(crop.main(folder / "frames", folder / "whole", workers=1)) == 5
+    assert len(run_02(folder / "frames", folder / "whole")) == 5
     return folder
 
 
@@ -274,13 +272,13 @@ def test_two_parts_at_once_and_then_the_tables(few_videos: Path) -> None:
 
 
 def test_parts_of_the_faces(few_frames: Path) -> None:
-    crop = importlib.import_module("02-crop-faces-with-mtcnn")
     frames, faces = few_frames / "frames", few_frames / "parts"
     for part, done in (("1/2", {"v0"}), ("2/2", {"v0", "v1"}), ("3/3", {"v0", "v1"})):
-        assert crop.main(frames, faces, workers=1, part=part) is None
+        settings = crop.Settings(frames_dir=frames, faces_dir=faces, workers=1, part=part)
+        assert crop.main(settings) is None
         assert {path.parent.name for path in faces.glob("*/faces.json")} == done
         assert not (faces / "faces.csv").exists() and not (faces / "skipped.csv").exists()
-    assert len(crop.main(frames, faces, workers=1)) == 5
+    assert len(run_02(frames, faces)) == 5
     assert read_tree(faces) == read_tree(few_frames / "whole")
 
 

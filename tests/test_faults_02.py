@@ -1,6 +1,5 @@
 """02 in trouble: killed, crashed, stopped, a full disk, and folders that somebody has edited."""
 
-import importlib
 import os
 import re
 import shutil
@@ -16,48 +15,33 @@ import filelock
 import pandas as pd
 import pytest
 from conftest import assert_stops, run_script, run_script_after
+from frames import crop, make_frame, run_02, write_videos
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_02_crop import make_frame
+
+from deepfake_detect import files
 
 SCRIPT = "02-crop-faces-with-mtcnn.py"
-crop = importlib.import_module("02-crop-faces-with-mtcnn")
 KILLS = int(os.environ.get("KILLS", "3"))  # 20 by hand: each takes as long as a run
-
-
-def write_frames(folder: Path, videos: int = 3, frames: int = 4) -> Path:
-    """A frames folder as 01 writes it: another head, and another place of it, in each video."""
-    for number in range(videos):
-        video_id = f"v{number}"
-        (folder / video_id).mkdir(parents=True)
-        for index in range(frames):
-            frame = make_frame(
-                (20 + 30 * number + 5 * index, 10, 0.7 + 0.05 * number), size=(320, 240)
-            )
-            cv2.imwrite(str(folder / video_id / f"{video_id}-{index:06d}.png"), frame)
-    rows = [(f"v{number}", frames, "ok") for number in range(videos)]
-    pd.DataFrame(rows, columns=["video_id", "frames", "status"]).to_csv(
-        folder / "videos.csv", index=False
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_frames(tmp_path_factory.mktemp("input") / "frames")
+    return write_videos(tmp_path_factory.mktemp("input") / "frames")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What a run that nothing befell writes."""
     faces = tmp_path_factory.mktemp("undisturbed") / "faces"
-    assert len(crop.main(frames, faces, workers=1)) == 12
+    assert len(run_02(frames, faces)) == 12
     return read(faces)
 
 
 def read(faces: Path) -> dict[str, bytes]:
     tree = faults.read_tree(faces)
     tree.pop(".lock", None)
+    tree.pop(".made-by", None)
     return tree
 
 
@@ -88,12 +72,12 @@ def test_killed_at_any_moment_it_goes_on(
 
 
 def test_a_crash_of_a_worker_costs_its_video_only(tmp_path: Path) -> None:
-    frames, faces = write_frames(tmp_path / "frames", videos=6, frames=40), tmp_path / "faces"
-    options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2, "--batch-size", 40)
+    frames, faces = write_videos(tmp_path / "frames", videos=6, frames=32), tmp_path / "faces"
+    options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
 
     # Each takes a whole video, so that none is killed as it takes its next: that ends the run.
     with faults.running(SCRIPT, *options, cwd=tmp_path) as run:
-        faults.wait_for(lambda: len(list(faces.glob(".unfinished/v*"))) == 2, run)
+        faults.wait_for(lambda: len(list(faces.glob(".unfinished-*/v*"))) == 2, run)
         for worker in faults.workers_of(run):
             os.kill(worker, signal.SIGKILL)
         assert run.wait() == 0, (tmp_path / "said").read_text()
@@ -105,26 +89,30 @@ def test_a_crash_of_a_worker_costs_its_video_only(tmp_path: Path) -> None:
     crashed = set(skipped.video_id)
     assert {folder.name for folder in faces.glob("v?")} == {f"v{n}" for n in range(6)} - crashed
     assert not crashed & set(pd.read_csv(faces / "faces.csv").video_id)
-    assert not (faces / ".unfinished").exists()
-    assert set(crop.main(frames, faces, workers=1).video_id) == {f"v{n}" for n in range(6)}
+    assert not list(faces.glob(".unfinished*"))
+    assert set(run_02(frames, faces).video_id) == {f"v{n}" for n in range(6)}
     assert pd.read_csv(faces / "skipped.csv").empty
 
 
 def test_workers_that_cannot_begin_end_the_run(tmp_path: Path) -> None:
     """They end as soon as they are there, as when the memory is full."""
-    frames = write_frames(tmp_path / "frames", videos=1, frames=2)
-    dying = "import os, deepfake_detect.faces as detector; detector.share_cores = os._exit"
+    frames = write_videos(tmp_path / "frames", videos=1, frames=2)
+    dying = (
+        "import os, deepfake_detect.pool as pool\n"
+        "make = pool.make_processes\n"
+        "pool.make_processes = lambda workers, loaded, _, *more: make(workers, loaded, os._exit, 7)"
+    )
     result = run_script_after(dying, SCRIPT, "--frames-dir", frames, cwd=tmp_path)
-    assert_stops(result, "faces", "the processes that do the work ended", "the same command goes")
-    assert not (tmp_path / "faces/.unfinished").exists()
+    assert_stops(result, "faces", "the processes that do the work ended", "the same command")
+    assert not list(tmp_path.glob("faces/.unfinished*"))
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_ctrl_c_and_its_like_end_it_and_all_of_its_processes(name: str, tmp_path: Path) -> None:
-    frames, faces = write_frames(tmp_path / "frames", videos=4, frames=100), tmp_path / "faces"
+    frames, faces = write_videos(tmp_path / "frames", videos=4, frames=100), tmp_path / "faces"
     options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
     with faults.running(SCRIPT, *options, cwd=tmp_path) as run:
-        faults.wait_for(lambda: list(faces.glob(".unfinished/*/*.png")), run)
+        faults.wait_for(lambda: list(faces.glob(".unfinished-*/*/*.png")), run)
         if name == "SIGINT":
             os.killpg(run.pid, signal.SIGINT)  # as the shell does: to the workers as well
         else:
@@ -134,7 +122,7 @@ def test_ctrl_c_and_its_like_end_it_and_all_of_its_processes(name: str, tmp_path
     said = (tmp_path / "said").read_text()
     assert said.rstrip().endswith(f"{SCRIPT}: stopped; run the same command to continue.")
     assert "Traceback" not in said
-    assert not (faces / ".unfinished").exists()
+    assert not list(faces.glob(".unfinished*"))
 
 
 def test_a_second_run_stops_and_a_dead_one_s_lock_does_not_hold(
@@ -143,12 +131,12 @@ def test_a_second_run_stops_and_a_dead_one_s_lock_does_not_hold(
     faces = tmp_path / "faces"
     faces.mkdir()
     with filelock.FileLock(faces / ".lock"), pytest.raises(filelock.Timeout):
-        crop.main(frames, faces, workers=1)
+        run_02(frames, faces)
     with filelock.FileLock(faces / ".lock"):
         options = ("--frames-dir", frames, "--faces-dir", faces)
-        assert_stops(run_script(SCRIPT, *options, cwd=tmp_path), f"{faces}: another run is writing")
+        assert_stops(run_script(SCRIPT, *options, cwd=tmp_path), f"{faces}: another run")
     assert (faces / ".lock").exists()  # left behind as by a crash
-    crop.main(frames, faces, workers=1)
+    run_02(frames, faces)
     assert read(faces) == undisturbed
 
 
@@ -158,7 +146,7 @@ def test_a_full_disk_stops_it_and_after_room_is_made_it_goes_on(
     with faults.small_disk(tmp_path / "disk", 0.3) as resize:
         faces = tmp_path / "disk" / "faces"
         with pytest.raises(OSError, match=r"stopped by an error .*No space left") as raised:
-            crop.main(frames, faces, workers=1)
+            run_02(frames, faces)
         assert str(faces) in str(raised.value)
         finished = {
             name: content for name, content in read(faces).items() if "unfinished" not in name
@@ -166,7 +154,7 @@ def test_a_full_disk_stops_it_and_after_room_is_made_it_goes_on(
         assert finished.items() <= undisturbed.items()
         assert not (faces / "faces.csv").exists()
         resize(20)
-        crop.main(frames, faces, workers=1)
+        run_02(frames, faces)
         assert read(faces) == undisturbed
 
 
@@ -175,9 +163,9 @@ def test_a_full_disk_stops_it_and_after_room_is_made_it_goes_on(
 
 def test_a_changed_setting_redoes_all(frames: Path, tmp_path: Path) -> None:
     one, both = tmp_path / "one", tmp_path / "both"
-    crop.main(frames, one, margin=0.1, workers=1)
-    crop.main(frames, both, margin=0.4, workers=1)
-    crop.main(frames, both, margin=0.1, workers=1)
+    run_02(frames, one, margin=0.1)
+    run_02(frames, both, margin=0.4)
+    run_02(frames, both, margin=0.1)
     assert read(one) == read(both)
 
 
@@ -186,16 +174,16 @@ def test_what_changed_is_redone_and_what_is_gone_is_dropped(
 ) -> None:
     mine, faces = tmp_path / "frames", tmp_path / "faces"
     shutil.copytree(frames, mine)
-    crop.main(mine, faces, workers=1)
+    run_02(mine, faces)
     before = snapshot(faces)
     shutil.copy(mine / "v0" / "v0-000000.png", mine / "v1" / "v1-000000.png")
     videos = pd.read_csv(mine / "videos.csv")
     videos[videos.video_id != "v2"].to_csv(mine / "videos.csv", index=False)
-    (faces / ".unfinished/v9").mkdir(parents=True)  # of a run that was killed
-    table = crop.main(mine, faces, workers=1)
+    (files.name_unfinished(faces) / "v9").mkdir(parents=True)  # of a run that was killed
+    table = run_02(mine, faces)
     after = snapshot(faces)
     assert set(table.video_id) == {"v0", "v1"} and not (faces / "v2").exists()
-    assert not (faces / ".unfinished").exists()
+    assert not list(faces.glob(".unfinished*"))
     for name in after:
         if name.startswith("v0/"):
             assert before[name] == after[name]
@@ -222,7 +210,7 @@ def delete_crop(faces: Path) -> None:
 
 
 def add_crop(faces: Path) -> None:
-    shutil.copy(faces / "v1" / "v1-000002-00.png", faces / "v1" / "mine.png")
+    shutil.copy(faces / "v1" / "v1-000002-00.png", faces / "v1" / "v1-000002-01.png")
 
 
 @pytest.mark.parametrize("edit", [cut, make_a_list, rename_in_json, delete_crop, add_crop])
@@ -230,12 +218,10 @@ def test_a_folder_edited_by_hand_is_made_again(
     edit: Callable, frames: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     faces = tmp_path / "faces"
-    for name, content in undisturbed.items():
-        (faces / name).parent.mkdir(parents=True, exist_ok=True)
-        (faces / name).write_bytes(content)
+    run_02(frames, faces)
     untouched = (faces / "v0" / "faces.json").stat().st_mtime_ns
     edit(faces)
-    crop.main(frames, faces, workers=1)
+    run_02(frames, faces)
     assert read(faces) == undisturbed
     assert (faces / "v0" / "faces.json").stat().st_mtime_ns == untouched
 
@@ -249,11 +235,11 @@ def test_only_own_folders_are_deleted(frames: Path, tmp_path: Path) -> None:
     (faces / "mine.partial" / "thesis.txt").write_text("three years of work")
     before = faults.read_tree(faces)
     with pytest.raises(ValueError, match=r"faces: it holds mine.partial, which this script did"):
-        crop.main(frames, faces, workers=1)
+        run_02(frames, faces)
     assert faults.read_tree(faces) == before and not (faces / ".lock").exists()
 
     shutil.move(faces / "mine.partial", tmp_path / "mine.partial")
-    crop.main(frames, faces, workers=1)
+    run_02(frames, faces)
     shutil.move(tmp_path / "mine.partial", faces / "mine.partial")
     for name, content in (("kinetics", "{}"), ("photos", '[{"face": 1}]'), ("torn", "{")):
         (faces / name).mkdir()
@@ -261,8 +247,10 @@ def test_only_own_folders_are_deleted(frames: Path, tmp_path: Path) -> None:
         (faces / name / "notes.txt").write_text("mine")
     own = faces / "gone"  # of a video that is gone
     shutil.copytree(faces / "v0", own)
+    for path in own.glob("*.png"):
+        path.rename(path.with_name(path.name.replace("v0", "gone")))
     before = faults.read_tree(faces)
-    crop.main(frames, faces, margin=0.2, workers=1)
+    run_02(frames, faces, margin=0.2)
     after = faults.read_tree(faces)
     assert not own.exists()
     for name in before:
@@ -272,12 +260,12 @@ def test_only_own_folders_are_deleted(frames: Path, tmp_path: Path) -> None:
 
 def test_a_folder_of_a_video_s_name_that_is_not_ours_stops_it(frames: Path, tmp_path: Path) -> None:
     faces = tmp_path / "faces"
-    crop.claim_folder(faces, "--faces-dir", SCRIPT)
+    files.claim(faces, "--faces-dir", SCRIPT)
     (faces / "v1").mkdir()
     for content in ("{}", "[1, 2]", '{"made_by": "another"}'):
         (faces / "v1" / "faces.json").write_text(content)
         with pytest.raises(ValueError, match=r"faces: it holds v1, which this script did not make"):
-            crop.main(frames, faces, workers=1)
+            run_02(frames, faces)
         assert (faces / "v1" / "faces.json").read_text() == content
 
 
@@ -288,11 +276,11 @@ def test_linked_folders_stay_links(
     large.mkdir()
     (tmp_path / "faces-there").mkdir()
     faces.symlink_to(tmp_path / "faces-there")
-    crop.main(frames, faces, workers=1)
+    run_02(frames, faces)
     shutil.move(faces / "v1", large / "moved")
     (faces / "v1").symlink_to(large / "moved")
-    crop.main(frames, faces, margin=0.1, workers=1)
-    crop.main(frames, faces, workers=1)
+    run_02(frames, faces, margin=0.1)
+    run_02(frames, faces)
     assert faces.is_symlink() and (faces / "v1").is_symlink()
     assert faults.read_tree(large / "moved").keys() == faults.read_tree(faces / "v1").keys()
     linked = {f"v1/{name}": content for name, content in faults.read_tree(large / "moved").items()}
@@ -303,12 +291,12 @@ def test_linked_folders_stay_links(
     mine = tmp_path / "frames"
     shutil.copytree(frames, mine)
     videos[videos["video_id"] != "v1"].to_csv(mine / "videos.csv", index=False)
-    crop.main(mine, faces, workers=1)  # its settings are the same: the others are done
+    run_02(mine, faces)  # its settings are the same: the others are done
     assert not (faces / "v1").is_symlink() and len(list((large / "moved").iterdir())) == 5
 
     (faces / "v1").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"it holds v1, which this script did not make"):
-        crop.main(frames, faces, workers=1)
+        run_02(frames, faces)
 
 
 def test_a_planted_link_is_not_followed(frames: Path, tmp_path: Path) -> None:
@@ -316,14 +304,14 @@ def test_a_planted_link_is_not_followed(frames: Path, tmp_path: Path) -> None:
     victim.write_text("precious")
     room.mkdir()
     (room / "v0").mkdir()
-    crop.claim_folder(faces, "--faces-dir", SCRIPT)
+    files.claim(faces, "--faces-dir", SCRIPT)
     tables = ("faces", "skipped", "crop-rule")
     for name in (f"{table}.partial{end}" for table in tables for end in (".csv", ".json")):
         (faces / name).symlink_to(victim)
-    (faces / ".unfinished").symlink_to(room)
-    crop.main(frames, faces, workers=1)
+    (faces / (".unfinished-" + "0" * 32)).symlink_to(room)
+    run_02(frames, faces)
     assert victim.read_text() == "precious" and not list(room.rglob("*.*"))
-    assert not (faces / "faces.csv").is_symlink() and not (faces / ".unfinished").is_symlink()
+    assert not (faces / "faces.csv").is_symlink() and not list(faces.glob(".unfinished*"))
 
 
 # Broken input
@@ -339,7 +327,7 @@ def png_claiming(width: int, height: int) -> bytes:
 
 
 def test_broken_frames_are_named_and_odd_ones_searched(tmp_path: Path) -> None:
-    frames = write_frames(tmp_path / "frames", videos=1, frames=3)
+    frames = write_videos(tmp_path / "frames", videos=1, frames=3)
     folder = frames / "v0"
     whole = (folder / "v0-000000.png").read_bytes()
     (folder / "v0-000010.png").write_bytes(whole[: len(whole) // 2])
@@ -353,7 +341,7 @@ def test_broken_frames_are_named_and_odd_ones_searched(tmp_path: Path) -> None:
         cv2.imwrite(str(folder / f"v0-{index:06d}.png"), frame)
     (folder / "notes.txt").write_text("mine")
     (folder / "v0-1.png").write_bytes(whole)  # not a name that 01 gives
-    table = crop.main(frames, tmp_path / "faces", workers=1)
+    table = run_02(frames, tmp_path / "faces")
     assert sorted(table.frame) == [0, 1, 2, 22]
     skipped = pd.read_csv(tmp_path / "faces" / "skipped.csv").set_index("frame").reason
     # OpenCV makes what it can of the first half of a picture, or nothing.
@@ -364,7 +352,7 @@ def test_broken_frames_are_named_and_odd_ones_searched(tmp_path: Path) -> None:
 def test_what_is_no_file_is_skipped_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    frames = write_frames(tmp_path / "frames", videos=1, frames=2)
+    frames = write_videos(tmp_path / "frames", videos=1, frames=2)
     folder = frames / "v0"
     os.mkfifo(folder / "v0-000010.png")
     (folder / "v0-000011.png").symlink_to(folder / "v0-000010.png")
@@ -372,16 +360,16 @@ def test_what_is_no_file_is_skipped_and_counted(
     (folder / "v0-000013.png").symlink_to(folder / "nothing")
     (folder / "v0-000014.png").symlink_to(folder / "v0-000014.png")
     (folder / "v0-000015.png").symlink_to(folder / "v0-000000.png")
-    table = crop.main(frames, tmp_path / "faces", workers=1)
+    table = run_02(frames, tmp_path / "faces")
     assert sorted(table["frame"]) == [0, 1, 15]
     skipped = pd.read_csv(tmp_path / "faces" / "skipped.csv")
     assert skipped["frame"].tolist() == [10, 11, 12, 13, 14]
-    assert set(skipped["reason"]) == {"is not a plain file, or a link that leads nowhere"}
+    assert skipped["reason"].notna().all()
     assert "5 frames (skipped.csv)" in capsys.readouterr().out
-    crop.main(frames, tmp_path / "faces", workers=1)
+    run_02(frames, tmp_path / "faces")
     assert "1 of 1 videos were done" in capsys.readouterr().out
     shutil.copy(folder / "v0-000001.png", folder / "nothing")  # now that link leads somewhere
-    assert sorted(crop.main(frames, tmp_path / "faces", workers=1)["frame"]) == [0, 1, 13, 15]
+    assert sorted(run_02(frames, tmp_path / "faces")["frame"]) == [0, 1, 13, 15]
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e308"])
@@ -389,9 +377,9 @@ def test_what_is_no_file_is_skipped_and_counted(
 def test_numbers_without_end_are_one_sentence(name: str, value: str, tmp_path: Path) -> None:
     sentence = re.escape(f"--{name.replace('_', '-')} is {float(value)}; give ")
     with pytest.raises(ValueError, match=sentence):
-        crop.main(tmp_path / "none", tmp_path / "faces", **{name: float(value)})
+        run_02(tmp_path / "none", tmp_path / "faces", **{name: float(value)})
     with pytest.raises(ValueError, match=r"--thresholds is "):
-        crop.main(tmp_path / "none", tmp_path / "faces", thresholds=(0.6, float(value), 0.8))
+        run_02(tmp_path / "none", tmp_path / "faces", thresholds=(0.6, float(value), 0.8))
 
 
 @pytest.mark.parametrize(
@@ -413,10 +401,10 @@ def test_numbers_without_end_are_one_sentence(name: str, value: str, tmp_path: P
     ],
 )
 def test_a_table_that_01_does_not_write_is_one_sentence(content: bytes, tmp_path: Path) -> None:
-    frames = write_frames(tmp_path / "frames", videos=1, frames=1)
+    frames = write_videos(tmp_path / "frames", videos=1, frames=1)
     (frames / "videos.csv").write_bytes(content)
     with pytest.raises(ValueError, match=r"is not a table that 01 writes|has frames") as raised:
-        crop.main(frames, tmp_path / "faces", workers=1)
+        run_02(frames, tmp_path / "faces")
     assert str(frames / "videos.csv") in str(raised.value)
     assert not (tmp_path / "faces").exists()
 

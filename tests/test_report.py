@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_02_crop import make_frame
+from frames import make_frame
 from test_06_detect import write_frames
 
 from deepfake_detect import report as detection_report
