@@ -1,6 +1,7 @@
 """Each benchmark runs, on data so small that its numbers say nothing: what no test runs, rots."""
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,3 +89,12 @@ def test_a_photo_and_a_longer_video_are_made_of_a_video(tmp_path: Path) -> None:
     assert inputs.keys() == {"photo", "2 s"}
     assert cv2.imread(str(inputs["photo"])).shape == (240, 320, 3)
     assert cv2.VideoCapture(str(inputs["2 s"])).get(cv2.CAP_PROP_FRAME_COUNT) == 8
+
+
+def test_every_trial_has_a_line_in_the_table_of_the_log() -> None:
+    text = (ROOT / "benchmarks" / "LOG.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+    rows = re.findall(r"^\| (\d{4}-\d\d-\d\d) \| \[.*?\]\(#(.*?)\) \|.*\|.*\|$", text, re.MULTILINE)
+    assert [anchor for _, anchor in rows] == anchors
+    assert all(title.startswith(date) for title, (date, _) in zip(titles, rows, strict=True))
