@@ -40,7 +40,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, TextIO
 
-import cv2
 import filelock
 import tyro
 from tqdm import tqdm
@@ -104,9 +103,6 @@ def main(settings: Settings) -> list[Result | Failure]:
         OSError: nothing can be written.
     """
     cli.check_ranges(settings)
-    cv2.utils.logging.setLogLevel(
-        cv2.utils.logging.LOG_LEVEL_SILENT
-    )  # what is wrong with a file is said once, by us
     if settings.check:
         return [check_report(settings.check, settings)]
     found = inputs.find_inputs(settings.files)

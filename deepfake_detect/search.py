@@ -120,18 +120,22 @@ def find_faces(
 
 
 def look_again(frames: Sequence[np.ndarray], decision: Decision) -> tuple[Way | None, float]:
-    """Look for faces in other ways than the usual one; give the first way that finds one.
+    """Look for faces in other ways than the usual one; give the way that finds most.
+
+    A turned face can be found as it is, too, but with less confidence.
 
     Returns:
         the way, or None, and the highest confidence that was too low in any
     """
-    unsure = 0.0
+    best, most, unsure = None, (0, 0.0), 0.0
     for way in OTHERS:
         found, almost = find_faces(frames, decision, way)
         unsure = max(unsure, almost)
-        if any(found):
-            return way, unsure
-    return None, unsure
+        confidences = [face.confidence for faces in found for face in faces]
+        score = (len(confidences), sum(confidences))
+        if score > most:
+            best, most = way, score
+    return best, unsure
 
 
 def list_tried() -> Iterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
 
+import cv2
 import numpy as np
 
 from deepfake_detect.errors import (
@@ -23,6 +24,8 @@ from deepfake_detect.video import Frame, Video
 
 Frames: TypeAlias = Iterable[tuple[float, np.ndarray]]  # seconds and BGR uint8 (height, width, 3)
 Source: TypeAlias = Path | str | bytes | BinaryIO | np.ndarray | Frames
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are raised instead
+
 EXTRA_FRAMES = 2  # times the fewest that a verdict needs: what is taken of a short video
 LEAST_SEEN = 0.5  # share of a file that must have been seen for a verdict
 
