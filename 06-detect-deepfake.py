@@ -64,7 +64,7 @@ from deepfake_detect.result import (
 class Settings:
     """Edit a default here, or override it for one run: --frames-per-second 1."""
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional]  # videos, pictures and folders
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()  # videos, pictures, folders
     # folders
     model: Path | None = None  # an .onnx file of 04; None: in model/, else the one that comes along
     detections_dir: Path = Path("detections")  # gets what is found
@@ -74,7 +74,7 @@ class Settings:
     quiet: bool = False  # print nothing but the JSON and errors
     check: Path | None = None  # a report to check against the file, instead of writing one
     # detection
-    detection: DetectionSettings = field(default_factory=DetectionSettings)
+    detection: DetectionSettings = field(default_factory=DetectionSettings)  # what decides
 
 
 OUTPUTS = (".html", ".json", "-marked.mp4", "-marked.png")  # after a name
@@ -85,7 +85,7 @@ NAMED = 10  # files that the last sentence names
 SAME_SCORE = 0.002  # p_fake; another processor rounds differently
 
 
-def main(settings: Settings) -> list[Result | Failure]:
+def main(settings: Settings = Settings()) -> list[Result | Failure]:
     """Check the faces in videos and pictures: are they swapped or re-enacted?
 
     Looks for swapped and re-enacted faces; not for wholly generated faces or scenes, voices,

@@ -23,7 +23,7 @@ class Last:
         frame: index of the scored frame, and when it is shown, in seconds
         box: x, y, width, height in pixels
         speed: pixels per second of the same four; a box keeps its size
-        look: from crops.measure_look
+        look: from faces.measure_look
     """
 
     number: int
@@ -53,7 +53,7 @@ def join_tracks(
     Args:
         seconds: when the frame of each face is shown, in rising order (n,)
         boxes: x, y, width and height in pixels (n, 4)
-        looks: from crops.measure_look (n, k)
+        looks: from faces.measure_look (n, k)
         frames: the place of each face's frame among all scored ones (n,), to count those in between
             that lack the face; None: those with the seconds given are all
         least_overlap: intersection over union of two boxes of one track, 0 to 1

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tyro
 from conftest import ROOT
 
 from deepfake_detect import cli
@@ -21,7 +22,7 @@ GROUPS = {
     "data": "datasets video inputs faces mtcnn crops augmentation provenance display",
     "model": "decision model model_file scoring checkpoint keras_setup onnx_export detection_model"
     " explanation export_formats batches",
-    "detection": "detector tracks verdict",
+    "detection": "errors result tracks verdict search source detector",
     "results": "measures model_card plots report marked_video web jobs app",
 }
 LEVELS = {name: level for level, names in enumerate(GROUPS.values()) for name in names.split()}
@@ -99,6 +100,6 @@ def test_help_lists_every_setting(path: Path, capsys: pytest.CaptureFixture[str]
         cli.parse(script.main, ["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for name, *_ in cli.list_settings(script.Settings()):
-        assert f"--{name.replace('_', '-')}" in text
+    for name, _, marks in cli.list_settings(script.Settings()):
+        assert tyro.conf.Positional in marks or f"--{name.replace('_', '-')}" in text
     assert str(ROOT) not in text
