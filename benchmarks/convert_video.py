@@ -1,7 +1,7 @@
 """Script 01 against ffmpeg: PNG images of the same frames at the same sizes, with all cores.
 
-    python benchmarks/convert_video.py VIDEOS_DIR
-    python benchmarks/convert_video.py VIDEOS_DIR --rounds 3
+    python -m benchmarks.convert_video VIDEOS_DIR
+    python -m benchmarks.convert_video VIDEOS_DIR --rounds 3
 
 Once for every frame and once for one frame a second. ffmpeg runs on one video after another and
 uses all cores for each; script 01 converts several side by side. Without ffmpeg (Debian's package
@@ -22,7 +22,6 @@ import pandas as pd
 import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 catalogue = importlib.import_module("deepfake_detect.datasets")
 convert = importlib.import_module("01-convert-video-to-image")
 

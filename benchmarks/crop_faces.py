@@ -1,7 +1,7 @@
 """Compare 02-crop-faces-with-mtcnn.py with a plain loop over the mtcnn package: speed and faces.
 
-    python benchmarks/crop_faces.py frames
-    python benchmarks/crop_faces.py frames --frames 200 --rounds 1
+    python -m benchmarks.crop_faces frames
+    python -m benchmarks.crop_faces frames --frames 200 --rounds 1
 
 Reads   a folder that 01-convert-video-to-image.py wrote; its frames are taken evenly
 Writes  nothing; prints three tables
@@ -47,7 +47,6 @@ NEAR_THRESHOLD = 0.005  # so close to the threshold, a face may be on either sid
 
 Box = tuple[int, int, int, int]  # x, y, width, height
 Faces = list[tuple[Box, float]]  # of a frame, with their confidences
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 @cache

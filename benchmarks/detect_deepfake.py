@@ -1,7 +1,7 @@
 """Time 06-detect-deepfake.py from its start to its verdict, side by side with a plain loop.
 
-    python benchmarks/detect_deepfake.py clip.mp4
-    python benchmarks/detect_deepfake.py clip.mp4 --seconds 600 --rounds 1 --no-plain
+    python -m benchmarks.detect_deepfake clip.mp4
+    python -m benchmarks.detect_deepfake clip.mp4 --seconds 600 --rounds 1 --no-plain
 
 Reads   a video with a face in it, which is repeated to the lengths; a photo is one of its frames
 Writes  nothing; prints three tables
@@ -165,7 +165,6 @@ def in_new_process(work: object, *given: object) -> object:
 def run_plain_loop(path: Path, model: Path, out: Path) -> float:
     """Score and mark a file as a first attempt would: seconds."""
     before = time.perf_counter()
-    sys.path.insert(0, str(SCRIPT.parent))
     import efficientnet.tfkeras  # noqa: F401 - its layers, for the model
     import keras
     from mtcnn import MTCNN
@@ -222,7 +221,6 @@ def print_times(times: dict[str, list[Times]]) -> None:
 def time_steps(path: Path, model: Path) -> list[dict[str, float]]:
     """Time each step of the detection, cold and then warm, as the page is: seconds by step."""
     before = time.perf_counter()
-    sys.path.insert(0, str(SCRIPT.parent))
     detect = importlib.import_module(SCRIPT.stem)
     spent = defaultdict(float, imports=time.perf_counter() - before)
     time_calls(detect.network, "load_predictor", "model", spent)

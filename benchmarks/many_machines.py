@@ -1,13 +1,13 @@
 """What 136,074 videos on 100 workers cost besides the work: scheduler, folders and tables.
 
-    python benchmarks/many_machines.py
-    python benchmarks/many_machines.py --videos 2000 --workers 10 --crops 20000
+    python -m benchmarks.many_machines
+    python -m benchmarks.many_machines --videos 2000 --workers 10 --crops 20000
 
 The videos are those of the five data sets in full, and nothing is in them. The scheduler is Dask's
 own, and 100 of its workers are connected to it; they live in a few processes of this machine and
 do nothing, so that what is seen is the cost of handing out. The folders are those that script 01
 makes for empty files, the tables those that script 02 gathers from crops that are empty files
-(benchmarks/table_sizes.py).
+(benchmarks.table_sizes).
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import tyro
 from distributed import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 clusters = importlib.import_module("deepfake_detect.cluster")
 pools = importlib.import_module("deepfake_detect.pool")
 
@@ -81,9 +80,11 @@ def measure_scheduler(folder: Path, videos: int, workers: int) -> float:
         address = json.loads(file.read_text(encoding="utf-8"))["address"]
         for host in range(HOSTS):
             share = workers // HOSTS + (host < workers % HOSTS)
-            task = f"import many_machines as m; m.host_workers({address!r}, {share})"
+            task = (
+                f"from benchmarks import many_machines as m; m.host_workers({address!r}, {share})"
+            )
             command = [sys.executable, "-c", task]
-            processes.append(subprocess.Popen(command, cwd=Path(__file__).parent))
+            processes.append(subprocess.Popen(command, cwd=ROOT))
         pool = clusters.Cluster(address, start_pool, run, Path(__file__))
         pool.client.wait_for_workers(workers)
 
@@ -133,7 +134,8 @@ def measure_folders(folder: Path, videos: int) -> None:
 def measure_tables(folder: Path, crops: int) -> None:
     """Run script 02 over crops that are all done; all it does is to gather its tables."""
     # Loads TensorFlow, which the workers above do without.
-    table_sizes = importlib.import_module("table_sizes")
+    from benchmarks import table_sizes
+
     table_sizes.write_input(folder, crops)
     seconds, memory = table_sizes.run("02-crop-faces-with-mtcnn.py", folder)
     print(f"tables     {crops:,} crops gathered by 02: {seconds:,.1f} s, {memory:,.0f} MiB")

@@ -1,7 +1,7 @@
 """Plan a large run: time and disk of scripts 01 and 02 for each of the five data sets in full.
 
-    python benchmarks/plan.py VIDEOS_DIR
-    python benchmarks/plan.py VIDEOS_DIR --videos 20 --workers 4 16 64
+    python -m benchmarks.plan VIDEOS_DIR
+    python -m benchmarks.plan VIDEOS_DIR --videos 20 --workers 4 16 64
 
 Both scripts are run on a few of your videos, and their speeds carried over to the data sets'
 published sizes. It prints a Markdown table for every frame, one a second and 32 a video, on this
@@ -24,11 +24,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pandas as pd
-import split_sizes
 import tyro
 
+from benchmarks import split_sizes
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 convert = importlib.import_module("01-convert-video-to-image")
 
 # --------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Plan the split of the five data sets at their true sizes: what each split gets, at what cost.
 
-    python benchmarks/split_sizes.py
-    python benchmarks/split_sizes.py --crops-per-video 32
+    python -m benchmarks.split_sizes
+    python -m benchmarks.split_sizes --crops-per-video 32
 
 No video is needed: the catalogues are made up after the data sets' published counts, with as many
 crops for each video. Which two people a fake of Celeb-DF or DFD joins is drawn by lot here.
@@ -9,16 +9,13 @@ crops for each video. Which two people a fake of Celeb-DF or DFD joins is drawn 
 
 import importlib
 import resource
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 prepare = importlib.import_module("03-prepare-fake-real-dataset")
 
 # --------------------------------------------------------------------------------------------------

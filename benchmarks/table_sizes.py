@@ -1,7 +1,7 @@
 """Time and memory of scripts 02 and 03 over many crops: do they grow with n, or faster?
 
-    python benchmarks/table_sizes.py
-    python benchmarks/table_sizes.py --crops 10000
+    python -m benchmarks.table_sizes
+    python -m benchmarks.table_sizes --crops 10000
 
 The crops are made up: empty files, ten a video, a real and a fake video for each person. Script 02
 finds all of them done and gathers its tables; script 03 balances, splits and links them. Each runs
@@ -21,11 +21,10 @@ import pandas as pd
 import tyro
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from deepfake_detect import cli, files, resume  # noqa: E402
-from deepfake_detect.faces import CropRule  # noqa: E402
+from deepfake_detect import cli, files, resume
+from deepfake_detect.faces import CropRule
 
+ROOT = Path(__file__).resolve().parents[1]
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
 
 # --------------------------------------------------------------------------------------------------

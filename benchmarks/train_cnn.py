@@ -1,7 +1,7 @@
 """Time the training of script 04, and the same with Keras' ImageDataGenerator feeding the model.
 
-    python benchmarks/train_cnn.py split_dataset
-    python benchmarks/train_cnn.py split_dataset --crops 500 --rounds 1
+    python -m benchmarks.train_cnn split_dataset
+    python -m benchmarks.train_cnn split_dataset --crops 500 --rounds 1
 
 In each round, three ways feed one model in turn: a single batch again and again, without waiting;
 04, once all crops are decoded; and ImageDataGenerator with the same ranges, as in the known recipe.
@@ -10,7 +10,6 @@ The time that a way takes longer than the first one is spent waiting for crops.
 
 import importlib
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,19 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 train_cnn = importlib.import_module("04-train-cnn")
 
-import numpy as np  # noqa: E402 - after 04, which loads TensorFlow without its messages
-import pandas as pd  # noqa: E402
-import tensorflow as tf  # noqa: E402
-import tyro  # noqa: E402
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+import tyro
 
-from deepfake_detect import cli  # noqa: E402
-from deepfake_detect import crops as crop_files  # noqa: E402
-from deepfake_detect.batches import without_tuning  # noqa: E402
-from deepfake_detect.cli import Count  # noqa: E402
-from deepfake_detect.model import build_model  # noqa: E402
+from deepfake_detect import cli
+from deepfake_detect import crops as crop_files
+from deepfake_detect.batches import without_tuning
+from deepfake_detect.cli import Count
+from deepfake_detect.model import build_model
 
 
 @dataclass(frozen=True)

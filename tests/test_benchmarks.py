@@ -1,6 +1,7 @@
 """Each benchmark runs, on data so small that its numbers say nothing: what no test runs, rots."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -76,8 +77,14 @@ def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
     write_frames(tmp_path)
     write_crops(tmp_path)
     arguments, expected = RUNS[name]
-    command = [sys.executable, ROOT / "benchmarks" / name, *arguments]
-    result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, "-m", f"benchmarks.{Path(name).stem}", *map(str, arguments)]
+    result = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert expected in result.stdout
 
