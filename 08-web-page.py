@@ -47,13 +47,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tqdm import tqdm
 
-from deepfake_detect import cli, marked_video
+from deepfake_detect import cli, marked_video, practice
 from deepfake_detect import datasets as catalogue
 from deepfake_detect import inputs as media
 from deepfake_detect import report as detection_report
 from deepfake_detect.model_file import Scorer
 
-samples = importlib.import_module("00-make-sample-videos")
 detect = importlib.import_module("06-detect-deepfake")
 
 # --------------------------------------------------------------------------------------------------
@@ -75,7 +74,6 @@ WAITING = "<p>The answer will stand here.</p>"
 NOT_SCORED = '<article role="alert"><h1 tabindex="-1">Not scored</h1><p>{}</p></article>'
 TO_ANSWER = "() => document.querySelector('#answer h1')?.focus()"  # where reading goes on
 STYLE = ".gradio-container > .main { max-width: 64rem !important; padding: 0 1rem !important }"
-PRACTICE_FRAMES = 40  # of each practice video, 1.6 s
 KNOWN = [*catalogue.VIDEO_SUFFIXES, *media.PICTURE_SUFFIXES]
 
 # What may be asked of the server: the page, the parts of gradio that it works with, and results.
@@ -139,14 +137,10 @@ def main(
 
 
 def make_practice_videos(folder: Path) -> dict[str, Path]:
-    """Make a real and a fake video with script 00; give each by the words on its button."""
+    """Make a real and a fake video; give each by the words on its button."""
     folder.mkdir()
-    practice = {}
-    for clip in samples.plan_clips(people=1, fakes=1, seed=samples.SEED):
-        samples.write_clip(clip, folder, PRACTICE_FRAMES, samples.FPS, samples.SEED)
-        made = (folder / clip.name).rename(folder / f"practice-{clip.label.lower()}.mp4")
-        practice[f"A {clip.label.lower()} one"] = made
-    return practice
+    examples = practice.write_examples(folder)
+    return {f"A {label} one": path for label, path in examples.items()}
 
 
 def answer_file(

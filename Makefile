@@ -32,7 +32,7 @@ page:
 run:
 	@sh install.sh train
 	mkdir -p practice
-	cd practice && ../$(PY) ../00-make-sample-videos.py
+	cd practice && ../$(PY) ../00-make-sample-videos.py --videos-dir videos
 	cd practice && ../$(PY) ../01-convert-video-to-image.py --frames-per-video 20
 	cd practice && ../$(PY) ../02-crop-faces-with-mtcnn.py
 	cd practice && ../$(PY) ../03-prepare-fake-real-dataset.py

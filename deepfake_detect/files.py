@@ -26,7 +26,7 @@ import stat
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -207,7 +207,20 @@ class Output:
         self.write_set({name: write}, source)
 
     def write_set(self, writes: Mapping[str, Write], source: Path | str | None = None) -> None:
-        """Write files that belong together: all are whole before the first gets its name.
+        """Write files that belong together; see writing.
+
+        Raises:
+            ValueError: see check
+        """
+        with self.writing(list(writes), source) as paths:
+            for path, write in zip(paths, writes.values(), strict=True):
+                write(path)
+
+    @contextmanager
+    def writing(
+        self, names: Sequence[str], source: Path | str | None = None
+    ) -> Iterator[list[Path]]:
+        """Lend a path for each file of a set; at the end of the block all get their names.
 
         The last one makes the set complete: it is taken away first and comes back last, so that
         after a kill old and new files never look like one set.
@@ -215,22 +228,23 @@ class Output:
         Raises:
             ValueError: see check
         """
-        self.check(writes, source)
-        made: dict[str, Path] = {}
+        self.check(names, source)
+        paths = []
         try:
-            for name, write in writes.items():
-                path = self.folder / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                made[name] = name_unfinished(path.parent, path.suffix)
-                write(made[name])
-            self._record([(name, made[name], True) for name in made], source)
-            *others, last = writes
-            if others:
-                (self.folder / last).unlink(missing_ok=True)
-            for name, path in made.items():
+            for name in names:
+                final = self.folder / name
+                final.parent.mkdir(parents=True, exist_ok=True)
+                paths.append(name_unfinished(final.parent, final.suffix))
+            yield paths
+            self._record(
+                [(name, path, True) for name, path in zip(names, paths, strict=True)], source
+            )
+            if len(names) > 1:
+                (self.folder / names[-1]).unlink(missing_ok=True)
+            for name, path in zip(names, paths, strict=True):
                 path.replace(self.folder / name)
         finally:
-            for path in made.values():
+            for path in paths:
                 path.unlink(missing_ok=True)
 
     def delete(self, names: Iterable[str], source: Path | str | None = None) -> None:

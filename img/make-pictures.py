@@ -163,7 +163,7 @@ def main(
         img_dir: Gets the pictures.
     """
     videos = pd.read_csv(frames_dir / "videos.csv", keep_default_na=False)
-    if not videos["source"].str.startswith("dfdc_practice/").all():
+    if not videos["source"].str.startswith("practice/").all():
         raise ValueError(f"{frames_dir} holds other videos than the practice set: faces of people.")
     pairs = find_pairs(videos, pd.read_csv(faces_dir / "faces.csv"))
     crops = pd.read_csv(split_dir / "crops.csv")

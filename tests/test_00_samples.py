@@ -6,21 +6,29 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
+from conftest import ROOT, assert_stops, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 from mtcnn import MTCNN
 
+from deepfake_detect import Detector, files, practice
+
 samples = importlib.import_module("00-make-sample-videos")
 
-SCRIPT = Path(samples.__file__)
-SMALL = {"people": 4, "fakes": 6, "frames": 8, "workers": 2}
-SMALLEST = {"people": 1, "fakes": 1, "frames": 2, "workers": 1}
+SCRIPT = "00-make-sample-videos.py"
+SMALL = samples.Settings(people=4, fakes=6, frames=8, workers=2)
+SMALLEST = samples.Settings(people=1, fakes=1, frames=2, workers=1)
+OPTIONS = ["--people", "3", "--fakes", "3", "--frames", "3", "--workers", "1"]
+
+
+def make(videos_dir: Path, settings: samples.Settings = SMALLEST, **changes: object) -> list:
+    return samples.main(replace(settings, videos_dir=videos_dir, **changes))
 
 
 def read_frames(path: Path) -> np.ndarray:
@@ -35,22 +43,22 @@ def list_times(folder: Path) -> dict[str, int]:
     return {
         path.relative_to(folder).as_posix(): path.stat().st_mtime_ns
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != files.LIST
     }
 
 
 @pytest.fixture(scope="module")
-def practice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[practice.Clip]]:
     """A small set, read by many tests and changed by none."""
-    videos_dir = tmp_path_factory.mktemp("practice") / "videos"
-    table = samples.main(videos_dir=videos_dir, **SMALL)
-    return videos_dir / "dfdc_practice", table
+    videos_dir = tmp_path_factory.mktemp("small") / "videos"
+    clips = make(videos_dir, SMALL)
+    return videos_dir / "practice", clips
 
 
 @pytest.fixture(scope="module")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     videos_dir = tmp_path_factory.mktemp("smallest") / "videos"
-    samples.main(videos_dir=videos_dir, **SMALLEST)
+    make(videos_dir)
     return videos_dir
 
 
@@ -60,51 +68,45 @@ def smallest(made_once: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made_once, tmp_path / "videos")
 
 
-def test_set_is_in_the_layout_of_dfdc(practice: tuple[Path, pd.DataFrame]) -> None:
-    folder, table = practice
-    metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+# The clips
+
+
+def test_set_has_a_list_like_that_of_dfdc(small: tuple[Path, list[practice.Clip]]) -> None:
+    folder, clips = small
+    entries = json.loads((folder / "practice.json").read_text(encoding="utf-8"))
     videos = {path.name for path in folder.glob("*.mp4")}
-    assert {path.name for path in folder.iterdir()} == videos | {
-        "metadata.json",
-        "practice-set.json",
-    }
-    assert len(videos) == len(metadata) == len(table) == 10
-    assert set(metadata) == videos == set(table.name)
-    labels = [entry["label"] for entry in metadata.values()]
+    others = {"practice.json", "settings.json", files.LIST}
+    assert {path.name for path in folder.iterdir()} == videos | others
+    assert len(videos) == len(entries) == len(clips) == 10
+    assert set(entries) == videos == {clip.name for clip in clips}
+    labels = [entry["label"] for entry in entries.values()]
     assert (labels.count("REAL"), labels.count("FAKE")) == (4, 6)
-    assert {entry["split"] for entry in metadata.values()} == {"train"}
-    for entry in metadata.values():
-        if entry["label"] == "REAL":
-            assert entry["original"] is None
-        else:
-            assert metadata[entry["original"]]["label"] == "REAL"
-    originals = [entry["original"] for entry in metadata.values() if entry["original"]]
+    for entry in entries.values():
+        original = entry["original"]
+        assert (original is None) == (entry["label"] == "REAL")
+        assert original is None or entries[original]["label"] == "REAL"
+    originals = [entry["original"] for entry in entries.values() if entry["original"]]
     assert sorted(originals.count(name) for name in set(originals)) == [1, 1, 2, 2]
 
 
-def test_every_frame_decodes_at_its_size(practice: tuple[Path, pd.DataFrame]) -> None:
-    folder, table = practice
-    for clip in table.itertuples():
+def test_every_frame_decodes_at_its_size(small: tuple[Path, list[practice.Clip]]) -> None:
+    folder, clips = small
+    for clip in clips:
         assert read_frames(folder / clip.name).shape == (8, clip.height, clip.width, 3)
         capture = cv2.VideoCapture(str(folder / clip.name))
-        assert capture.get(cv2.CAP_PROP_FPS) == samples.FPS
+        assert capture.get(cv2.CAP_PROP_FPS) == practice.FPS
 
 
-def test_every_width_class_is_there_in_reals_and_fakes(
-    practice: tuple[Path, pd.DataFrame],
-) -> None:
-    _, table = practice
-    for _, clips in table.groupby("label"):
-        classes = pd.cut(clips.width, [0, 299, 1000, 1900, np.inf], labels=False)
-        assert set(classes) == {0, 1, 2, 3}
-    sizes = table.set_index("name")[["width", "height"]]
-    for fake in table[table.label == "FAKE"].itertuples():
-        assert tuple(sizes.loc[fake.original]) == (fake.width, fake.height)
+def test_every_width_class_is_there_in_reals_and_fakes() -> None:
+    clips = practice.plan_clips(4, 6, 1)
+    for label in ("REAL", "FAKE"):
+        widths = {clip.width for clip in clips if clip.label == label}
+        assert set(np.digitize(list(widths), [300, 1000, 1900])) == {0, 1, 2, 3}
 
 
 @given(people=st.integers(1, 60), fakes=st.integers(0, 150), seed=st.integers(0, 10**6))
 def test_plan_holds_for_any_numbers(people: int, fakes: int, seed: int) -> None:
-    clips = samples.plan_clips(people, fakes, seed)
+    clips = practice.plan_clips(people, fakes, seed)
     names = [clip.name for clip in clips]
     assert len(set(names)) == people + fakes
     reals = {clip.name: clip for clip in clips if clip.label == "REAL"}
@@ -120,71 +122,62 @@ def test_plan_holds_for_any_numbers(people: int, fakes: int, seed: int) -> None:
                 clip.width,
                 clip.height,
             )
-    assert clips == samples.plan_clips(people, fakes, seed)
-    assert not set(names) & {clip.name for clip in samples.plan_clips(people, fakes, seed + 1)}
+    assert clips == practice.plan_clips(people, fakes, seed)
+    assert not set(names) & {clip.name for clip in practice.plan_clips(people, fakes, seed + 1)}
 
 
-def test_default_set_has_no_person_twice_and_more_fakes_than_reals() -> None:
-    assert samples.PEOPLE >= 12
-    assert samples.PEOPLE < samples.FAKES <= 2 * samples.PEOPLE
+def test_default_set_has_enough_people_and_more_fakes_than_reals() -> None:
+    settings = samples.Settings()
+    assert settings.people >= 12
+    assert settings.people < settings.fakes <= 2 * settings.people
 
 
-def test_seed_decides_the_frames(practice: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
-    folder, table = practice
-    again = samples.main(videos_dir=tmp_path / "again", **(SMALLEST | {"frames": 8}))
-    assert list(again.name) == [table.name[0], table.name[4]]
-    for name in again.name:
-        frames = read_frames(tmp_path / "again" / "dfdc_practice" / name)
-        assert np.array_equal(frames, read_frames(folder / name))
-    other = samples.main(videos_dir=tmp_path / "other", **SMALLEST | {"seed": 2})
-    for name, other_name in zip(again.name, other.name, strict=True):
-        frames = read_frames(tmp_path / "other" / "dfdc_practice" / other_name)
-        difference = cv2.absdiff(frames[0], read_frames(folder / name)[0])
-        assert difference.mean() > 10
+def test_seed_decides_the_frames(small: tuple[Path, list[practice.Clip]], tmp_path: Path) -> None:
+    folder, clips = small
+    again = make(tmp_path / "again", frames=8)
+    assert [clip.name for clip in again] == [clips[0].name, clips[4].name]
+    other = make(tmp_path / "other", seed=2)
+    for clip, other_clip in zip(again, other, strict=True):
+        frames = read_frames(tmp_path / "again/practice" / clip.name)
+        # The second fake of the person was made together with these two, and this one without it.
+        assert np.array_equal(frames, read_frames(folder / clip.name))
+        others = read_frames(tmp_path / "other/practice" / other_clip.name)
+        assert cv2.absdiff(others[0], frames[0]).mean() > 10
 
 
-def find_distances(clip: "samples.Clip", seed: int, frames: int) -> np.ndarray:
-    """Distance of each pixel of each frame from the face's center, 1 at its outline."""
-    filmed = samples.film_person(clip, frames, np.random.default_rng((seed, clip.person)))
-    distances = []
-    for canvas, camera in filmed:
-        y, x = np.mgrid[: clip.height, : clip.width] * canvas.shape[1] / clip.width
-        portrait_xy = np.linalg.inv(camera[:, :2]) @ np.stack((x, y)).reshape(2, -1)
-        portrait_xy -= (np.linalg.inv(camera[:, :2]) @ camera[:, 2])[:, None]
-        from_center = (portrait_xy.T - samples.FACE_CENTER) / samples.FACE_AXES
-        distances.append(np.linalg.norm(from_center, axis=1).reshape(x.shape))
-    return np.stack(distances)
+def find_distances(clip: practice.Clip, seed: int) -> np.ndarray:
+    """Distance of each pixel of the first frame from the face's center, 1 at its outline."""
+    filmed = practice.film_person(clip, 1, np.random.default_rng((seed, clip.person)))
+    canvas, camera = next(filmed)
+    y, x = np.mgrid[: clip.height, : clip.width] * canvas.shape[1] / clip.width
+    portrait_xy = np.linalg.inv(camera[:, :2]) @ np.stack((x, y)).reshape(2, -1)
+    portrait_xy -= (np.linalg.inv(camera[:, :2]) @ camera[:, 2])[:, None]
+    from_center = (portrait_xy.T - practice.FACE_CENTER) / practice.FACE_AXES
+    return np.linalg.norm(from_center, axis=1).reshape(x.shape)
 
 
 def test_fake_differs_from_its_original_in_the_face(
-    practice: tuple[Path, pd.DataFrame],
+    small: tuple[Path, list[practice.Clip]],
 ) -> None:
-    folder, _ = practice
-    clips = samples.plan_clips(4, 6, samples.SEED)
+    folder, clips = small
     reals = {clip.name: clip for clip in clips if clip.label == "REAL"}
-    for fake in clips:
-        if fake.label == "REAL":
-            continue
-        distances = find_distances(fake, samples.SEED, 1)
+    for fake in clips[4:]:
+        distances = find_distances(fake, 1)
         face, far = distances < 0.8, distances > 1.9
-        drawn = [
-            np.stack(list(samples.draw_clip(clip, 1, samples.SEED))).astype(int)
-            for clip in (fake, reals[fake.original])
-        ]
-        difference = np.abs(drawn[0] - drawn[1]).mean(axis=3)
+        both = [fake, reals[fake.original]]
+        drawn = [frame.astype(int) for frame in next(practice.draw_clips(both, 1, 1))]
+        difference = np.abs(drawn[0] - drawn[1]).mean(axis=2)
         assert difference[face].mean() > 2
         assert difference[far].max() == 0
-        decoded = [
-            read_frames(folder / name)[:1].astype(int) for name in (fake.name, fake.original)
-        ]
-        difference = np.abs(decoded[0] - decoded[1]).mean(axis=3)
+        decoded = [read_frames(folder / clip.name)[0].astype(int) for clip in both]
+        difference = np.abs(decoded[0] - decoded[1]).mean(axis=2)
         assert difference[face].mean() > 3 * difference[far].mean()
 
 
-def test_detector_finds_exactly_the_face(practice: tuple[Path, pd.DataFrame]) -> None:
-    folder, table = practice
+def test_detector_finds_exactly_the_face(small: tuple[Path, list[practice.Clip]]) -> None:
+    folder, clips = small
     detector = MTCNN()
-    for clip in table.itertuples():
+    for clip in clips:
         factor = {288: 2, 640: 1, 1280: 0.5, 1920: 0.33}[clip.width]
         size = int(clip.width * factor), int(clip.height * factor)
         shrinks = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
@@ -196,26 +189,32 @@ def test_detector_finds_exactly_the_face(practice: tuple[Path, pd.DataFrame]) ->
             assert 60 <= sure[0]["box"][2] <= 150, clip.name
 
 
-@pytest.mark.parametrize("name", ["my.mp4", "FaceForensics++/a/b/000_003.mp4", "dfdc_practice/z"])
-def test_files_of_the_user_are_left_alone(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_shipped_model_calls_the_clips_rightly(
+    small: tuple[Path, list[practice.Clip]], tmp_path: Path
 ) -> None:
+    """The examples of the page by a margin, and so clips of every size: not one lucky draw."""
+    folder, clips = small
+    detector = Detector()
+    for label, path in practice.write_examples(tmp_path).items():
+        result = detector.check(path)
+        assert result.verdict == f"likely {label}"
+        assert result.p_fake > 0.75 if label == "fake" else result.p_fake < 0.25
+    for clip in (*clips[1:3], *clips[7:]):  # of other sizes than the examples
+        assert detector.check(folder / clip.name).verdict == f"likely {clip.label.lower()}"
+
+
+# The folder
+
+
+@pytest.mark.parametrize("name", ["my.mp4", "FaceForensics++/a/b/000_003.mp4", "practice/z.mp4"])
+def test_files_of_the_user_are_left_alone(name: str, tmp_path: Path, snapshot: callable) -> None:
     own = tmp_path / "videos" / name
     own.parent.mkdir(parents=True)
     own.write_bytes(b"mine")
-    before = list_times(tmp_path)
-    table = samples.main(videos_dir=tmp_path / "videos", **SMALLEST)
-    assert table.empty
-    assert list_times(tmp_path) == before
-    assert str(own) in capsys.readouterr().out
-
-
-def test_file_of_the_user_beside_a_set_is_left_alone(smallest: Path) -> None:
-    next(smallest.glob("*/*.mp4")).unlink()
-    (smallest / "dfdc_practice" / "mine.mp4").write_bytes(b"mine")
-    before = list_times(smallest)
-    assert samples.main(videos_dir=smallest, **SMALLEST).empty
-    assert list_times(smallest) == before
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=r"it holds .* --videos-dir"):
+        make(tmp_path / "videos")
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights that a user may not have")
@@ -223,83 +222,89 @@ def test_linked_folder_counts_as_the_users(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "celeb-df").symlink_to(tmp_path / "elsewhere")
-    assert samples.main(videos_dir=tmp_path / "videos", **SMALLEST).empty
+    with pytest.raises(ValueError, match="celeb-df"):
+        make(tmp_path / "videos")
     assert [path.name for path in (tmp_path / "videos").iterdir()] == ["celeb-df"]
 
 
-def test_hidden_files_and_empty_folders_are_no_hindrance(tmp_path: Path) -> None:
-    (tmp_path / "videos" / "empty").mkdir(parents=True)
+@pytest.mark.parametrize("name", ["mine.mp4", "notes.txt", "clip.partial.mp4"])
+def test_what_the_user_puts_beside_the_clips_stays(name: str, smallest: Path) -> None:
+    (smallest / "practice" / name).write_bytes(b"mine")
+    next(smallest.glob("practice/[!c]*.mp4")).unlink()
+    make(smallest)
+    assert (smallest / "practice" / name).read_bytes() == b"mine"
+
+
+def test_a_clip_that_was_changed_is_not_replaced(smallest: Path) -> None:
+    clip = next(smallest.glob("practice/*.mp4"))
+    clip.write_bytes(b"mine now")
+    with pytest.raises(ValueError, match=clip.name):
+        make(smallest)
+    assert clip.read_bytes() == b"mine now"
+
+
+def test_hidden_files_are_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / ".DS_Store").write_bytes(b"")
-    assert len(samples.main(videos_dir=tmp_path / "videos", **SMALLEST)) == 2
+    assert len(make(tmp_path / "videos")) == 2
 
 
-def test_whole_set_is_not_made_again(smallest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whole_set_is_not_made_again(smallest: Path, capsys: pytest.CaptureFixture) -> None:
     before = list_times(smallest)
     capsys.readouterr()
-    assert len(samples.main(videos_dir=smallest, **SMALLEST)) == 2
+    assert len(make(smallest)) == 2
     assert list_times(smallest) == before
-    assert "nothing to do" in capsys.readouterr().out
+    assert "2 clips that were there" in capsys.readouterr().out
 
 
-def test_missing_clip_is_made_again_alone(
-    smallest: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = smallest / "dfdc_practice"
-    missing, kept = sorted(folder.glob("*.mp4"))
-    frames, kept_time = read_frames(missing), kept.stat().st_mtime_ns
+def test_missing_clip_is_made_again_alone(smallest: Path) -> None:
+    missing, _ = sorted(smallest.glob("practice/*.mp4"))
+    frames, before = read_frames(missing), list_times(smallest)
     missing.unlink()
-    missing.with_suffix(".partial.mp4").write_bytes(b"half a clip")
-    capsys.readouterr()
-    samples.main(videos_dir=smallest, **SMALLEST)
-    assert kept.stat().st_mtime_ns == kept_time
+    make(smallest)
+    after = list_times(smallest)
+    assert [name for name in before if after[name] != before[name]] == [f"practice/{missing.name}"]
     assert np.array_equal(read_frames(missing), frames)
-    assert len(list(folder.iterdir())) == 4
-    assert "kept of before        1 clips" in capsys.readouterr().out
 
 
 def test_killed_run_is_finished_by_the_next(tmp_path: Path) -> None:
-    arguments = ["--people", "3", "--fakes", "3", "--frames", "3", "--workers", "1"]
-    command = [sys.executable, str(SCRIPT), *arguments]
-    folder = tmp_path / "videos" / "dfdc_practice"
+    folder = tmp_path / "practice/videos/practice"
+    command = [sys.executable, str(ROOT / SCRIPT), *OPTIONS]
     run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
-
-    def list_finished() -> list[Path]:
-        return [path for path in folder.glob("*.mp4") if ".partial." not in path.name]
-
-    while not list_finished() and run.poll() is None:
+    while not list(folder.glob("[!.]*.mp4")) and run.poll() is None:
         time.sleep(0.005)
     run.kill()
     run.communicate()  # ends when the last process that could write to the pipe has
     assert run.returncode != 0, "the run ended before it could be killed"
-    assert not (folder / "metadata.json").exists()
-    done = {path.name: path.stat().st_mtime_ns for path in list_finished()}
+    assert not (folder / "practice.json").exists()
+    done = {path.name: path.stat().st_mtime_ns for path in folder.glob("[!.]*.mp4")}
     assert 1 <= len(done) < 6
-    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert f"kept of before  {len(done):7,} clips" in finished.stdout
+    finished = run_script(SCRIPT, *OPTIONS, cwd=tmp_path)
+    assert f"{len(done):,} clips that were there" in finished.stdout, finished.stderr
     after = list_times(folder)
-    assert len(after) == 8
-    assert done.items() <= after.items()
-    assert all(len(read_frames(path)) == 3 for path in folder.glob("*.mp4"))
+    assert done.items() <= after.items() and len(list(folder.glob("[!.]*.mp4"))) == 6
+    assert all(len(read_frames(path)) == 3 for path in folder.glob("[!.]*.mp4"))
 
 
 @pytest.mark.parametrize("other", [{"seed": 2}, {"people": 2}, {"frames": 3}, {"fps": 30}])
 def test_set_of_other_settings_is_not_mixed(other: dict[str, int], smallest: Path) -> None:
     before = list_times(smallest)
-    with pytest.raises(ValueError, match=rf"dfdc_practice: .* {next(iter(other))}; delete"):
-        samples.main(videos_dir=smallest, **SMALLEST | other)
+    with pytest.raises(ValueError, match=r"settings\.json.*--videos-dir"):
+        make(smallest, **other)
     assert list_times(smallest) == before
 
 
-def test_marker_that_someone_changed_is_named(smallest: Path) -> None:
-    (smallest / "dfdc_practice" / "practice-set.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"practice-set\.json"):
-        samples.main(videos_dir=smallest, **SMALLEST)
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_settings_that_someone_changed_are_named(content: str, smallest: Path) -> None:
+    (smallest / "practice/settings.json").write_text(content)
+    with pytest.raises(ValueError, match=r"settings\.json"):
+        make(smallest)
 
 
 @pytest.mark.parametrize("name", ["people", "frames", "fps", "workers"])
 def test_number_out_of_range_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{name} is 0"):
-        samples.main(videos_dir=tmp_path / "videos", **SMALLEST | {name: 0})
+    with pytest.raises(ValueError, match=f"--{name}"):
+        make(tmp_path / "videos", **{name: 0})
     assert not list(tmp_path.iterdir())
 
 
@@ -312,12 +317,12 @@ def test_full_disk_leaves_no_broken_clip(tmp_path: Path) -> None:
 
     arguments = ["--people", "1", "--fakes", "0", "--frames", "3", "--workers", "1"]
     run = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
+        [sys.executable, str(ROOT / SCRIPT), *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         preexec_fn=allow_only_small_files,
     )
-    assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].startswith("00-make-sample-videos.py: ")
-    assert {path.name for path in tmp_path.rglob("*.*")} == {"practice-set.json"}
+    assert_stops(run, SCRIPT)
+    left = {path.name for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert left == {"settings.json", files.LIST}

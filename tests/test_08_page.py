@@ -21,12 +21,12 @@ import pytest
 from conftest import ROOT
 from playwright.sync_api import Browser, Page, Request, Route, sync_playwright
 
+from deepfake_detect import practice
 from deepfake_detect.decision import Decision
 from deepfake_detect.model import LITE0_WEIGHTS, build_model
 from deepfake_detect.model_file import write_model
 
 train_cnn = importlib.import_module("04-train-cnn")
-samples = importlib.import_module("00-make-sample-videos")
 
 CHROMIUM = shutil.which("chromium")  # Debian's, which plays H.264; Playwright's own does not
 PATIENCE = 600_000  # ms; no test is to fail because a machine is slow
@@ -55,8 +55,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (home / "secret.txt").write_text(SECRET)
     (home / "secret.mp4").write_text(SECRET)
     (home / "tmp").mkdir()
-    (clip,) = samples.plan_clips(people=1, fakes=0, seed=3)
-    samples.write_clip(clip, home, 12, samples.FPS, samples.SEED)
+    (clip,) = practice.plan_clips(people=1, fakes=0, seed=3)
+    practice.write_clips({home / clip.name: clip}, 12)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
