@@ -272,7 +272,7 @@ def print_head(detector: Detector, to: TextIO) -> None:
 
 
 def describe(result: Result | Failure, width: int, colour: bool) -> str:
-    """Describe a result in a line, and each note in a further one."""
+    """Describe a result in a line, each note and what the file says in a further one."""
     verdict = f"{result.verdict:11}"
     if colour and result.verdict in COLOURS and not os.environ.get("NO_COLOR"):
         verdict = f"\033[{COLOURS[result.verdict]}m{verdict}\033[0m"
@@ -293,7 +293,9 @@ def describe(result: Result | Failure, width: int, colour: bool) -> str:
     if result.reason:
         facts.append(result.reason)
     line = f"{verdict}  {score:14}  {name:{width}}  {printable('; '.join(facts))}"
-    return "\n".join([line, *(f"{'':11}  note: {printable(note)}" for note in result.notes)])
+    more = [f"note: {note}" for note in result.notes]
+    more += [f"file: {result.provenance.sentence()}"] if result.provenance else []
+    return "\n".join([line, *(f"{'':11}  {printable(said)}" for said in more)])
 
 
 def print_summary(

@@ -45,7 +45,7 @@ from deepfake_detect.errors import (
 )
 from deepfake_detect.files import check_plain_file, write_whole
 from deepfake_detect.inputs import read_ahead, read_picture
-from deepfake_detect.provenance import Provenance, read_provenance
+from deepfake_detect.provenance import Provenance, check_trust_list, read_provenance
 from deepfake_detect.result import Evidence, Face, Failure, Result
 from deepfake_detect.search import CONFIDENCE, USUAL, Way, find_faces, list_tried, look_again
 from deepfake_detect.source import (
@@ -101,6 +101,9 @@ class DetectionSettings:
     window: Positive = 2.0  # seconds of a part that can be likely fake by itself
     # report
     explained: Count = 8  # most suspicious crops that a report shows
+    # what the file says about itself, beside the verdict
+    trust_list: Path | None = None  # PEM file of certificates whose content credentials you trust
+    show_location: bool = False  # show places, names and titles that the file gives, too
     # machine
     frames_at_once: Annotated[int, Between(1, 64), MACHINE] = 8  # searched for faces together
     pixels_at_once: Annotated[int, Between(1), MACHINE] = 16_000_000  # of those frames
@@ -164,9 +167,12 @@ class Detector:
 
         Raises:
             ModelError: the model cannot be used.
-            ValueError: a setting is out of its range.
+            ValueError: a setting is out of its range, or the trust list holds no certificates.
+            OSError: the trust list cannot be read.
         """
         check_ranges(settings)
+        if settings.trust_list is not None:
+            check_trust_list(settings.trust_list)
         self.settings = settings
         try:
             self.model = DetectionModel.load(find_model(None if model is None else Path(model)))
@@ -200,7 +206,7 @@ class Detector:
         try:
             with ThreadPoolExecutor(1) as thread:
                 opened = open_source(source, name, self.settings.most_pixels)
-                said = thread.submit(read_claims, opened)
+                said = thread.submit(read_claims, opened, self.settings)
                 result = self._check(opened, watch)
                 opened.check_unchanged()
                 return replace(result, provenance=said.result())
@@ -544,8 +550,8 @@ def word_no_face(kind: str, seen: Seen) -> str:
     return said
 
 
-def read_claims(opened: Opened) -> Provenance | None:
+def read_claims(opened: Opened, settings: DetectionSettings) -> Provenance | None:
     """Read what a file says about itself."""
     if isinstance(opened.source, Path | bytes):
-        return read_provenance(opened.source)
+        return read_provenance(opened.source, settings.trust_list, settings.show_location)
     return None

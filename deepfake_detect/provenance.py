@@ -222,12 +222,15 @@ def check_trust_list(path: Path) -> None:
         OSError: it cannot be read.
     """
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
-            cadata=path.read_text(encoding="ascii")
-        )
+        certificates = path.read_text(encoding="ascii")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=certificates)
     except (ssl.SSLError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: it holds no certificates in PEM form; name another with --trust-list."
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"{path}: it cannot be read ({error.strerror}); name another with --trust-list."
         ) from error
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import html
 import http.server
 import io
+import json
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.PngImagePlugin
 import pytest
+from conftest import assert_stops, run_script
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -394,3 +397,33 @@ def test_ai_labels_without_signature() -> None:
         found = read_provenance(media.getvalue())
         assert found.facts["AI label"]
         assert found.headline() is None
+
+
+def test_06_says_it_everywhere(signer: Signer, plain: dict[str, bytes], tmp_path: Path) -> None:
+    signed = signer.sign(plain["jpg"], "jpg", source="trainedAlgorithmicMedia")
+    (tmp_path / "signed.jpg").write_bytes(signed)
+    (tmp_path / "place.jpg").write_bytes(make_picture_with_exif())
+    (tmp_path / "list.pem").write_bytes(signer.root)
+    files = ["signed.jpg", "place.jpg", "--json"]
+    run = run_script("06-detect-deepfake.py", *files, "--trust-list", "list.pem", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    said = {Path(each["file"]).name: each["provenance"] for each in json.loads(run.stdout)}
+    assert said["signed.jpg"]["credentials"]["trusted"] is True
+    assert said["signed.jpg"]["headline"]
+    for provenance_, name in ((said["signed.jpg"], "signed"), (said["place.jpg"], "place")):
+        assert provenance_["sentence"] in run.stderr
+        report = html.unescape((tmp_path / "detections" / f"{name}.html").read_text())
+        assert provenance_["sentence"] in report
+    report = (tmp_path / "detections/signed.html").read_text()
+    # The statement of the file stands above the verdict.
+    assert report.index(said["signed.jpg"]["headline"]) < report.index('class="words"')
+    written = [path for path in (tmp_path / "detections").iterdir() if path.is_file()]
+    assert not [path for path in written if b"Ann Smith" in path.read_bytes()]
+
+
+def test_06_refuses_a_list_without_certificates(plain: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(plain["jpg"])
+    (tmp_path / "list.pem").write_text("junk")
+    for name in ("list.pem", "missing.pem"):
+        run = run_script("06-detect-deepfake.py", "a.jpg", "--trust-list", name, cwd=tmp_path)
+        assert_stops(run, name, "--trust-list")
