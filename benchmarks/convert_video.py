@@ -10,35 +10,37 @@ converting every frame and keeping one a second, in one process.
 """
 
 import importlib
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import pandas as pd
 import tyro
 
-ROOT = Path(__file__).resolve().parents[1]
-catalogue = importlib.import_module("deepfake_detect.datasets")
-convert = importlib.import_module("01-convert-video-to-image")
+from deepfake_detect import datasets
+from deepfake_detect.cli import Count
+from deepfake_detect.faces import resize_by_width
+from deepfake_detect.video import Video
 
-# --------------------------------------------------------------------------------------------------
-ROUNDS = 2  # each way is timed so often, in turn, and its best time counts
-# --------------------------------------------------------------------------------------------------
+ROOT = Path(__file__).resolve().parents[1]
+convert = importlib.import_module("01-convert-video-to-image")
+SETTINGS = convert.Settings()
 
 
 def size_after_rule(path: Path) -> tuple[int, int]:
-    """Width and height of a video's frames as script 01 saves them."""
-    *_, frame = next(convert.read_frames(convert.open_video(path), None, None))
-    height, width = convert.resize_by_width(frame).shape[:2]
+    """Return width and height of a video's frames as script 01 saves them."""
+    height, width = resize_by_width(next(Video(path).frames()).image).shape[:2]
     return width, height
 
 
 def run_script_01(videos_dir: Path, output: Path, frames_per_second: float | None) -> None:
-    """As from the shell, start of Python included."""
+    """Run it as from the shell, start of Python included."""
     command = [sys.executable, ROOT / "01-convert-video-to-image.py", "--videos-dir", videos_dir]
     command += ["--frames-dir", output]
     if frames_per_second:
@@ -47,7 +49,7 @@ def run_script_01(videos_dir: Path, output: Path, frames_per_second: float | Non
 
 
 def run_ffmpeg(videos: dict[Path, tuple[int, int]], output: Path, per_second: float | None) -> None:
-    """The same sizes by area averaging, and the same level of compression, as in 01.
+    """Make the same sizes by area averaging, with the same level of compression, as 01 does.
 
     01 stores each row of pixels as its difference from the one above; ffmpeg has its own way.
     """
@@ -58,7 +60,7 @@ def run_ffmpeg(videos: dict[Path, tuple[int, int]], output: Path, per_second: fl
         folder = output / str(number)
         folder.mkdir(parents=True)
         command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-i", path, "-vf", filters]
-        command += ["-fps_mode", "passthrough", "-compression_level", convert.PNG_COMPRESSION]
+        command += ["-fps_mode", "passthrough", "-compression_level", SETTINGS.png_compression]
         subprocess.run([*map(str, command), str(folder / "%06d.png")], check=True)
 
 
@@ -70,28 +72,32 @@ def convert_every_frame(videos: dict[Path, tuple[int, int]], output: Path, every
         decoded, frame = video.read()
         while decoded:
             if video.get(cv2.CAP_PROP_POS_MSEC) / 1000 >= due:
-                image = convert.resize_by_width(frame)
-                settings = [cv2.IMWRITE_PNG_COMPRESSION, convert.PNG_COMPRESSION]
+                image = resize_by_width(frame)
+                settings = [cv2.IMWRITE_PNG_COMPRESSION, SETTINGS.png_compression]
                 cv2.imwrite(str(output / f"{number}-{due:06.0f}.png"), image, settings)
                 due += every
             decoded, frame = video.read()
 
 
-def main(videos_dir: tyro.conf.Positional[Path], rounds: int = ROUNDS) -> pd.DataFrame:
+def main(
+    videos_dir: tyro.conf.Positional[Path],
+    rounds: Annotated[Count, tyro.conf.arg(help="each way is timed so often, in turn")] = 2,
+) -> pd.DataFrame:
     """Time script 01, ffmpeg and the plain loop on the same videos.
 
     Args:
         videos_dir: as script 01 takes it
-        rounds: each way is timed so often, in turn
+        rounds: each way is timed so often, in turn; its best time counts
 
     Returns:
         Seconds, images and source frames a second of each way.
     """
-    rows = catalogue.read_data_sets(convert.DATA_SETS)
-    found, _ = catalogue.make_catalogue(videos_dir, *rows)
-    videos = {videos_dir / source: (0, 0) for source in found["source"]}
-    videos = {path: size_after_rule(path) for path in videos if path.is_file()}
-    frames = sum(1 for path in videos for _ in convert.grab_frames(convert.open_video(path)))
+    found, _ = datasets.make_catalogue(
+        videos_dir, *datasets.read_data_sets(ROOT / "data-sets.toml")
+    )
+    paths = [videos_dir / source for source in found["source"]]
+    videos = {path: size_after_rule(path) for path in paths if path.is_file()}
+    frames = sum(Video(path).count_frames() for path in videos)
     ways = {
         ("every frame", "01"): lambda out: run_script_01(videos_dir, out, None),
         ("every frame", "ffmpeg"): lambda out: run_ffmpeg(videos, out, None),
@@ -117,7 +123,7 @@ def main(videos_dir: tyro.conf.Positional[Path], rounds: int = ROUNDS) -> pd.Dat
         f"{seconds / rows[sampling, '01']['seconds']:.2f}x"
         for (sampling, _), seconds in table["seconds"].items()
     ]
-    print(f"{len(videos)} videos, {frames:,} frames, {convert.WORKERS} cores")
+    print(f"{len(videos)} videos, {frames:,} frames, {os.cpu_count()} cores")
     print(table.to_string())
     return table
 

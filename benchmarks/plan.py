@@ -77,7 +77,7 @@ def choose_videos(videos_dir: Path, wanted: int, folder: Path) -> None:
     Raises:
         ValueError: there is no video
     """
-    suffixes = convert.catalogue.VIDEO_SUFFIXES
+    suffixes = convert.datasets.VIDEO_SUFFIXES
     found = sorted(path for path in videos_dir.rglob("*") if path.suffix.lower() in suffixes)
     if not found:
         raise ValueError(f"{videos_dir}: it holds no video; name a folder that does.")

@@ -28,7 +28,8 @@ av.logging.set_libav_level(av.logging.PANIC)  # what is wrong with a file is sai
 # Containers that FFmpeg may open. Playlists are excluded: they can point at other files.
 CONTAINERS = "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpegts,mpeg,flv,asf,ogg"
 MOST_PIXELS = 100_000_000  # of a frame; memory would not hold many that are larger
-FRAME_SECONDS = 1 / 25  # of a frame without a usable time stamp, and of a still
+FRAME_SECONDS = 1 / 25  # of a still, and of a frame of which nothing better is known
+HIGHEST_RATE = 240  # frames a second that are believed where time stamps are missing
 LONGEST_VIDEO = 864_000  # seconds, 10 days; a time stamp beyond that is not believed
 MISSING_SHARE = 0.02  # of the frames or seconds claimed; if fewer are missing, that is not said
 READ_ERRORS = 100  # damaged places in a container after which reading ends
@@ -228,6 +229,11 @@ class Video:
             len(self.source) if isinstance(self.source, bytes) else OwnPlace(self.source).seek(0, 2)
         )
 
+    def count_frames(self) -> int:
+        """Return the number of frames, which may take decoding all of them."""
+        times = self.list_times()
+        return sum(1 for _ in self.raw_frames()) if times is None else len(times)
+
     def list_times(self) -> list[float] | None:
         """Return the seconds of every frame without decoding; None where they are not exact."""
         if self.stills is not None:
@@ -346,7 +352,7 @@ class Video:
     def _decode_all(self, wanted: Chooser) -> Iterator[RawFrame]:
         """Decode every frame and yield those that are wanted."""
         self._start_counting()
-        clock = Clock()
+        clock = Clock(self.rate)
         with self.open_container() as container:
             stream = container.streams[self.stream]
             display = Display(stream, self.notes)
@@ -367,11 +373,17 @@ class Video:
     ) -> Iterator[av.VideoFrame]:
         """Decode a stream; a damaged packet costs its own frames only."""
         self._set_up(stream.codec_context)
+        in_order = container.format.name == "avi"  # of decoding: the only stamps that it has
         for packet in read_packets(container, stream):
             try:
-                yield from packet.decode()
+                decoded = packet.decode()
             except av.FFmpegError:
                 self.lost_frames += bool(packet.size)
+                continue
+            for frame in decoded:
+                if in_order:
+                    frame.pts = frame.dts
+                yield frame
         with suppress(av.FFmpegError):  # reading ended at damage: the decoder still has frames
             yield from stream.codec_context.decode(None)
 
@@ -446,20 +458,22 @@ class Inexact(ValueError):
 class Clock:
     """Seconds since the first frame, from time stamps that may be missing or wrong.
 
-    Where stamps stand still, run back or pass 10 days, a frame counts as 1/25 s.
+    Where stamps are missing, stand still, run back or pass 10 days, a frame lasts 1/25 s, or what
+    the file claims as its rate.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rate: float = 0) -> None:
+        self.frame_seconds = 1 / rate if 1 <= rate <= HIGHEST_RATE else FRAME_SECONDS
         self.first: float | None = None
-        self.seconds = -FRAME_SECONDS
+        self.seconds = -self.frame_seconds
 
     def read(self, stamp: float | None) -> float:
         """Return the seconds of the next frame, whose time stamp in the file is `stamp`."""
         if self.first is None and stamp is not None:
-            self.first = stamp - self.seconds - FRAME_SECONDS
+            self.first = stamp - self.seconds - self.frame_seconds
         passed = -1.0 if stamp is None else stamp - self.first
         usable = self.seconds < passed < LONGEST_VIDEO
-        self.seconds = passed if usable else self.seconds + FRAME_SECONDS
+        self.seconds = passed if usable else self.seconds + self.frame_seconds
         return self.seconds
 
 
