@@ -26,6 +26,11 @@ than the rest count by themselves. A score is no proof, and not a probability.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 from deepfake_detect import start
 
 start.prepare(__name__)
@@ -33,11 +38,9 @@ start.prepare(__name__)
 import contextlib
 import json as to_json  # the option --json has its name
 import os
-import sys
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Annotated, TextIO
 
 import filelock
