@@ -1,87 +1,115 @@
 """The report of 06: whole in itself, true to the JSON beside it, and safe with strangers' names."""
 
 import base64
-import hashlib
-import importlib
 import json
 import re
+import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
-from frames import make_frame
-from test_06_detect import write_frames
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from media import StandIn, encode, frame, write_clip
 
-from deepfake_detect import report as detection_report
-from deepfake_detect.decision import Decision
-from deepfake_detect.model import LITE0_WEIGHTS, build_model
-from deepfake_detect.model_file import Scorer, read_decision, write_model
+from deepfake_detect import Detector, Result, report
+from deepfake_detect.decision import Decision, describe_decision
+from deepfake_detect.provenance import Credentials, Provenance
+from deepfake_detect.result import FAKE, NO_FACE, REAL, UNDECIDED, Part
+from deepfake_detect.shipped import find_shipped
 
-train_cnn = importlib.import_module("04-train-cnn")
-detect = importlib.import_module("06-detect-deepfake")
+DECISION = Decision(threshold=0.6, real_below=0.4)
+PERSON = (200, 100)
 
-# What 05 writes, but for what the report does not show.
-MEASURES = {"folder": "/home/me/my-split", "dataset": "", "method": "", "fakes_found": 0.8}
-MEASURES |= {"real videos": 200, "reals_called_fake": 0.12, "reals_called_fake_95": [0.08, 0.17]}
-MEASURES |= {"fake videos": 90, "fakes_found_95": None}
-MEASURED = {
-    "groups": [
-        MEASURES,
-        MEASURES | {"dataset": "DFD"},
-        MEASURES | {"dataset": "DFD", "method": "a"},
+
+def count(files: int, **verdicts: int) -> dict:
+    known = dict.fromkeys((FAKE, REAL, UNDECIDED, NO_FACE, "not checked"), 0)
+    return {"files": files, **known, **{name.replace("_", " "): n for name, n in verdicts.items()}}
+
+
+CLIPS = {
+    "video": {
+        "real": count(8, likely_fake=1, likely_real=6, undecided=1),
+        "fake": count(200, likely_fake=150, likely_real=26, undecided=24),
+    },
+    "picture": {"real": count(0), "fake": count(0)},
+    "by_dataset": [
+        {"kind": "video", "dataset": "DFD", "method": "", "label": "real"}
+        | count(8, likely_fake=1, likely_real=6, undecided=1)
     ],
-    "training": {"counts": {"train": {"fake crops": 1234, "real crops": 987}}},
 }
+GROUP = {"folder": "/home/me/split", "dataset": "", "method": "", "fakes_found": 0.8}
+GROUP |= {"real videos": 200, "reals_called_fake": 0.12, "fake videos": 90}
+GROUP |= {"fakes_called_real": 0.1}
 
 
 @pytest.fixture(scope="module")
-def detections(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What 06 writes of a video, a picture and a video without a face."""
-    home = tmp_path_factory.mktemp("report")
-    train_cnn.keras.utils.set_random_seed(1)
-    built = build_model(LITE0_WEIGHTS)
-    decision = Decision(temperature=1.0, threshold=0.5, real_below=0.4)
-    write_model(built, decision, home / "best_model.keras")
-    (home / "metrics.json").write_text(json.dumps(MEASURED | {"decision": decision._asdict()}))
-    frames = [make_frame((40 + 12 * at, 200, 1.2), size=(640, 480)) for at in range(12)]
-    write_frames(home / "in" / "clip.mp4", frames)
-    write_frames(home / "in" / "empty.mp4", [make_frame()] * 6)
-    cv2.imwrite(str(home / "in" / "photo.png"), make_frame((200, 60, 1.0)))
-    detect.main([home / "in"], model=home / "best_model.keras", detections_dir=home / "out")
-    return home / "out"
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def detector(home: Path) -> Detector:
+    made = Detector()
+    made.model = StandIn(name=str(home / "best_model.onnx"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def fake(detector: Detector, home: Path) -> Result:
+    """The result of a real video of half a minute with three fake seconds in it."""
+    shot = [frame((*PERSON, 10 <= at < 16)) for at in range(60)]
+    return detector.check(write_clip(home / "long clip.mp4", shot))
+
+
+@pytest.fixture(scope="module")
+def picture(detector: Detector, home: Path) -> Result:
+    (home / "photo.png").write_bytes(encode(frame(PERSON)))
+    return detector.check(home / "photo.png")
+
+
+@pytest.fixture(scope="module")
+def nobody(detector: Detector) -> Result:
+    return detector.check(frame())
 
 
 class Page(HTMLParser):
-    """The elements of a page, each with its attributes, and its text."""
+    """The elements of a page, each with its attributes, and its text without scripts and styles."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, page: str) -> None:
         super().__init__()
-        self.elements, self.text = [], ""
-        self.feed(path.read_text(encoding="utf-8"))
+        self.elements, self.text, self.inside = [], "", ""
+        self.feed(page)
+        self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.text += data if self.inside not in ("script", "style") else ""
 
     def find(self, tag: str, **wanted: str) -> list[dict]:
-        return [
-            found
-            for name, found in self.elements
-            if name == tag and wanted.items() <= found.items()
-        ]
+        wanted = {name.rstrip("_"): value for name, value in wanted.items()}
+        return [one for name, one in self.elements if name == tag and wanted.items() <= one.items()]
 
 
-@pytest.mark.parametrize("name", ["clip", "empty", "photo"])
-def test_nothing_in_it_is_loaded_from_elsewhere(detections: Path, name: str) -> None:
-    page = Page(detections / f"{name}.html")
+@pytest.mark.parametrize("name", ["fake", "picture", "nobody"])
+def test_nothing_in_it_is_loaded_from_elsewhere(
+    name: str, detector: Detector, home: Path, request: pytest.FixtureRequest
+) -> None:
+    detector.write_report(request.getfixturevalue(name), home / f"{name}.html")
+    text = (home / f"{name}.html").read_text(encoding="utf-8")
+    page = Page(text)
     (policy,) = page.find("meta", **{"http-equiv": "Content-Security-Policy"})
     assert "default-src 'none'" in policy["content"]
-    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.elements}
+    assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in page.elements}
     for tag, found in page.elements:
         for attribute, value in found.items():
             if attribute in ("src", "poster", "data", "srcset", "action"):
@@ -90,169 +118,258 @@ def test_nothing_in_it_is_loaded_from_elsewhere(detections: Path, name: str) -> 
                 assert base64.b64decode(data, validate=True)
             if attribute == "href":
                 assert value.startswith("#"), value
-    text = (detections / f"{name}.html").read_text(encoding="utf-8")
     assert "http:" not in text and "https:" not in text and "url(" not in text
-    assert str(detections.parent) not in text
+    assert str(home) not in text
+    assert len(page.find("video")) == (name == "fake") and len(text) < 7_000_000
 
 
-def test_it_says_what_the_json_says(detections: Path) -> None:
-    page, result = (
-        Page(detections / "clip.html"),
-        json.loads((detections / "clip.json").read_text()),
-    )
-    (track,) = result["tracks"]
-    low, high = track["interval_95"]
-    assert f"p_fake {track['p_fake']:.2f} ({low:.2f} to {high:.2f})" in page.text
-    points = page.find("circle", **{"class": "dot"}) + page.find("circle", **{"class": "dot above"})
-    of_gauge, marks = 1, [face["p_fake"] >= result["threshold"] for face in track["faces"]]
-    assert len(points) == len(marks) + of_gauge
-    assert len(page.find("circle", **{"class": "dot above"})) == sum(marks) + of_gauge
+def test_it_says_what_the_json_says(detector: Detector, fake: Result) -> None:
+    page = Page(detector.render_report(fake))
+    (track,) = fake.tracks
+    assert fake.verdict == FAKE and fake.part is not None
+    assert f"Score {track.score} (" in page.text and "not a probability" in page.text
+    assert "0:05 to 0:08" in page.text
+    assert page.text.index("Likely fake") < page.text.index("Score")
     rows = {row["id"] for row in page.find("tr") if "id" in row}
-    assert rows == {f"face-1-{face['frame']}" for face in track["faces"]}
-    for link in page.find("a"):
-        assert link["href"][1:] in rows
-    assert len(page.find("line", **{"class": "cut"})) == 2 * (of_gauge + len(result["tracks"]))
-    assert "from 0.50 on a face is called fake, below 0.40 real" in page.text
-    maps = page.find("img", alt="What moved its score")  # one beside each of the worst crops
-    assert len(maps) == min(detect.EXPLAINED, len(track["faces"]))
-    assert len({found["src"] for found in maps}) == len(maps)
+    assert rows == {f"face-1-{face.frame}" for face in track.faces}
+    points = [one for one in page.find("a") if "style" in one]
+    assert len(points) == 60 and {one["href"][1:] for one in points} == rows
+    above = [one for one in points if one.get("class") == "above"]
+    assert len(above) == sum(face.p_fake >= fake.threshold for face in track.faces) == 6
+    (shade,) = page.find("span", class_="part")
+    left, width = map(float, re.findall(r"([\d.]+)%", shade["style"]))
+    assert left == pytest.approx(100 * 5 / 29.5, abs=0.1)
+    assert width == pytest.approx(100 * 2.5 / 29.5, abs=0.1)
 
 
-def test_it_has_what_a_check_needs(detections: Path) -> None:
-    page = Page(detections / "clip.html")
-    for path in (detections.parent / "in" / "clip.mp4", detections.parent / "best_model.keras"):
-        assert hashlib.sha256(path.read_bytes()).hexdigest() in page.text
-        assert path.name in page.text
-    for words in (
-        "frames per second 2.0",
-        "temperature 1.0",
-        "threshold 0.5",
-        "real below 0.4",
-        "TensorFlow ",
-    ):
+def test_heat_maps_have_one_scale_and_none_is_in_the_real_range(
+    detector: Detector, fake: Result, picture: Result
+) -> None:
+    page = Page(detector.render_report(fake))
+    crops = [one for one in fake.evidence.crop_faces if one[1].p_fake >= fake.real_below]
+    assert len(page.find("img", alt="What influenced its score")) == len(crops) == 6
+    assert len(fake.evidence.crops) == 8
+    assert not Page(detector.render_report(picture)).find("img", alt="What influenced its score")
+    weak = replace(fake.evidence, heat=fake.evidence.heat * np.linspace(1, 0.1, 8)[:, None, None])
+    maps = [one["heat"] for one in report.embed_crops(replace(fake, evidence=weak))]
+    assert len(set(maps[:6])) == 6 and maps[6:] == [None, None]
+
+
+def test_it_has_what_a_check_needs(detector: Detector, fake: Result) -> None:
+    page = Page(detector.render_report(fake))
+    for words in (fake.sha256, fake.model_sha256, "long clip.mp4", "frames per second 2.0"):
         assert words in page.text
-    assert re.search(r"Scored\s*20\d\d-\d\d-\d\d \d\d:\d\d", page.text)
+    assert "threshold 0.6" in page.text and f"DeepFake-Detect {fake.version}" in page.text
+    assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d", page.text)
 
 
-def test_the_rate_of_false_alarms_stands_beside_the_number(detections: Path) -> None:
-    page = Page(detections / "clip.html")
-    text = " ".join(page.text.split())
-    assert "Of 200 real videos that it was not trained on, this model called 12 in 100" in text
-    assert "1,234 fake and 987 real crops" in text
-    rows = [row["class"] for row in page.find("tr", **{"class": "measured"})]
-    assert len(rows) == 2  # one a data set, and one of all; none a method
-    assert "all together" in text and "my-split" not in text and "/home/me" not in text
-    assert "DFD" in text and "80 in 100" in text
+@pytest.mark.parametrize("verdict", [FAKE, REAL, UNDECIDED])
+def test_the_verdict_is_in_the_five_words_and_by_more_than_its_colour(
+    detector: Detector, fake: Result, verdict: str
+) -> None:
+    page = Page(detector.render_report(replace(fake, verdict=verdict, reason="it is so")))
+    assert f"{report.SIGNS[verdict]} {verdict.capitalize()}" in page.text
+    assert ("Because it is so" in page.text) == (verdict == UNDECIDED)
 
 
-def make_content(**result: object) -> dict:
-    """What a report of one face in a video shows, made up."""
-    faces = [
-        {"frame": at, "seconds": at / 2, "x": 1, "y": 2, "width": 3, "height": 4, "p_fake": 0.9}
-        for at in range(6)
-    ]
-    track = {"track": 1, "verdict": "likely fake", "doubt": "", "p_fake": 0.9, "frames": 6}
-    track |= {"interval_95": [0.85, 0.95], "first_seconds": 0.0, "last_seconds": 2.5}
-    track |= {name: value for name, value in result.items() if name in track}
-    made = {"file": "clip.mp4", "kind": "video", "threshold": 0.6, "real_below": 0.6}
-    made |= {
-        "frames_scored": 6,
-        "width": 64,
-        "height": 48,
-        "notes": [],
-        "tracks": [track | {"faces": faces}],
-    }
-    made |= {name: track[name] for name in ("verdict", "doubt", "p_fake", "interval_95", "track")}
-    file = {"name": "clip.mp4", "bytes": 5, "sha256": "0" * 64}
-    used = {"model": {"name": "m.keras"}, "settings": {"frames_per_second": 2.0}}
-    return {"result": made | result, "worst": [], "file": file, **used}
+def test_a_picture_says_that_it_is_one(detector: Detector, picture: Result) -> None:
+    page = Page(detector.render_report(picture))
+    assert "One picture is less certain than a video" in page.text
+    assert not page.find("div", role="group")
+
+
+def test_a_file_without_a_face_says_what_was_tried(detector: Detector, nobody: Result) -> None:
+    page = Page(detector.render_report(nobody))
+    assert "No face" in page.text and "180" in page.text and "Score" not in page.text
+
+
+def test_what_the_file_says_comes_above_any_score(detector: Detector, fake: Result) -> None:
+    said = Provenance(Credentials("valid", generated="whole"), {"encoder": "<b>x\u202e</b>"})
+    text = detector.render_report(replace(fake, provenance=said))
+    page = Page(text)
+    assert page.text.index("generated by AI") < page.text.index("Likely fake")
+    assert "<b>" not in text and "\u202e" not in text
+
+
+# How often it is wrong
+
+
+def write_measures(home: Path, **values: object) -> None:
+    content = {"decision": describe_decision(StandIn().decision), **values}
+    (home / "metrics.json").write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
-    ("result", "words"),
+    ("verdict", "words"),
     [
-        ({}, "▲ Strong signs of manipulation"),
-        ({"p_fake": 0.79}, "△ Some signs of manipulation"),  # nearer to the threshold than to 1
-        ({"verdict": "likely real", "p_fake": 0.1}, "○ Little sign of manipulation"),
-        ({"p_fake": 0.9}, "and the whole range of it, lies where a face is called fake."),
-        ({"kind": "picture", "interval_95": None}, "face lies where a face is called fake."),
-        ({"verdict": "undecided", "doubt": "it is too small"}, "because it is too small."),
-        ({"verdict": "no face", "p_fake": None, "tracks": []}, "□ No face was found"),
+        (FAKE, ["Of 8 real videos", "1 got this answer"]),
+        (REAL, ["Of 100 fake videos, 13 get this answer"]),
+        (UNDECIDED, ["Of 8 real videos", "Of 100 fake videos, 12 get this answer"]),
     ],
 )
-def test_the_verdict_stands_first_in_words_and_by_more_than_its_colour(
-    result: dict, words: str
+def test_the_rate_is_that_of_the_verdict_shown(
+    detector: Detector, fake: Result, home: Path, verdict: str, words: list[str]
 ) -> None:
-    page = detection_report.render_report(make_content(**result))
-    text = re.sub(r"<style>.*?</style>|<[^>]+>", "", page, flags=re.DOTALL)
-    text = " ".join(text.split())
-    assert words in text
-    if result.get("p_fake", 0) is not None:
-        assert text.index(words) < text.index("p_fake")
-    assert "its rate of false alarms is not known" in text  # nothing lies beside the model
+    write_measures(home, clips=CLIPS, groups=[GROUP])
+    page = Page(detector.render_report(replace(fake, verdict=verdict)))
+    assert all(one in page.text for one in words)
+    assert page.find("tr", class_="measured") and "DFD" in page.text and "/home/me" not in page.text
 
 
-def test_what_lies_between_the_thresholds_is_said_to_be_neither() -> None:
-    one, two = (
-        " ".join(detection_report.render_report(make_content(real_below=value)).split())
-        for value in (0.6, 0.5)
-    )
-    assert "from 0.60 on a face is called fake, below 0.60 real." in one
-    assert "from 0.60 on a face is called fake, below 0.50 real, and between the two neither" in two
-    assert two.count('class="cut"') == 2 * one.count('class="cut"') == 4
+def test_rates_of_crops_are_said_to_be_of_crops(
+    detector: Detector, fake: Result, home: Path
+) -> None:
+    write_measures(home, groups=[GROUP])
+    page = Page(detector.render_report(fake))
+    assert "Of 100 real videos, 12 get this answer" in page.text and "face crops" in page.text
 
 
-def test_measures_of_another_model_are_not_taken_for_its_own(tmp_path: Path) -> None:
-    decision = Decision(temperature=1.0, threshold=0.5)
-    scorer = Scorer(tmp_path / "best_model.keras", decision, None)
-    for content in ("", "[]", "{}", '{"decision": 1}', json.dumps(MEASURED | {"decision": {}})):
-        (tmp_path / "metrics.json").write_text(content)
-        assert detection_report.read_measures(scorer) == {}
-    for kept in (
-        list(decision._fields),
-        [name for name in decision._fields if name != "real_below"],
-    ):
-        own = MEASURED | {"decision": {name: getattr(decision, name) for name in kept}}
-        (tmp_path / "best_model.json").write_text(json.dumps(own))
-        assert detection_report.read_measures(scorer) == own  # an older one has one threshold
+def test_pictures_have_rates_of_their_own(detector: Detector, picture: Result, home: Path) -> None:
+    write_measures(home, clips=CLIPS)
+    assert "not measured" in Page(detector.render_report(picture)).text
+    write_measures(home, clips=CLIPS | {"picture": CLIPS["video"]})
+    assert "Of 100 fake pictures" in Page(detector.render_report(picture)).text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[" * 200_000,
+        "[]",
+        '{"decision": 1}',
+        '{"decision": {"temperature": 1' + "0" * 400 + "}}",
+        *(
+            json.dumps({"decision": describe_decision(StandIn().decision), **values})
+            for values in (
+                {"groups": 5, "clips": []},
+                {"groups": [{}], "clips": {"video": None}},
+                {"groups": [GROUP | {"reals_called_fake": None}]},
+                {"clips": {"video": {"real": {"files": 3, "likely fake": 4}}}},
+                {"clips": {"video": {"real": {"files": 0, "likely fake": 0}}, "by_dataset": [{}]}},
+            )
+        ),
+    ],
+)
+def test_whatever_is_beside_the_model_the_report_is_made(
+    detector: Detector, fake: Result, home: Path, content: str
+) -> None:
+    (home / "metrics.json").write_text(content)
+    page = Page(detector.render_report(fake))
+    assert "not measured" in page.text and "0 (0 to 0)" not in page.text
+
+
+def test_measures_of_another_model_are_not_taken_for_its_own(home: Path) -> None:
+    write_measures(home, clips=CLIPS)
+    assert report.read_measures(home / "best_model.onnx", StandIn().decision)["clips"] == CLIPS
+    assert report.read_measures(home / "best_model.onnx", DECISION) == {}
 
 
 def test_the_detector_that_comes_along_says_how_often_it_is_wrong() -> None:
-    detector = ROOT / "weights" / "deepfake-detector.keras"
-    scorer = Scorer(detector, read_decision(detector), None)
-    page = detection_report.render_report(
-        make_content() | {"measured": detection_report.read_measures(scorer)}
+    made = Detector(find_shipped("weights/deepfake-detector.onnx"))
+    measured = report.read_measures(Path(made.model.name), made.model.decision)
+    for verdict in (FAKE, REAL):
+        assert report.find_rates(measured, "video", verdict)
+    assert len(report.list_measures(measured)) > 1
+
+
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_intervals_are_those_of_clopper_and_pearson(counts: tuple[int, int]) -> None:
+    hits, files = counts
+    exact = scipy.stats.binomtest(hits, files).proportion_ci(method="exact")
+    assert report.exact_interval(hits, files) == pytest.approx(tuple(exact), abs=1e-6)
+
+
+# Words to publish, and commands to copy
+
+
+@pytest.mark.parametrize("verdict", [FAKE, REAL, UNDECIDED, NO_FACE])
+def test_the_sentence_to_publish_says_what_it_is_worth(
+    detector: Detector, fake: Result, nobody: Result, home: Path, verdict: str
+) -> None:
+    write_measures(home, clips=CLIPS)
+    shown = nobody if verdict == NO_FACE else replace(fake, verdict=verdict)
+    page = detector.render_report(shown)
+    assert Page(page).find("button", **{"data-copy": "sentence"})
+    sentence = re.search(r'<blockquote id="sentence">(.*?)</blockquote>', page, re.DOTALL)[1]
+    assert "automatic test" in sentence and "000000" in sentence
+    if verdict in (FAKE, REAL):
+        assert "proof" in sentence or "prove" in sentence
+    assert ("from 0:05 to 0:08" in sentence) == (verdict == FAKE)
+
+
+NAMES = ["$(touch pwned).mp4", "a`touch pwned`.mp4", 'a";touch pwned;".mp4', "-it's one.mp4"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_to_copy_gives_the_shell_one_name(
+    fake: Result, tmp_path: Path, name: str
+) -> None:
+    command = report.write_command(replace(fake, name=f"/home/me/{name}", model="$(touch x).onnx"))
+    shown = "printf '%s\\n'" + command.removeprefix("python 06-detect-deepfake.py")
+    said = subprocess.run(["sh", "-c", shown], cwd=tmp_path, capture_output=True, text=True)
+    assert said.stdout.splitlines()[0].removeprefix("./") == name
+    assert "/home/me" not in command and not list(tmp_path.iterdir())
+
+
+def test_a_strangers_name_is_only_text(detector: Detector, fake: Result) -> None:
+    name = "<img src=x onerror=alert(1)>\"'{{ 7 * 7 }}<!--<script>.mp4"
+    page = detector.render_report(replace(fake, name=name, notes=(name,)))
+    parsed = Page(page)
+    assert parsed.text.count(name) >= 3 and not parsed.find("img", src="x")
+    assert len(parsed.find("script")) == 2
+
+
+def test_letters_that_turn_the_direction_are_shown_as_such(
+    detector: Detector, fake: Result
+) -> None:
+    page = detector.render_report(
+        replace(fake, name="inv\u202egnp.exe\u2066.mp4", notes=("\u202e",))
     )
-    assert "real videos that it was not trained on, this model called" in page
+    assert not set("\u202e\u2066") & set(Page(page).text) and "inv\\u202egnp" in page
 
 
-def test_few_real_videos_give_no_rate() -> None:
-    few = {"groups": [MEASURES | {"real videos": 4, "reals_called_fake": 0.25}]}
-    page = detection_report.render_report(make_content() | {"measured": few})
-    assert "this model called 1 fake: too few videos to tell." in page
+def test_a_name_that_is_no_utf8_gets_a_report(detector: Detector, fake: Result, home: Path) -> None:
+    detector.write_report(replace(fake, name="latin\udce9.mp4"), home / "latin.html", video=False)
+    assert "latin\\udce9" in (home / "latin.html").read_text(encoding="utf-8")
 
 
-def test_a_strangers_name_is_only_text(tmp_path: Path) -> None:
-    name = "<img src=x onerror=alert(1)>\"'{{ 7 * 7 }}</title><script>.mp4"
-    content = make_content()
-    content["file"]["name"] = name
-    content["result"]["notes"] = [name]
-    (tmp_path / "report.html").write_text(detection_report.render_report(content), encoding="utf-8")
-    page = Page(tmp_path / "report.html")
-    assert page.text.count(name) >= 3
-    assert not page.find("script") and not page.find("img", src="x")
+@pytest.mark.parametrize(
+    ("seconds", "plain", "exact"),
+    [
+        (0, "0:00", "0:00.0"),
+        (59.96, "0:59", "1:00.0"),
+        (150, "2:30", "2:30.0"),
+        (3725.25, "1:02:05", "1:02:05.2"),
+    ],
+)
+def test_times_are_as_a_player_shows_them(seconds: float, plain: str, exact: str) -> None:
+    assert report.format_clock(seconds) == plain
+    assert report.format_clock(seconds, tenths=True) == exact
 
 
-def test_a_large_video_stays_beside_it(detections: Path, tmp_path: Path) -> None:
-    source = detections.parent / "in" / "clip.mp4"
-    detect.main(
-        [source],
-        model=detections.parent / "best_model.keras",
-        detections_dir=tmp_path,
-        largest_video=0.001,
+def test_many_faces_are_thinned_out_to_the_most_suspicious(fake: Result) -> None:
+    (track,) = fake.tracks
+    faces = tuple(replace(track.faces[0], frame=at, p_fake=at % 7 / 7) for at in range(5000))
+    drawn = report.thin_out(faces)
+    assert len(drawn) <= report.MOST_POINTS and {face.p_fake for face in drawn} == {6 / 7}
+    part = Part(1.0, 3.4, 0.97, 5)
+    assert report.describe_part(part) == "from 0:01 to 0:04"
+
+
+# For the page of 08
+
+
+def test_an_article_has_no_head_and_no_script(detector: Detector, fake: Result) -> None:
+    text = detector.render_report(fake, video="/results/a.mp4", download="/results/a.html")
+    page = Page(text)
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"html", "head", "body", "script", "main"} and "article" in tags
+    assert page.find("video", src="/results/a.mp4") and page.find("a", href="/results/a.html")
+
+
+def test_a_report_can_be_read_back(detector: Detector, fake: Result, home: Path) -> None:
+    detector.write_report(replace(fake, name="a</script>.mp4"), home / "back.html", video=False)
+    assert report.read_result(home / "back.html")["tracks"] == json.loads(
+        json.dumps(fake.to_dict()["tracks"])
     )
-    page = Page(tmp_path / "clip.html")
-    assert not page.find("video") and "lies beside it (clip-marked.mp4)" in page.text
-    (still,) = page.find("img", **{"class": "still"})
-    data = base64.b64decode(still["src"].partition(",")[2])
-    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (480, 640, 3)
