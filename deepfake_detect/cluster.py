@@ -9,6 +9,7 @@ under the same paths, the project's own included.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import multiprocessing
@@ -30,6 +31,7 @@ from typing import Any
 import pebble
 
 Pool = pebble.ProcessPool | pebble.ThreadPool
+PATIENCE = 15  # seconds that a scheduler has to answer
 
 # --- Dask, on the machine of the run --------------------------------------------------------------
 
@@ -63,11 +65,15 @@ class Cluster:
         logging.disable()  # Dask would print pages on what is said here in a sentence.
         try:
             if "://" not in scheduler or not scheduler.rpartition(":")[2].isdecimal():
-                raise ValueError("it is no address such as tcp://host:8786")
-            self.client = distributed.Client(scheduler, timeout=15, set_as_default=False)
-        except (ValueError, OSError) as error:
+                raise ValueError("this is not an address such as tcp://host:8786")
+            # Dask's own limit ends with the connection: something else that listens there, and
+            # answers nothing, would be waited for without end.
+            asyncio.run(asyncio.wait_for(ask_scheduler(scheduler), PATIENCE))
+            self.client = distributed.Client(scheduler, timeout=PATIENCE, set_as_default=False)
+        except Exception as error:  # Dask raises many kinds, such as TypeError for ucx://
+            why = " ".join(str(error).split()) or f"nothing came within {PATIENCE} seconds"
             raise OSError(
-                f"{scheduler}: no scheduler answers ({error}); start one with `dask scheduler`, or "
+                f"{scheduler}: no scheduler answers ({why}); start one with `dask scheduler`, or "
                 "leave --scheduler out."
             ) from error
         self.address = scheduler
@@ -101,7 +107,7 @@ class Cluster:
         return outcome
 
     async def _hand_over(self, future: Any, outcome: Future[dict]) -> None:  # noqa: ANN401
-        """Wait for Dask's future, and tell its outcome as a pebble pool would."""
+        """Wait for Dask's future, and give its outcome as a pebble pool would."""
         try:
             outcome.set_result(await self.client.gather(future, asynchronous=True))
         except Exception as error:
@@ -125,15 +131,24 @@ class Cluster:
         """Do nothing: stop has waited."""
 
 
+async def ask_scheduler(address: str) -> None:
+    """Ask a scheduler who it is, to see that it is one."""
+    import distributed
+
+    async with distributed.rpc(address, timeout=PATIENCE) as scheduler:
+        if (await scheduler.identity()).get("type") != "Scheduler":
+            raise ValueError("what listens there is not a scheduler")
+
+
 def find_version(script: Path) -> str:
-    """What tells one text of a step's file, and of all parts, from another."""
+    """Return a digest of a step's file and of the package, which changes with either."""
     paths = script, *sorted(Path(__file__).parent.glob("*.py"))
     return sha1("".join(map(find_digest, paths)).encode()).hexdigest()
 
 
 @cache
 def find_digest(path: Path) -> str:
-    """The digest of a file as it was when first asked for, as a worker loads it only once."""
+    """Return the digest of a file when it was first asked for, as a worker loads it only once."""
     return sha1(path.read_bytes()).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""Find the videos below videos/, and tell what each one is; 01 uses this.
+"""Find the videos below videos/, and describe each one; 01 uses this.
 
-The data sets are told apart by their own folder and file names, or by the lists that come with
-them. What they look like stands in data-sets.toml, not here: this reads it, walks through the
+The data sets are recognised by their own folder and file names, or by the lists that come with
+them. What they look like is written in data-sets.toml: this module reads it, walks through the
 folder and gives each video a description and a video_id. No file is decoded for that.
 """
 
@@ -11,17 +11,22 @@ import io
 import json
 import os
 import re
+import signal
 import stat
-import sys
+import string
+import threading
 import tomllib
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import sha1
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import pandas as pd
+
+from deepfake_detect import cli
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 COMPANION_SUFFIXES = (".json", ".csv", ".txt", ".md", ".pdf", ".py")  # beside videos, not videos
@@ -33,7 +38,10 @@ ROWS = {  # what the rows of data-sets.toml must have
     "lists": "dataset file label real fake method identities id",
     "splits": "dataset file split",
 }
+SPLITS = ("train", "val", "test")
+LONGEST_MATCH = 5  # seconds; some expressions take years on some names
 DESCRIPTION = ["dataset", "label", "method", "compression", "identities", "official_split"]
+printable = cli.printable  # until 01 uses that one
 Row = dict[str, Any]  # a row of data-sets.toml
 Description = dict[str, str]  # the columns of DESCRIPTION, and `prefix`, the start of the video_id
 
@@ -49,20 +57,67 @@ def read_data_sets(path: Path) -> tuple[list[Row], dict[str, Row]]:
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-        for kind, columns in ROWS.items():
-            for row in table.setdefault(kind, []):
-                if missing := set(columns.split()) - set(row):
-                    raise ValueError(f"a row of [[{kind}]] has no {min(missing)}")
-                patterns = [re.compile(row.get(column, "")) for column in ("folder", "name")]
-                groups = {"compression", "method"}.union(*(p.groupindex for p in patterns))
-                for column in {"method", "identities", "id"} & set(row) if kind == "videos" else ():
-                    row[column].format(**dict.fromkeys(groups, ""))
+        if unknown := set(table) - set(ROWS):
+            raise ValueError(f"[[{min(unknown)}]] is not one of {', '.join(ROWS)}")
+        for kind in ROWS:
+            for number, row in enumerate(table.setdefault(kind, []), 1):
+                try:
+                    check_row(kind, row)
+                except (ValueError, re.error) as error:
+                    raise ValueError(f"row {number} of [[{kind}]]: {error}") from error
         lists = {row["file"].lower(): row for row in table["lists"] + table["splits"]}
-    except KeyError as error:
-        raise ValueError(f"{path}: no expression beside it has the group {error}.") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, re.error) as error:
-        raise ValueError(f"{path}: {error}; mend that, or give another --data-sets.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: it is nested too deeply.") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}; correct it, or give another --data-sets.") from error
     return table["left_out"] + table["videos"], lists
+
+
+def check_row(kind: str, row: Row) -> None:
+    """Check a row of data-sets.toml: its columns are there and say what they may say.
+
+    Raises:
+        ValueError, re.error: one does not
+    """
+    if not isinstance(row, dict):
+        raise ValueError("it is not a table")
+    if missing := set(ROWS[kind].split()) - set(row):
+        raise ValueError(f"it has no {min(missing)}")
+    for column, value in row.items():
+        is_list = column == "methods" or (column == "identities" and kind == "lists")
+        texts = value if is_list else [value]
+        if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+            wanted = "a list of texts" if is_list else "a text"
+            raise ValueError(f"{column} is {value!r:.50}; give {wanted}")
+        if not is_list and not value and column != "others":
+            raise ValueError(f"{column} is empty")
+    allowed = {"label": ("real", "fake")} if kind == "videos" else {}
+    allowed |= dict.fromkeys(("every", "others"), SPLITS)
+    allowed |= {"split": SPLITS} if kind == "splits" else {}
+    for column, values in allowed.items():
+        if row.get(column, values[0]) not in values:
+            raise ValueError(f"{column} is {row[column]!r:.50}; give {' or '.join(values)}")
+    patterns = [re.compile(row.get(column, "")) for column in ("folder", "name")]
+    groups = {"compression", "method"}.union(*(pattern.groupindex for pattern in patterns))
+    if kind in ("videos", "lists"):
+        columns = ("method", "identities", "id") if kind == "videos" else ("method",)
+        for column in columns:
+            check_groups(column, row[column], groups if kind == "videos" else {"folder"})
+        if not re.match("[A-Za-z0-9]", row["id"]):
+            raise ValueError(f"id is {row['id']!r:.50}; begin it with a letter or a digit")
+
+
+def check_groups(column: str, text: str, groups: set[str]) -> None:
+    """Check the names in braces in a text of data-sets.toml; they have no format of their own.
+
+    Raises:
+        ValueError: one is not a group, or has a format
+    """
+    for _, group, form, conversion in string.Formatter().parse(text):
+        if group is not None and (group not in groups or form or conversion):
+            raise ValueError(
+                f"{column} has {{{group}}}, which is not the name of a group beside it"
+            )
 
 
 def make_catalogue(
@@ -257,7 +312,7 @@ def describe_by_entry(name: str, entry: dict | None, row: Row) -> Description:
     """Describe a video by its entry in a list and the row of data-sets.toml for such lists.
 
     Raises:
-        ValueError: the entry does not tell what the video is; the message is the reason.
+        ValueError: the entry does not describe the video; the message is the reason.
     """
     path = PurePosixPath(name)
     if not path.name or path.is_absolute() or ".." in path.parts:
@@ -289,10 +344,10 @@ def describe_by_entry(name: str, entry: dict | None, row: Row) -> Description:
 
 
 def describe(source: PurePosixPath, lists: Lists, rows: list[Row]) -> Description:
-    """Tell what a video is.
+    """Describe a video.
 
     Raises:
-        ValueError: that cannot be told; the message is the reason.
+        ValueError: that is not possible; the message is the reason.
     """
     try:
         source.as_posix().encode()
@@ -300,7 +355,8 @@ def describe(source: PurePosixPath, lists: Lists, rows: list[Row]) -> Descriptio
         raise ValueError("its name is not text (UTF-8): rename it") from None
     if source in lists.faults:
         raise ValueError(lists.faults[source])
-    video = lists.described.get(source) or describe_by_name(source, rows)
+    with within_seconds(LONGEST_MATCH, "its name takes too long to compare with data-sets.toml"):
+        video = lists.described.get(source) or describe_by_name(source, rows)
     if video is None and not lists.folders.isdisjoint(source.parents):
         raise ValueError("the list of its folder (metadata.json or the like) does not name it")
     video = video or describe_by_plain_folder(source)
@@ -309,6 +365,29 @@ def describe(source: PurePosixPath, lists: Lists, rows: list[Row]) -> Descriptio
     # One name, written on a Mac and elsewhere, may differ in how an accent is spelt.
     video["identities"] = unicodedata.normalize("NFC", video["identities"].lower())
     return video | {"official_split": find_official_split(source, video, lists)}
+
+
+@contextmanager
+def within_seconds(seconds: float, reason: str) -> Iterator[None]:
+    """Interrupt a regular expression, which no thread could; where the system has such signals.
+
+    Raises:
+        ValueError: the block took longer; the message is the reason
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() != threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise ValueError(reason)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def describe_by_name(source: PurePosixPath, rows: list[Row]) -> Description | None:
@@ -384,14 +463,7 @@ def print_left_out(left_out: pd.DataFrame) -> None:
     """Print each reason once, with the number of files and the first of them."""
     for reason, paths in left_out.groupby("reason")["path"]:
         more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
-        print(printable(f"  left out        {reason}: {', '.join(paths[:3])}{more}"))
-
-
-def printable(line: str) -> str:
-    """Spell out what the terminal cannot show: line ends and letters that it lacks."""
-    line = line if line.isprintable() else ascii(line)[1:-1]
-    encoding = sys.stdout.encoding or "utf-8"
-    return line.encode(encoding, "backslashreplace").decode(encoding)
+        print(cli.printable(f"  left out        {reason}: {', '.join(paths[:3])}{more}"))
 
 
 def name_videos(catalogue: pd.DataFrame) -> pd.Series:

@@ -7,6 +7,7 @@ go to a Dask cluster instead, see cluster.py.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import multiprocessing
 import os
@@ -60,10 +61,15 @@ def open_pool(
     Returns:
         run_tasks, for this pool: a function of (function, tasks, timeout, in_order).
     """
-    pool = Cluster(scheduler, start_pool, run, probe) if scheduler else start_pool(workers)
+    if scheduler:
+        pool = Cluster(scheduler, start_pool, run, probe)
+    else:
+        with naming_shared_memory():
+            pool = start_pool(workers)
     try:
         if isinstance(pool, pebble.ProcessPool):
-            start_processes(pool)
+            with naming_shared_memory():
+                start_processes(pool)
         yield partial(run_tasks, pool, Cluster.workers if scheduler else workers)
     finally:
         pool.stop()
@@ -71,6 +77,24 @@ def open_pool(
         for process in multiprocessing.active_children():
             process.terminate()
         pool.join()
+
+
+@contextmanager
+def naming_shared_memory() -> Iterator[None]:
+    """Name the likely cause of an error when processes start: it is not a folder of the step.
+
+    Raises:
+        OSError: that error, with its cause
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT):
+            raise
+        raise OSError(
+            f"processes cannot be started ({error.strerror}): they need shared memory, on Linux "
+            "/dev/shm, and a temporary folder, both with room"
+        ) from error
 
 
 def start_processes(pool: pebble.ProcessPool) -> None:
@@ -176,7 +200,7 @@ def read_part(part: str) -> slice:
     """Read a part such as 3/10: every tenth video, beginning with the third.
 
     Raises:
-        ValueError: it is no part
+        ValueError: this is not a part
     """
     number, _, parts = part.partition("/")
     if not (number.isdecimal() and parts.isdecimal() and 0 < int(number) <= int(parts)):
@@ -188,19 +212,30 @@ def read_part(part: str) -> slice:
 def share_folder(folder: Path, part: str) -> Iterator[None]:
     """Hold an output folder for a part: other parts may, a plain run and the same part may not.
 
-    A plain run locks the folder's .lock; the parts lock it, too, but in the way that many can.
+    A plain run locks the folder's .lock with filelock; the parts lock it as well, but in the way
+    that many can. filelock's own locks for many do not fit: one is not seen by a plain run on a
+    disk without locks, the other holds for minutes after a run was killed.
 
     Raises:
+        ValueError: this system, or the disk, has no locks of this kind
         filelock.Timeout: a plain run, or the same part, is writing to it
     """
-    import fcntl  # not on Windows
-
-    own = folder / f".lock-{part.replace('/', '-of-')}"
+    wanted = read_part(part)
+    own = folder / f".lock-{wanted.start + 1}-of-{wanted.step}"
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        raise ValueError("--part needs locks that this system lacks; leave it out.") from None
     with filelock.FileLock(own, timeout=0), (folder / ".lock").open("a+") as shared:
         try:
             fcntl.flock(shared, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             raise filelock.Timeout(str(own)) from None
+        except OSError as error:
+            raise ValueError(
+                f"{folder}: its disk has no locks ({error.strerror}), which --part needs; leave it "
+                "out, or name a folder on another disk."
+            ) from error
         try:
             yield
         finally:

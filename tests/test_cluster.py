@@ -1,19 +1,25 @@
 """01 and 02 on many machines: a real scheduler and two workers here, and the parts of a batch."""
 
+import errno
+import http.server
+import importlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import filelock
 import pandas as pd
 import pytest
-from conftest import assert_stops, run_script
+from conftest import ROOT, assert_stops, run_script
 from faults import (
     jpeg,
     kill_again_and_again,
@@ -280,6 +286,81 @@ def test_parts_of_the_faces(few_frames: Path) -> None:
         assert not (faces / "faces.csv").exists() and not (faces / "skipped.csv").exists()
     assert len(run_02(frames, faces)) == 5
     assert read_tree(faces) == read_tree(few_frames / "whole")
+
+
+@pytest.fixture
+def listener(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of something that listens and is not a scheduler."""
+    if not request.param:
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            yield f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        return
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler
+    ) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"tcp://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def connect(address: str, folder: Path) -> None:
+    start = importlib.import_module("01-convert-video-to-image").start_pool
+    cluster.Cluster(address, start, folder, folder)
+
+
+@pytest.mark.parametrize("listener", [True, False], indirect=True)
+def test_what_is_not_a_scheduler_is_not_waited_for(
+    listener: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "PATIENCE", 2)
+    with pytest.raises(OSError, match="no scheduler answers"):
+        connect(listener, tmp_path)
+
+
+@pytest.mark.parametrize("address", ["ucx://127.0.0.1:1", "inproc://a:1", "foo://a:1", "tcp://a"])
+def test_an_address_of_another_kind_is_a_sentence(address: str, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=f"{address}: no scheduler answers"):
+        connect(address, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["\u0663/\u0661\u0660", "\uff13/\uff11\uff10", "03/10", "3/010"])
+def test_a_part_is_the_same_however_it_is_written(part: str, tmp_path: Path) -> None:
+    assert pool.read_part(part) == pool.read_part("3/10")
+    with (
+        pool.share_folder(tmp_path, "3/10"),
+        pytest.raises(filelock.Timeout),
+        pool.share_folder(tmp_path, part),
+    ):
+        pass
+    with pool.share_folder(tmp_path, "4/10"), pool.share_folder(tmp_path, part):
+        pass
+
+
+def test_a_disk_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match="--part"),
+        pool.share_folder(tmp_path, "1/2"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("options", ["size=4k,nr_inodes=2", "ro"])
+def test_no_shared_memory_is_named(options: str, few_videos: Path) -> None:
+    command = f"mount -t tmpfs -o {options} none /dev/shm || exit 99; exec "
+    command += f"{sys.executable} {ROOT / SCRIPT} --frames-dir shm"
+    run = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command], cwd=few_videos, capture_output=True, text=True
+    )
+    if run.returncode not in (0, 1):
+        pytest.skip("a small /dev/shm cannot be had here: that takes Linux and root")
+    assert_stops(run, "/dev/shm")
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "half", "1/0", "-1/2"])
