@@ -23,20 +23,22 @@ are called fake. What an earlier run measured on the same model stays in the rep
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path, PurePosixPath
+
+sys.path.append(str(Path(__file__).resolve().parent))  # python -P leaves it out
 from deepfake_detect import start
 
-start.prepare(__name__)
+start.prepare(__name__)  # Ctrl-C while the rest is loading ends it with a sentence
 
 import json
 import platform
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import cv2
