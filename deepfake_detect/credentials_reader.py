@@ -68,7 +68,7 @@ def read_credentials(trust_list: str | None) -> dict:
     kind = next((kind for at, mark, kind in KINDS if head[at:].startswith(mark)), None)
     if kind is None:
         return {"status": "not checked", "reason": "this kind of file does not hold them"}
-    settings = {
+    settings: dict[str, dict[str, bool | str]] = {
         "verify": {
             "remote_manifest_fetch": False,
             "ocsp_fetch": False,

@@ -345,7 +345,7 @@ def read_video_facts(file: BinaryIO, show_private: bool) -> Iterator[tuple[str, 
         yield from read_xmp(video.metadata.get("xmp"))
 
 
-def count_streams(video: av.container.InputContainer) -> str:
+def count_streams(video: av.container.Container) -> str:
     """Count the streams of each kind, such as "1 video, 2 audio"."""
     kinds = [stream.type for stream in video.streams]
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
