@@ -60,12 +60,16 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def build_wheel(folder: Path) -> Path:
+    built = call([sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist"], folder)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = (folder / "dist").glob("*.whl")
+    return path
+
+
 @pytest.fixture(scope="module")
 def wheel(clone: Path) -> Path:
-    built = call([sys.executable, "-m", "build", "--wheel", "--outdir", clone / "dist"], clone)
-    assert built.returncode == 0, built.stdout + built.stderr
-    (path,) = (clone / "dist").glob("*.whl")
-    return path
+    return build_wheel(clone)
 
 
 @pytest.fixture(scope="module", params=PYTHONS, ids=lambda path: Path(path).name)
@@ -107,6 +111,22 @@ def test_wheel_holds_what_detection_needs(wheel: Path) -> None:
     assert not [name for name in names if not name.startswith("deepfake_detect")]
     assert f"\nVersion: {deepfake_detect.__version__}\n" in text
     assert wheel.stat().st_size < 30e6
+
+
+def test_container_is_built_from_all_it_needs(clone: Path, wheel: Path, tmp_path: Path) -> None:
+    """What .dockerignore leaves makes the same wheel."""
+    lines = (clone / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    kept = [line[1:] for line in lines if line.startswith("!")]
+    context = tmp_path / "context"
+    for path in sorted(clone.rglob("*")):
+        name = path.relative_to(clone)
+        if path.is_file() and any(one.match(p) for p in kept for one in (name, *name.parents)):
+            (context / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, context / name)
+    assert (context / "docker/install.sh").is_file()
+    assert (context / "requirements.lock").is_file()
+    with zipfile.ZipFile(build_wheel(context)) as theirs, zipfile.ZipFile(wheel) as ours:
+        assert sorted(theirs.namelist()) == sorted(ours.namelist())
 
 
 def test_installed_package_checks_a_file_offline(installed: Path, face: Path) -> None:
