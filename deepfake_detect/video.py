@@ -22,6 +22,7 @@ import numpy as np
 from av.stream import Disposition
 
 from deepfake_detect.display import Display, deinterlace, image_to_yuv
+from deepfake_detect.files import check_plain_file
 
 av.logging.set_libav_level(av.logging.PANIC)  # what is wrong with a file is said once, by us
 
@@ -250,8 +251,10 @@ class Video:
         said = []
         short = self.seen_frames < (1 - MISSING_SHARE) * self.claimed_frames - 2
         if short and self.stills is None and self._is_cut_off():
-            claim = f"the {self.claimed_frames:,} frames it claims"
-            said.append(f"ends after {self.seen_frames:,} of {claim}")
+            read, claimed = f"{self.seen_frames:,}", f"{self.claimed_frames:,} frames"
+            if self.rate > HIGHEST_RATE:  # an AVI that counts more than frames
+                read, claimed = f"{self.seen_seconds:.1f}", f"{self.claimed_seconds:.1f} seconds"
+            said.append(f"ends after {read} of the {claimed} it claims")
         if self.lost_frames:
             said.append(f"{self.lost_frames:,} frames do not decode")
         return "; ".join(said)
@@ -262,8 +265,8 @@ class Video:
         """Open the file for reading from its start."""
         source = self.source
         if isinstance(source, Path):
-            if source.exists() and not source.is_file():
-                raise FileNotFoundError("is a pipe or a device")
+            check_plain_file(source)
+            source.open("rb").close()  # what may not be read is not a damaged video
             source = f"file:{source.absolute()}"  # FFmpeg would take http:clip.mp4 for an address
         elif isinstance(source, bytes):
             source = io.BytesIO(source)
@@ -273,8 +276,6 @@ class Video:
         options |= {"max_pixels": str(self.most_pixels)}
         try:
             return av.open(source, options=options, metadata_errors="replace")
-        except OSError as error:
-            raise OSError(error.strerror or str(error)) from error
         except (av.FFmpegError, ValueError) as error:
             raise ValueError("does not open as a video") from error
 
@@ -283,8 +284,9 @@ class Video:
         stream = container.streams[self.stream]
         rate = float(stream.average_rate or 0)
         self.rate = rate if 0 < rate < math.inf else 0.0
-        if stream.duration:
-            seconds = float(stream.duration * stream.time_base)
+        length = stream.frames if container.format.name == "avi" else stream.duration
+        if length:
+            seconds = float(length * stream.time_base)
         else:
             seconds = (container.duration or 0) / av.time_base
             start = (container.start_time or 0) / av.time_base
@@ -296,17 +298,19 @@ class Video:
     def _is_cut_off(self) -> bool:
         """Return True if the end of the file is missing, not only shorter than claimed.
 
-        An AVI counts its frames, and an MP4 says where in the file each one is. Others claim more
-        than they have if they begin late, have no constant rate, or are a piece of a longer one: of
+        An AVI counts its frames, and an MP4 says where in the file each is. Others claim more than
+        they have if they begin late, have no constant rate, or are a piece of a longer one: of
         those one is cut off if no stream, such as the sound, reaches the end claimed.
         """
         try:
             with self.open_container() as container:
-                if container.format.name == "avi":
-                    return True
+                stream = container.streams[self.stream]
                 if container.format.name == EXACT_CONTAINERS[0]:
-                    entries, size = container.streams[self.stream].index_entries, container.size
+                    entries, size = stream.index_entries, container.size
                     return any(entry.pos + entry.size > size for entry in entries)
+                if container.format.name == "avi":  # empty places repeat the frame before
+                    places = [packet.dts or 0 for packet in read_packets(container, stream)]
+                    return max(places, default=0) + 1 < (1 - MISSING_SHARE) * stream.frames - 2
                 reached = 0.0
                 for packet in read_packets(container):
                     stamp = packet.dts if packet.pts is None else packet.pts
@@ -465,15 +469,16 @@ class Clock:
     def __init__(self, rate: float = 0) -> None:
         self.frame_seconds = 1 / rate if 1 <= rate <= HIGHEST_RATE else FRAME_SECONDS
         self.first: float | None = None
-        self.seconds = -self.frame_seconds
+        self.seconds: float | None = None
 
     def read(self, stamp: float | None) -> float:
         """Return the seconds of the next frame, whose time stamp in the file is `stamp`."""
+        due = 0.0 if self.seconds is None else self.seconds + self.frame_seconds
         if self.first is None and stamp is not None:
-            self.first = stamp - self.seconds - self.frame_seconds
-        passed = -1.0 if stamp is None else stamp - self.first
-        usable = self.seconds < passed < LONGEST_VIDEO
-        self.seconds = passed if usable else self.seconds + self.frame_seconds
+            self.first = stamp - due
+        passed = due if stamp is None else stamp - self.first
+        usable = self.seconds is not None and self.seconds < passed < LONGEST_VIDEO
+        self.seconds = passed if usable else due
         return self.seconds
 
 
