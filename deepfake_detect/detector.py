@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +59,13 @@ from deepfake_detect.source import (
     translate,
 )
 from deepfake_detect.tracks import join_tracks
-from deepfake_detect.verdict import Judgement, doubt_kind, judge_file
+from deepfake_detect.verdict import (
+    Judgement,
+    doubt_kind,
+    find_thresholds,
+    judge_file,
+    mean_score,
+)
 from deepfake_detect.video import Frame
 
 __all__ = [
@@ -255,7 +262,7 @@ class Detector:
                 opened.notes.append(way.describe())
                 seen = self._look(opened.sample(rate, fewest), way, watch, (AGAIN, total))
         tracks = self._join(seen)
-        if times := self._find_short_shots(tracks, seen.times):
+        if times := self._find_moments(tracks, seen.times):
             extra = opened.sample_at(times)
             more = self._look(extra, way, watch, (AGAIN, len(times)))
             seen = merge(seen, more, self.settings.explained)
@@ -342,23 +349,39 @@ class Detector:
             tracks[number - 1].append(face)
         return tracks
 
-    def _find_short_shots(self, tracks: list[list[Face]], times: list[float]) -> list[float]:
-        """Find the seconds to look at more closely: where a face is seen in too few frames.
+    def _find_moments(self, tracks: list[list[Face]], times: list[float]) -> list[float]:
+        """Find the seconds to look at more closely: where what is there gives too few frames.
 
-        A shot of 1.5 s gives three frames at two a second, and a verdict needs five.
+        A shot of 1.5 s gives three frames at two a second, and a verdict needs five. A second of a
+        face that is suspicious only there gives two.
         """
         step = 1 / self.settings.frames_per_second
         wanted: set[float] = set()
         for faces in tracks:
-            short = 1 < len(faces) < self.settings.fewest_frames
-            if not short or doubt_kind(faces, self.model.decision):
-                continue
-            first, last = max(0.0, faces[0].seconds - step), faces[-1].seconds + step
-            count = round((last - first) / step * CLOSER)
-            wanted |= {round(time, 3) for time in np.linspace(first, last, count + 1).tolist()}
+            for first, last in self._list_short(faces):
+                first, last = max(0.0, first - step), last + step
+                count = round((last - first) / step * CLOSER)
+                wanted |= {round(time, 3) for time in np.linspace(first, last, count + 1).tolist()}
         taken = np.array(sorted(times))
         new = [time for time in sorted(wanted) if np.abs(taken - time).min() > step / CLOSER / 2]
         return new[: max(MOST_EXTRA, len(times))]
+
+    def _list_short(self, faces: list[Face]) -> Iterator[tuple[float, float]]:
+        """Yield the first and last second of a short track, or of suspicious runs in a long one."""
+        decision, fewest = self.model.decision, self.settings.fewest_frames
+        if doubt_kind(faces, decision):
+            return
+        if len(faces) < fewest:
+            if len(faces) > 1:
+                yield faces[0].seconds, faces[-1].seconds
+            return
+        if mean_score(faces) >= decision.threshold:
+            return
+        least = find_thresholds(decision, "video", []).part
+        for suspicious, run in itertools.groupby(faces, lambda face: face.p_fake >= least):
+            some = list(run)
+            if suspicious and len(some) < fewest:
+                yield some[0].seconds, some[-1].seconds
 
     def _describe(self, opened: Opened, seen: Seen, judgement: Judgement) -> Result:
         """Put together the result."""
@@ -522,9 +545,11 @@ def embed_video(result: Result) -> str | None:
 
 def merge(seen: Seen, more: Seen, explained: int) -> Seen:
     """Join what two looks at a file gave."""
+    extra = {id(face): replace(face, extra=True) for face, _ in more.faces}
     seen.times += more.times
-    seen.faces += more.faces
-    seen.worst = sorted(seen.worst + more.worst, key=lambda one: -one[0].p_fake)[:explained]
+    seen.faces += [(extra[id(face)], look) for face, look in more.faces]
+    seen.worst += [(extra[id(face)], *pictures) for face, *pictures in more.worst]
+    seen.worst = sorted(seen.worst, key=lambda one: -one[0].p_fake)[:explained]
     if more.still_face and (not seen.still_face or more.still_face.p_fake > seen.still_face.p_fake):
         seen.still, seen.still_face = more.still, more.still_face
     return seen

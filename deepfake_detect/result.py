@@ -33,8 +33,10 @@ class Face:
         x, y, width, height: its box in pixels of the frame as it is shown
         confidence: that it is a face, 0 to 1
         crop_side: pixels of the shorter side of the crop that was scored
-        sharpness: as crops.measure_sharpness has it
+        sharpness: as faces.measure_sharpness has it
         p_fake: 0 to 1, calibrated
+        extra: from a closer look at a few seconds; the mean of a track needs no such faces where
+            it has enough others
     """
 
     frame: int
@@ -47,6 +49,7 @@ class Face:
     crop_side: int
     sharpness: float
     p_fake: float
+    extra: bool = False
 
 
 @dataclass(frozen=True)

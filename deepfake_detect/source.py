@@ -182,7 +182,7 @@ def open_file(path: Path, name: str | None, most_pixels: int) -> Opened:
         else:
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            video = Video(path, most_pixels=most_pixels)
+            video = open_video(path, most_pixels)
             opened = Opened(path, name or str(path), "video", sha256, path.stat().st_size)
             opened.video = video
     except (DetectionError, MemoryError):
@@ -202,10 +202,25 @@ def open_bytes(data: bytes, name: str, most_pixels: int) -> Opened:
             opened.picture = read_picture(data, most_pixels, opened.notes)
         else:
             opened = Opened(data, name, "video", sha256, len(data))
-            opened.video = Video(data, most_pixels=most_pixels)
+            opened.video = open_video(data, most_pixels)
     except (OSError, ValueError) as error:
         raise translate(error) from error
     return opened
+
+
+def open_video(source: Path | bytes, most_pixels: int) -> Video:
+    """Open a video.
+
+    Raises:
+        SourceTooLargeError: its frames have too many pixels
+        ValueError, OSError: it cannot be read
+    """
+    video = Video(source, most_pixels=most_pixels)
+    for stream in video.streams:
+        if stream.index == video.stream and stream.width * stream.height > most_pixels:
+            size = f"{stream.width:,} x {stream.height:,} pixels"
+            raise SourceTooLargeError(f"has frames of {size}, more than --most-pixels allows")
+    return video
 
 
 def check_kind(source: Path | bytes) -> Literal["picture", "video"]:

@@ -32,7 +32,7 @@ RISE_BY_WINDOWS = 0.25
 # same crops 2 of 100 do.
 PART_ABOVE_WHOLE = 1.3  # logits
 LEAST_SEEN = 0.5  # share of a file that must have been seen for a verdict
-BURST, BURST_SECONDS = 3, 1.0  # frames, and seconds, that can forbid "likely real"
+BURST, BURST_SECONDS = 3, 0.75  # frames, and seconds, that can forbid "likely real"
 ADVICE = "try --frames-per-second 10"
 
 
@@ -101,11 +101,12 @@ def judge_file(
     """
     if not tracks:
         return Judgement(NO_FACE, "", None, (), find_thresholds(decision, kind, []))
-    intervals = [find_interval(faces, kind, settings) for faces in tracks]
+    even = [pick_even(faces, settings) for faces in tracks]
+    intervals = [find_interval(faces, kind, settings) for faces in even]
     doubts = [doubt_track(faces, kind, decision, settings, frames_scored) for faces in tracks]
     reach = [
         interval[0] if interval else mean_score(faces)
-        for faces, interval, doubt in zip(tracks, intervals, doubts, strict=True)
+        for faces, interval, doubt in zip(even, intervals, doubts, strict=True)
         if not doubt
     ]
     thresholds = find_thresholds(decision, kind, reach)
@@ -158,7 +159,7 @@ def judge_track(
     settings: DetectionSettings,
 ) -> Track:
     """Judge one face through the file: by the mean of its frames, and by a suspicious part."""
-    p_fake = mean_score(faces)
+    p_fake = mean_score(pick_even(faces, settings))
     verdict, reason = decide(p_fake, interval or (p_fake, p_fake), thresholds)
     part = None
     if doubt:
@@ -175,6 +176,15 @@ def judge_track(
         judged=not doubt,
         faces=tuple(faces),
     )
+
+
+def pick_even(faces: Sequence[Face], settings: DetectionSettings) -> Sequence[Face]:
+    """Pick the faces of evenly sampled frames, or all where those are too few.
+
+    A closer look at suspicious seconds must not make the rest more suspicious.
+    """
+    even = [face for face in faces if not face.extra]
+    return even if len(even) >= settings.fewest_frames else faces
 
 
 def mean_score(faces: Sequence[Face]) -> float:

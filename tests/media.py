@@ -53,9 +53,10 @@ def write_clip(
         stream = None
         for index, image in enumerate(frames):
             if stream is None:
-                stream = container.add_stream(codec, 25, options={"crf": "12"})
+                quality = {"crf": "12"} if codec == "libx264" else {}
+                stream = container.add_stream(codec, 25, options=quality)
                 stream.width, stream.height = image.shape[1::-1]
-                stream.pix_fmt = "yuv420p"
+                stream.pix_fmt = "yuv420p" if codec == "libx264" else "yuvj420p"
                 stream.codec_context.time_base = Fraction(1, 1000)
             picture = av.VideoFrame.from_ndarray(image, "bgr24")
             time = seconds * index if isinstance(seconds, float) else seconds[index]

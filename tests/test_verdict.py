@@ -1,5 +1,7 @@
 """Verdicts: on a face, on its most suspicious seconds, on a file with many faces."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -108,6 +110,21 @@ def test_a_part_that_is_short_or_less_suspicious_forbids_likely_real() -> None:
         judged = judge([*STEADY, *burst, *STEADY])
         assert judged.verdict == "undecided" and judged.track.part is not None
     assert judge([*STEADY, 0.97, *STEADY]).verdict == "likely real"  # a single frame
+
+
+def test_a_closer_look_does_not_change_the_mean() -> None:
+    """Ten more frames of a suspicious second: a part of their own, and no more than that."""
+    even = make_track([*STEADY[:20], 0.97, 0.97, *STEADY])
+    extra = [
+        replace(face, seconds=10.05 + at / 10, p_fake=0.97, extra=True)
+        for at, face in enumerate(even[:8])
+    ]
+    both = sorted([*even, *extra], key=lambda face: face.seconds)
+    judged = judge(both)
+    assert judged.track.p_fake == judge(even).track.p_fake
+    assert (judge(even).verdict, judged.verdict) == ("likely real", "undecided")
+    short = [*even[:3], *extra[:4]]
+    assert judge(short).track.interval is not None  # here they count
 
 
 def test_a_longer_video_needs_a_more_suspicious_part() -> None:

@@ -1,0 +1,226 @@
+"""Kinds of files that people bring, each made by the test, with the right answer."""
+
+import io
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import ROOT
+from media import StandIn, encode, frame, write_clip
+
+from deepfake_detect import DetectionSettings, Detector
+
+PERSON = (200, 100)
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    """With the stand-in model, to which mirrored portraits are fake."""
+    made = Detector()
+    made.model = StandIn()
+    return made
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Detector:
+    return Detector()
+
+
+# The kind of a file is that of its content
+
+
+FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "AVIF", "BMP")
+NAMES = ("photo.mp4", "photo", "photo.txt")
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [*((form, "photo.jfif") for form in FORMATS), *(("AVIF", name) for name in NAMES)],
+)
+def test_a_picture_is_a_picture_whatever_its_name(
+    shipped: Detector, tmp_path: Path, form: str, name: str
+) -> None:
+    image = PIL.Image.fromarray(cv2.cvtColor(frame(PERSON, side=320), cv2.COLOR_BGR2RGB))
+    image.save(tmp_path / name, form)
+    result = shipped.check(tmp_path / name)
+    assert (result.kind, result.verdict) == ("picture", "likely real")
+    assert result.p_fake < 0.1 and len(result.faces) == 1
+
+
+def test_of_a_moving_gif_the_rest_is_said_not_to_be_looked_at(detector: Detector) -> None:
+    data = io.BytesIO()
+    pictures = [PIL.Image.fromarray(frame((at, 100))[..., ::-1]) for at in (100, 200, 300)]
+    pictures[0].save(data, "GIF", save_all=True, append_images=pictures[1:])
+    result = detector.check(data.getvalue())
+    assert result.kind == "picture" and "3 pictures" in " ".join(result.notes)
+
+
+def test_a_video_is_a_video_without_a_suffix(detector: Detector, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", [frame(PERSON)] * 8)
+    assert detector.check(clip.rename(tmp_path / "upload")).kind == "video"
+
+
+# Times are seconds
+
+
+@pytest.mark.parametrize("step", [2.0, 5.0])
+def test_a_slow_video_is_one_track_and_its_copy_lasts_as_long(
+    detector: Detector, tmp_path: Path, step: float
+) -> None:
+    clip = write_clip(tmp_path / "slow.mp4", [frame(PERSON)] * 12, step)
+    result = detector.check(clip)
+    (track,) = result.tracks
+    assert len(track.faces) == 12 and result.verdict == "likely real"
+    detector.write_marked_copy(result, tmp_path / "marked.mp4")
+    assert list_times(tmp_path / "marked.mp4") == pytest.approx([step * at for at in range(12)])
+
+
+def test_a_rate_that_changes_keeps_everybody_s_track(detector: Detector, tmp_path: Path) -> None:
+    """As in screen recordings and video calls: ten frames a second, then one in 1.5 s."""
+    times = [*np.arange(0, 4, 0.1), *np.arange(4, 22, 1.5)]
+    people = [frame((20 + round(8 * time), 100), (380, 100, True)) for time in times]
+    result = detector.check(write_clip(tmp_path / "uneven.mp4", people, times))
+    assert len(result.tracks) == 2 and result.verdict == "likely fake"
+    assert all(track.last_seconds > 20 for track in result.tracks)
+    detector.write_marked_copy(result, tmp_path / "marked.mp4")
+    assert list_times(tmp_path / "marked.mp4") == pytest.approx(times, abs=0.002)
+
+
+def list_times(path: Path) -> list[float]:
+    with av.open(str(path)) as container:
+        return [one.time for one in container.decode(video=0)]
+
+
+# A part, a shot, a group
+
+
+@pytest.mark.parametrize(("start", "length"), [(19.5, 2.5), (0.0, 3.0), (27.0, 2.5)])
+def test_a_part_of_a_long_real_video_is_found(
+    detector: Detector, tmp_path: Path, start: float, length: float
+) -> None:
+    shot = [frame((*PERSON, start <= at / 10 < start + length)) for at in range(295)]
+    result = detector.check(write_clip(tmp_path / "partly.mp4", shot, 0.1))
+    assert result.verdict == "likely fake" and result.p_fake < 0.3
+    assert result.part.first_seconds == pytest.approx(start, abs=0.5)
+    assert result.part.last_seconds == pytest.approx(start + length, abs=0.6)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 1.6])
+def test_a_shorter_part_is_never_likely_real(
+    detector: Detector, tmp_path: Path, seconds: float
+) -> None:
+    shot = [frame((*PERSON, 10 <= at / 10 < 10 + seconds)) for at in range(200)]
+    result = detector.check(write_clip(tmp_path / "partly.mp4", shot, 0.1))
+    assert result.verdict != "likely real"
+
+
+def test_short_shots_are_decided(detector: Detector, tmp_path: Path) -> None:
+    """Shots of 1.5 s, of one person here and another there, as in films."""
+    places = [(20, 100), (380, 220, True), (200, 20)]
+    shots = [frame(place) for place in places for _ in range(15)]
+    result = detector.check(write_clip(tmp_path / "film.mp4", shots * 2, 0.1))
+    assert result.verdict == "likely fake" and result.faces_judged == len(result.tracks) == 6
+
+
+def test_of_a_group_all_faces_are_judged_and_one_fake_is_found(detector: Detector) -> None:
+    places = [(20 + 260 * (at % 3), 20 + 260 * (at // 3)) for at in range(6)]
+    real = detector.check(frame(*places, size=(820, 560)))
+    assert (real.verdict, len(real.tracks)) == ("likely real", 6)
+    assert real.threshold > detector.check(frame(PERSON)).threshold
+    one = detector.check(frame(*places[:5], (*places[5], True), size=(820, 560)))
+    assert one.verdict == "likely fake"
+    assert sum(track.verdict == "likely fake" for track in one.tracks) == 1
+
+
+# Faces that are hard to find
+
+
+@pytest.mark.parametrize("turn", [cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180])
+def test_a_turned_video_is_looked_at_upright(detector: Detector, tmp_path: Path, turn: int) -> None:
+    shot = [cv2.rotate(frame((100 + 10 * at, 100)), turn) for at in range(8)]
+    result = detector.check(write_clip(tmp_path / "turned.mp4", shot))
+    assert result.verdict == "likely real" and "turned" in " ".join(result.notes)
+    detector.write_marked_copy(result, tmp_path / "marked.mp4")
+
+
+@pytest.mark.parametrize("side", [90, 1600])
+def test_faces_of_another_size_are_found(detector: Detector, side: int) -> None:
+    result = detector.check(frame((20, 20), size=(side + 300, side + 40), side=side))
+    assert len(result.faces) == 1
+
+
+def test_a_stream_that_was_not_looked_at_is_named(detector: Detector, tmp_path: Path) -> None:
+    path = tmp_path / "two.mp4"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", 5) for _ in range(2)]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+        for at in range(10):
+            for stream, image in zip(streams, (frame(), frame(PERSON)), strict=True):
+                picture = av.VideoFrame.from_ndarray(image, "bgr24")
+                picture.pts, picture.time_base = at, Fraction(1, 5)
+                container.mux(stream.encode(picture))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    result = detector.check(path)
+    assert result.faces or "stream 1" in " ".join(result.notes)
+
+
+# What is missing
+
+
+@pytest.mark.parametrize(("kept", "verdict"), [(0.3, "undecided"), (0.9, "likely real")])
+def test_a_video_that_was_cut_off_says_so(
+    detector: Detector, tmp_path: Path, kept: float, verdict: str
+) -> None:
+    noise = np.random.default_rng(0)
+    shots = [frame(PERSON) for _ in range(60)]
+    for shot in shots:  # of some size, for the cut to be in the pictures
+        shot[:60] = noise.integers(0, 255, (60, *shot.shape[1:]))
+    clip = write_clip(tmp_path / "whole.mp4", shots, 0.25)
+    assert detector.check(clip).notes == ()
+    data = clip.read_bytes()
+    result = detector.check(data[: round(kept * len(data))])
+    assert result.verdict == verdict and "of the 60 frames" in " ".join(result.notes)
+
+
+# Limits
+
+
+def test_a_frame_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "large.mp4", [frame(PERSON)] * 6)
+    limited = Detector(settings=DetectionSettings(most_pixels=640 * 480 - 1))
+    with pytest.raises(ValueError, match="pixels"):
+        limited.check(clip)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited as on Linux")
+def test_large_frames_take_no_more_memory_at_once(tmp_path: Path) -> None:
+    """Twelve frames of 36 million pixels, with 3 GB of address space."""
+    big = cv2.resize(frame(PERSON), (7200, 5000), interpolation=cv2.INTER_NEAREST)
+    clip = write_clip(tmp_path / "big.avi", [big] * 12, 0.5, codec="mjpeg")
+    program = (
+        "import resource, sys\nfrom deepfake_detect import Detector\n"
+        f"print(Detector().check({str(clip)!r}).frames_scored)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    command = [sys.executable, "-c", program]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    frames, memory = map(int, done.stdout.split())
+    assert frames == 12 and memory < 2500
+
+
+def test_grey_pictures_and_alpha_are_read(shipped: Detector) -> None:
+    image = frame(PERSON, side=320)
+    grey = encode(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))
+    clear = encode(cv2.cvtColor(image, cv2.COLOR_BGR2BGRA))
+    deep = cv2.imencode(".png", image.astype(np.uint16) * 257)[1].tobytes()
+    assert [len(shipped.check(data).faces) for data in (grey, clear, deep)] == [1, 1, 1]
