@@ -7,59 +7,63 @@ Reads   a folder that 01-convert-video-to-image.py wrote; its frames are taken e
 Writes  nothing; prints three tables
 
 The plain loop is `MTCNN().detect_faces(frame)` for one frame after another, with TensorFlow as it
-comes, in a process of its own. "End to end" is reading the frames, detecting, and writing the
-crops; starting the processes is not counted on either side. Each round measures all of them one
-after another, so that they share whatever else the machine does. With one worker the script has
-all cores through TensorFlow; with several, each is a process with its share of the cores. The
-plain loop does not use a GPU: the package's default is the CPU.
+comes, in a process of its own whose start is not counted. "End to end" is reading the frames,
+detecting, and writing the crops; of script 02 it is the whole run from the shell, its start
+included. "Detection alone" of script 02 is its detector on all cores of one process. Each round
+measures all of them one after another, so that they share whatever else the machine does. The plain
+loop does not use a GPU: the package's default is the CPU.
 """
 
-import importlib
-import itertools
+import csv
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from types import ModuleType
+from typing import Annotated
 
 import cv2
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-# --------------------------------------------------------------------------------------------------
-# measurement
-FRAMES = 1000  # to measure on; the plain loop sees each once, the script all of them in each round
-ROUNDS = 4  # of which the medians are printed
-MIN_FACE_SIZES = (20, 40, 80)  # pixels of the frame
-# the same face, found by both
-SAME_BOX = 0.99  # intersection over union, at least
+from deepfake_detect import cli
+from deepfake_detect.cli import Count
+from deepfake_detect.files import read_image
+from deepfake_detect.mtcnn import FaceDetector
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Edit a default here, or override it for one run: --rounds 1."""
+
+    frames_dir: Annotated[Path, tyro.conf.Positional]  # what 01 wrote
+    frames: Count = 1000  # taken evenly; the plain loop sees each once, script 02 all in each round
+    rounds: Count = 4  # of which the medians are printed
+
+
+SCRIPT = Path(__file__).parents[1] / "02-crop-faces-with-mtcnn.py"
+CONFIDENCE, MARGIN = 0.95, 0.3  # the defaults of script 02
+MIN_FACE_SIZES = (20, 40, 80)  # pixels of the frame; the first is the default of both
+SAME_BOX = 0.99  # intersection over union of the same face, found by both, at least
 SAME_CONFIDENCE = 0.01  # difference, at most
-NEAR_THRESHOLD = 0.005  # so close to the threshold, a face may be on either side of it
-# --------------------------------------------------------------------------------------------------
+NEAR_THRESHOLD = 0.005  # a face so close to the threshold may be on either side of it
 
 Box = tuple[int, int, int, int]  # x, y, width, height
 Faces = list[tuple[Box, float]]  # of a frame, with their confidences
 
 
-@cache
-def load_step() -> ModuleType:
-    """The script. Not imported above: it sets TensorFlow up, and the plain loop has it as it is."""
-    return importlib.import_module("02-crop-faces-with-mtcnn")
-
-
 # --- The plain loop -------------------------------------------------------------------------------
 
 
-def run_plain_loop(paths: list[Path], folder: Path, confidence: float, margin: float) -> tuple:
-    """Returns: the faces of each frame, the seconds of detection alone, and the seconds of all."""
+def run_plain_loop(paths: list[Path], folder: Path) -> tuple[list[Faces], float, float]:
+    """Return the faces of each frame, the seconds of detection alone, and the seconds of all."""
     detector = load_plain_detector()
     found, detecting, start = [], 0.0, time.perf_counter()
     for path in paths:
@@ -70,9 +74,9 @@ def run_plain_loop(paths: list[Path], folder: Path, confidence: float, margin: f
         detecting += time.perf_counter() - before
         found.append([(tuple(face["box"]), float(face["confidence"])) for face in faces])
         for number, ((x, y, width, height), score) in enumerate(found[-1]):
-            if score >= confidence:
-                left, top = max(0, x - round(margin * width)), max(0, y - round(margin * height))
-                right, bottom = x + round((1 + margin) * width), y + round((1 + margin) * height)
+            if score >= CONFIDENCE:
+                left, top = max(0, x - round(MARGIN * width)), max(0, y - round(MARGIN * height))
+                right, bottom = x + round((1 + MARGIN) * width), y + round((1 + MARGIN) * height)
                 _, png = cv2.imencode(".png", frame[top:bottom, left:right])
                 (folder / f"{path.stem}-{number:02d}.png").write_bytes(png)
     return found, detecting, time.perf_counter() - start
@@ -86,111 +90,107 @@ def load_plain_detector() -> object:
 
 
 def start_plain_process() -> ProcessPoolExecutor:
-    """A process for the plain loop, with the environment as it is, its detector loaded."""
+    """Start a process for the plain loop, with its detector loaded."""
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(1, spawn, initializer=load_plain_detector)
     pool.submit(os.getpid).result()
     return pool
 
 
-# --- The script -----------------------------------------------------------------------------------
+# --- Script 02 ------------------------------------------------------------------------------------
 
 
-def split_into_tasks(paths: list[Path]) -> Iterator[tuple[str, dict[int, Path]]]:
-    """Yield the frames as the script's workers get them: some of one video, with its id."""
-    for folder, frames in itertools.groupby(paths, lambda path: path.parent):
-        while some := list(itertools.islice(frames, load_step().FRAMES_A_TASK["reduced"])):
-            yield folder.name, dict(enumerate(some))
-
-
-def detect_faces(min_face_size: float, _: str, paths: dict[int, Path]) -> tuple[list[Faces], float]:
-    """Returns: the faces of each frame, and the seconds of detection alone."""
-    step = load_step()
-    detector = step.FaceDetector(min_face_size, *step.SEARCH[1:])
-    frames = [step.read_frame(path) for path in paths.values()]
+def run_script(frames_dir: Path, faces_dir: Path, workers: int) -> float:
+    """Run script 02 from the shell; return its seconds."""
+    command = [sys.executable, SCRIPT, "--frames-dir", frames_dir, "--faces-dir", faces_dir]
+    command += ["--workers", workers]
     start = time.perf_counter()
-    found = detector.detect(frames)
-    seconds = time.perf_counter() - start
+    subprocess.run(list(map(str, command)), capture_output=True, check=True)
+    return time.perf_counter() - start
+
+
+def run_detector(paths: list[Path], min_face_size: float) -> tuple[list[Faces], float]:
+    """Return the faces of each frame by the detector of script 02, and the seconds it took."""
+    detector, found, seconds = FaceDetector(min_face_size), [], 0.0
+    for at in range(0, len(paths), 32):
+        frames = [read_image(path) for path in paths[at : at + 32]]
+        start = time.perf_counter()
+        found += detector.detect(frames)
+        seconds += time.perf_counter() - start
     return [[(face.box, face.confidence) for face in faces] for faces in found], seconds
 
 
-def run_detection(
-    run_tasks: Callable, workers: int, paths: list[Path], min_face_size: float
-) -> tuple[list[Faces], float]:
-    """Returns: the faces of each frame, and frames a second of detection alone."""
-    work = partial(detect_faces, min_face_size)
-    results = [
-        future.result() for _, future in run_tasks(work, split_into_tasks(paths), in_order=True)
-    ]
-    found = [faces for part, _ in results for faces in part]
-    return found, workers * len(paths) / sum(seconds for _, seconds in results)
+def list_frames(frames_dir: Path, wanted: int) -> list[Path]:
+    """List some frames of the folder, evenly from the first to the last.
 
-
-def run_end_to_end(run_tasks: Callable, paths: list[Path]) -> float:
-    """Returns: frames a second of reading, detecting and writing."""
-    step = load_step()
-    rule = step.face_detector.CropRule("reduced", step.MARGIN, step.SQUARE)
-    with tempfile.TemporaryDirectory() as folder:
-        work = partial(step.write_crops, Path(folder), step.CONFIDENCE, rule, step.SEARCH)
-        start = time.perf_counter()
-        for _, future in run_tasks(work, split_into_tasks(paths), in_order=True):
-            future.result()
-        return len(paths) / (time.perf_counter() - start)
-
-
-# --- The comparison -------------------------------------------------------------------------------
-
-
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes."""
-    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
-    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
-    shared = max(0, width) * max(0, height)
-    return shared / (one[2] * one[3] + other[2] * other[3] - shared)
-
-
-def match_faces(found: list[Faces], others: list[Faces], confidence: float) -> np.ndarray:
-    """The best partner in `others` of every confident face in `found`, in the same frame.
-
-    Returns: float [faces, 3]: its confidence, its partner's overlap and confidence (0 if none).
+    Raises:
+        ValueError: there are none
     """
-    rows = []
-    for faces, other_faces in zip(found, others, strict=True):
-        for box, score in faces:
-            partners = [(overlap(box, other), other_score) for other, other_score in other_faces]
-            if score >= confidence:
-                rows.append((score, *max(partners, default=(0.0, 0.0))))
-    return np.array(rows).reshape(-1, 3)
-
-
-def print_agreement(plain: list[Faces], ours: list[Faces], confidence: float) -> None:
-    one_way = match_faces(plain, ours, confidence)
-    scores, overlaps, partners = np.concatenate([one_way, match_faces(ours, plain, confidence)]).T
-    same = (overlaps >= SAME_BOX) & (abs(scores - partners) <= SAME_CONFIDENCE)
-    near = ~same & (scores - confidence <= NEAR_THRESHOLD)
-    print(f"\nfaces of confidence {confidence} or more in {len(plain):,} frames")
-    print(f"the plain loop's          {len(one_way):8,}")
-    print(f"this script's             {len(scores) - len(one_way):8,}")
-    print(f"both, without a partner   {(~same & ~near).sum():8,}")
-    print(f"  and near the threshold  {near.sum():8,}")
-    print(f"lowest overlap of two     {overlaps[same].min(initial=1):8.4f}")
-    print(f"their confidences differ  {abs(scores - partners)[same].max(initial=0):8.6f} at most")
-
-
-def choose_frames(frames_dir: Path, wanted: int) -> list[Path]:
-    """So many frames of the folder, evenly from the first to the last."""
-    step = load_step()
-    videos = step.read_videos(frames_dir)
-    paths = [path for video in videos for path in step.list_frames(frames_dir / video).values()]
+    paths = sorted(frames_dir.glob("*/*.png"))
     if not paths:
         raise ValueError(f"{frames_dir}: there are no frames in it; run 01 first.")
     chosen = np.linspace(0, len(paths) - 1, min(wanted, len(paths))).round().astype(int)
     return [paths[index] for index in chosen]
 
 
+def copy_frames(paths: list[Path], target: Path) -> None:
+    """Copy frames into a folder as 01 leaves it, so that script 02 takes these alone."""
+    counts: dict[str, int] = defaultdict(int)
+    for path in paths:
+        folder = target / path.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / path.name).write_bytes(path.read_bytes())
+        counts[path.parent.name] += 1
+    with (target / "videos.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["video_id", "frames", "status"])
+        rows.writerows((video_id, count, "ok") for video_id, count in counts.items())
+
+
+# --- The comparison -------------------------------------------------------------------------------
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Return the intersection over union of two boxes."""
+    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    shared = max(0, width) * max(0, height)
+    return shared / (one[2] * one[3] + other[2] * other[3] - shared)
+
+
+def match_faces(found: list[Faces], others: list[Faces]) -> np.ndarray:
+    """Find the best partner in `others` of every confident face in `found`, in the same frame.
+
+    Returns:
+        float (faces, 3): confidence of the face, overlap and confidence of its partner (0: none)
+    """
+    rows = []
+    for faces, other_faces in zip(found, others, strict=True):
+        for box, score in faces:
+            partners = [(overlap(box, other), other_score) for other, other_score in other_faces]
+            if score >= CONFIDENCE:
+                rows.append((score, *max(partners, default=(0.0, 0.0))))
+    return np.array(rows).reshape(-1, 3)
+
+
+def print_agreement(plain: list[Faces], ours: list[Faces]) -> None:
+    """Print how many faces both found, and by how much boxes and confidences differ."""
+    one_way = match_faces(plain, ours)
+    scores, overlaps, partners = np.concatenate([one_way, match_faces(ours, plain)]).T
+    same = (overlaps >= SAME_BOX) & (abs(scores - partners) <= SAME_CONFIDENCE)
+    near = ~same & (scores - CONFIDENCE <= NEAR_THRESHOLD)
+    print(f"\nfaces of confidence {CONFIDENCE} or more in {len(plain):,} frames")
+    print(f"the plain loop's          {len(one_way):8,}")
+    print(f"script 02                 {len(scores) - len(one_way):8,}")
+    print(f"both, without a partner   {(~same & ~near).sum():8,}")
+    print(f"  and near the threshold  {near.sum():8,}")
+    print(f"lowest overlap of two     {overlaps[same].min(initial=1):8.4f}")
+    print(f"their confidences differ  {abs(scores - partners)[same].max(initial=0):8.6f} at most")
+
+
 def print_speeds(speeds: dict[str, list[tuple[float, float]]]) -> None:
-    """Medians over the rounds; a ratio is formed within its round."""
-    print("\nframes a second, and times the plain loop's (lowest to highest of the rounds)")
+    """Print medians over the rounds; a ratio is formed within its round."""
+    print("\nframes per second, and times the plain loop's (lowest to highest of the rounds)")
     print(f"{'':27} {'end to end':>32}   {'detection alone':>32}")
     plain = np.array(speeds["plain loop"])
     for name, rounds in speeds.items():
@@ -203,82 +203,51 @@ def print_speeds(speeds: dict[str, list[tuple[float, float]]]) -> None:
         print(f"{name:27} {cells[0]}   {cells[1]}")
 
 
-def print_min_face_sizes(
-    found: dict[int, list[Faces]], speeds: dict[int, list[float]], confidence: float
-) -> None:
+def print_min_face_sizes(found: dict[int, list[Faces]], speeds: dict[int, list[float]]) -> None:
+    """Print what a larger smallest face gains in speed, and which faces it loses."""
     smallest = min(found)
-    print("\nMIN_FACE_SIZE, detection alone, all workers")
+    print("\n--min-face-size, detection alone")
     for size, rounds in speeds.items():
         ratio = np.median(np.array(rounds) / speeds[smallest])
-        faces = match_faces(found[smallest], found[size], confidence)
-        lost = ((faces[:, 1] < 0.5) | (faces[:, 2] < confidence)).sum()
+        faces = match_faces(found[smallest], found[size])
+        lost = ((faces[:, 1] < 0.5) | (faces[:, 2] < CONFIDENCE)).sum()
         print(
             f"{size:4} px {np.median(rounds):10.1f} frames/s {ratio:6.2f}x   "
             f"{lost:,} of {len(faces):,} faces lost"
         )
 
 
-def main(
-    frames_dir: tyro.conf.Positional[Path], frames: int = FRAMES, rounds: int = ROUNDS
-) -> dict[str, list[tuple[float, float]]]:
-    """Compare 02-crop-faces-with-mtcnn.py with a plain loop over the mtcnn package.
-
-    Args:
-        frames_dir: A folder that 01-convert-video-to-image.py wrote.
-        frames: So many of its frames, evenly.
-        rounds: Measure so often; the plain loop gets another share of the frames in each.
-
-    Returns:
-        Frames a second of each round, end to end and of detection alone.
-    """
-    step = load_step()
-    paths = choose_frames(frames_dir, frames)
+def main(settings: Settings) -> None:
+    """Compare script 02 with a plain loop over the mtcnn package."""
+    cli.check_ranges(settings)
+    paths = list_frames(settings.frames_dir, settings.frames)
     plain_faces: dict[Path, Faces] = {}
     speeds: dict[str, list[tuple[float, float]]] = defaultdict(list)
     size_faces: dict[int, list[Faces]] = {}
     size_speeds: dict[int, list[float]] = defaultdict(list)
-    with ExitStack() as running:  # all pools end with this block
-        plain_pool = running.enter_context(start_plain_process())
-        pools = [
-            (
-                running.enter_context(
-                    step.open_pool(
-                        step.pebble.ThreadPool if count == 1 else step.start_searchers, count
-                    )
-                ),
-                count,
-            )
-            for count in sorted({1, step.count_workers()})
-        ]
-        for pool, workers in pools:  # untimed: networks and processes take seconds to start
-            some = paths[: 4 * step.FRAMES_A_TASK["reduced"] * workers]
-            run_detection(pool, workers, some, MIN_FACE_SIZES[0])
-
-        for number in tqdm(range(rounds), unit="round"):
-            share = paths[number::rounds]
-            with tempfile.TemporaryDirectory() as folder:
-                job = (run_plain_loop, share, Path(folder), step.CONFIDENCE, step.MARGIN)
-                found, alone, end_to_end = plain_pool.submit(*job).result()
+    with start_plain_process() as plain_pool, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_frames(paths, folder / "frames")
+        for number in tqdm(range(settings.rounds), unit="round"):
+            share = paths[number :: settings.rounds]
+            (folder / f"plain-{number}").mkdir()
+            job = plain_pool.submit(run_plain_loop, share, folder / f"plain-{number}")
+            found, alone, end_to_end = job.result()
             plain_faces.update(zip(share, found, strict=True))
             speeds["plain loop"].append((len(share) / end_to_end, len(share) / alone))
-            for pool, workers in pools:
-                end_to_end = run_end_to_end(pool, paths)
-                _, alone = run_detection(pool, workers, paths, step.MIN_FACE_SIZE)
-                speeds[f"this script, workers {workers}"].append((end_to_end, alone))
             for size in MIN_FACE_SIZES:
-                size_faces[size], alone = run_detection(*pools[-1], paths, size)
-                size_speeds[size].append(alone)
+                size_faces[size], seconds = run_detector(paths, size)
+                size_speeds[size].append(len(paths) / seconds)
+            for workers in sorted({1, os.cpu_count() or 1}):
+                seconds = run_script(folder / "frames", folder / f"{number}-{workers}", workers)
+                pair = len(paths) / seconds, size_speeds[MIN_FACE_SIZES[0]][-1]
+                speeds[f"script 02, workers {workers}"].append(pair)
 
-    print(f"{len(paths):,} frames, {os.cpu_count()} cores, medians of {rounds} rounds")
+    print(f"{len(paths):,} frames, {os.cpu_count()} cores, medians of {settings.rounds} rounds")
     print_speeds(speeds)
-    ours = size_faces[step.MIN_FACE_SIZE]
-    print_agreement([plain_faces[path] for path in paths], ours, step.CONFIDENCE)
-    print_min_face_sizes(size_faces, size_speeds, step.CONFIDENCE)
-    return speeds
+    print_agreement([plain_faces[path] for path in paths], size_faces[MIN_FACE_SIZES[0]])
+    print_min_face_sizes(size_faces, size_speeds)
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+    cli.run(main)
