@@ -13,6 +13,7 @@ Writes  model/README.md                         the model card: how good it is, 
         model/metrics.json                      every measure
         model/{predictions,clips}.csv           the score of every crop, the verdict on every file
         model/{scores,worst_mistakes,robustness}.png
+                                                all of it in evaluation/ for the included model
 Next    06-detect-deepfake.py
 
 Crops measure the model alone: a video's score is the mean p_fake of its crops. --clips measures the

@@ -11,6 +11,7 @@ from deepfake_detect.measures import KINDS, VERDICTS
 from deepfake_detect.shipped import find_shipped
 
 TEMPLATES = find_shipped("templates")
+FEWEST_FOR_PER_CENT = 30  # of fewer, a share in per cent would promise more than was measured
 
 
 def explain_measures() -> dict[str, str]:
@@ -63,7 +64,10 @@ def count_of(count: int | None, total: int, interval: list[float] | None) -> str
     if not total or interval is None:
         return "-"
     low, high = (100 * bound for bound in interval)
-    return f"{count or 0:,} of {total:,} ({low:.0f} to {high:.0f} %)"
+    counted, between = f"{count or 0:,} of {total:,}", f"{low:.0f} to {high:.0f} %"
+    if total < FEWEST_FOR_PER_CENT:
+        return f"{counted} ({between})"
+    return f"{100 * (count or 0) / total:.0f} % ({between}), {counted}"
 
 
 def describe_measures(metrics: dict, crops: bool, clips: bool) -> dict[str, str]:

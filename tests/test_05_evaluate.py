@@ -17,6 +17,7 @@ from crops import Trained, small_split, trained, write_split
 from deepfake_detect import Detector
 from deepfake_detect import crops as crop_files
 from deepfake_detect.decision import Decision, calibrate, check_decision, describe_decision
+from deepfake_detect.detection_model import DetectionModel
 from deepfake_detect.files import claim
 from deepfake_detect.measures import KINDS
 from deepfake_detect.model import build_model
@@ -306,6 +307,13 @@ def test_verdicts_of_the_detection_are_counted(checked: Report, clips: Path) -> 
     assert not (checked.folder / "predictions.csv").exists()
     named = set(checked.metrics["about_measures"])
     assert {"clips", "clips KIND", "clips COUNTS"} <= named
+
+
+def test_the_measures_that_come_along_are_of_the_included_model() -> None:
+    saved = json.loads(SHIPPED.with_suffix(".json").read_text(encoding="utf-8"))
+    assert saved["decision"] == describe_decision(DetectionModel.load(SHIPPED).decision)
+    assert saved["clips"]["video"]["real"]["files"] and saved["clips"]["video"]["fake"]["files"]
+    assert saved["groups"] and saved["robustness"]
 
 
 def test_the_folder_given_may_be_the_label_itself(clips: Path) -> None:

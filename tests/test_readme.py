@@ -15,6 +15,8 @@ import skimage.data
 import tyro
 from conftest import ROOT
 
+from deepfake_detect.files import hash_file
+
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
     ROOT / "benchmarks" / "README.md",
@@ -174,6 +176,14 @@ def test_python_of_the_readme_runs(
     exec(compile(block, "README.md", "exec"), {})
     verdict, score = capsys.readouterr().out.rsplit(maxsplit=1)
     assert verdict in ("likely real", "undecided") and 0 <= int(score) <= 100
+
+
+def test_the_example_report_is_of_the_included_model() -> None:
+    """img/make-example-report.py makes it again after a change of the model."""
+    report = (ROOT / "docs" / "example-report.html").read_text(encoding="utf-8")
+    assert hash_file(ROOT / "weights" / "deepfake-detector.onnx") in report
+    assert "Likely fake" in report and len(report) < 5e6
+    assert not re.search(r"(src|href)=.https?:", report)
 
 
 def test_the_readme_is_short() -> None:
