@@ -29,7 +29,7 @@ from deepfake_detect.video import Chooser, Source, Video, choose_by_rate, read_p
 WORDS = "DeepFake-Detect: score of this frame, no proof"
 AHEAD = 4  # frames decoded while those before are drawn on
 CLOCK = Fraction(1, 90_000)  # seconds, in which the frames of a copy are timed
-LARGEST_SHARE = 1.25  # bits a second, of those of the source; with the container below 1.5
+LARGEST_SHARE = 1.2  # bits a second, of those of the source; with the container below 1.5
 FEWEST_BITS = 64_000  # a second; boxes and the strip need some
 QUALITY = "24"  # x264's constant rate factor, where the limit on the bits allows it
 FINE_PIXELS = 1_000_000  # frames up to this many are encoded more thoroughly, for smaller files
@@ -267,9 +267,10 @@ class MarkedCopy:
         """Set up the encoder for frames like the first, and find the sound."""
         rate = self.video.rate if 1 <= self.video.rate <= 240 else 25
         fine = frame.width * frame.height <= FINE_PIXELS
-        options = {"preset": "superfast" if fine else "ultrafast", "crf": QUALITY}
+        # Without frames that are encoded out of order, which some players cut off at the end.
+        options = {"preset": "superfast" if fine else "ultrafast", "crf": QUALITY, "bf": "0"}
         if self.bits:
-            options |= {"maxrate": str(int(self.bits)), "bufsize": str(int(self.bits))}
+            options |= {"maxrate": str(int(self.bits)), "bufsize": str(int(self.bits / 2))}
         self.stream = self.file.add_stream("libx264", round(rate), options=options)
         encoder = self.stream.codec_context
         encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuv420p"
@@ -291,8 +292,8 @@ class Sound:
         self.packets: Iterator[av.Packet] = iter(())
         try:
             source = video.open_container()
-            if source.streams.audio:
-                self.packets = self._read(source, source.streams.audio[0])
+            if sounds := [stream for stream in source.streams if stream.type == "audio"]:
+                self.packets = self._read(source, sounds[0])
         except (av.FFmpegError, ValueError, OSError) as error:
             self._give_up(error)
         self.waiting = self._next()
