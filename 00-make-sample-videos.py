@@ -127,6 +127,7 @@ def write_person(output: files.Output, settings: Settings, clips: list[practice.
 
 
 def print_set(clips: list[practice.Clip], kept: int, settings: Settings) -> None:
+    """Print what the folder holds now, and what was kept."""
     labels = Counter(clip.label.lower() for clip in clips)
     sizes = Counter(f"{clip.width} x {clip.height}" for clip in clips)
     facts = [(f"{label} clips", f"{labels[label]:,}") for label in ("real", "fake")]

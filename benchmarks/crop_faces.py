@@ -84,6 +84,7 @@ def run_plain_loop(paths: list[Path], folder: Path) -> tuple[list[Faces], float,
 
 @cache
 def load_plain_detector() -> object:
+    """Load the detector of the mtcnn package, as its README does."""
     from mtcnn import MTCNN
 
     return MTCNN()

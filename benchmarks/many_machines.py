@@ -55,7 +55,6 @@ def do_nothing(source: Path, target: Path, checkpoint: dict) -> dict:
 
 def host_workers(address: str, count: int) -> None:
     """Be so many workers of the cluster, until the scheduler is gone."""
-
     logging.disable()
 
     async def be_workers() -> None:

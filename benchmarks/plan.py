@@ -209,6 +209,7 @@ def say_seconds(seconds: float) -> str:
 
 
 def say_bytes(size: float) -> str:
+    """Say a size in GB or TB."""
     return f"{size / 1e12:,.1f} TB" if size >= 1e12 else f"{max(0.1, size / 1e9):,.1f} GB"
 
 

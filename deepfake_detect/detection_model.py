@@ -159,6 +159,7 @@ def read_model_file(path: Path) -> bytes:
 
 
 def describe_fault(name: str, reason: str) -> ValueError:
+    """Make the error for a file that is not a model."""
     return ValueError(
         f"{name}: it is not a model that 04-train-cnn.py or 07-export-model.py wrote ({reason}); "
         "name one that they wrote."

@@ -265,9 +265,11 @@ def make_square(boxes: np.ndarray) -> np.ndarray:
 
 
 def logit(p: float) -> float:
+    """Return the logit of a probability; infinite for 0 and 1."""
     with np.errstate(divide="ignore"):  # a threshold of 0 or 1
         return float(np.log(p) - np.log1p(-p))
 
 
 def expit(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of logits, in 0..1."""
     return 1 / (1 + np.exp(-logits))

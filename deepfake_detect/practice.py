@@ -131,6 +131,7 @@ class Mpeg4:
 
 
 def count_frames(path: Path) -> int:
+    """Return the number of frames that a video's header gives; 0 if it cannot be read."""
     return int(cv2.VideoCapture(os.fsencode(path.absolute())).get(cv2.CAP_PROP_FRAME_COUNT))
 
 

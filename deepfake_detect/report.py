@@ -128,6 +128,7 @@ def render_index(results: list[Result | Failure], links: list[str], there: list[
 
 @functools.cache
 def load_template(name: str = "report.html") -> jinja2.Template:
+    """Load a template that escapes all that it is given."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(find_shipped("templates")),
         autoescape=True,
@@ -215,6 +216,7 @@ def write_command(result: Result) -> str:
 
 
 def describe_decision(decision: Decision) -> str:
+    """List the thresholds, the calibration and the crop rule on a line."""
     numbers = {name: value for name, value in decision._asdict().items() if name != "width_rule"}
     return ", ".join(
         f"{name.replace('_', ' ')} {value:.4g}"
@@ -272,6 +274,7 @@ def find_rates(measured: dict, kind: str, verdict: str) -> list[Rate]:
 
 
 def find_rate_of_clips(measured: dict, kind: str, verdict: str, label: str) -> Rate:
+    """Find the rate that was measured on whole files."""
     counts = measured["clips"][kind][label]
     return make_rate(label, int(counts[verdict]), int(counts["files"]))
 
@@ -285,6 +288,11 @@ def find_rate_of_crops(measured: dict, kind: str, verdict: str, label: str) -> R
 
 
 def make_rate(label: str, count: int, files: int, by_crops: bool = False) -> Rate:
+    """Make a rate of its counts.
+
+    Raises:
+        ValueError: the counts do not fit each other
+    """
     if not 0 <= count <= files or not files:
         raise ValueError("makes no sense")
     low, high = exact_interval(count, files)
@@ -329,6 +337,7 @@ def list_measures(measured: dict) -> list[list[str]]:
 
 
 def list_clips(measured: dict) -> list[list[str]]:
+    """List the counted verdicts of whole files: a head, then a row per data set and method."""
     verdicts = (FAKE, UNDECIDED, REAL, NO_FACE)
     head = ["Data set", "Files", *(verdict.capitalize() for verdict in verdicts)]
     rows = []
@@ -340,6 +349,7 @@ def list_clips(measured: dict) -> list[list[str]]:
 
 
 def list_groups(measured: dict) -> list[list[str]]:
+    """List what was measured on crops: a head, then a row per data set."""
     head = ["Data set", "Real, fake videos", "Real ones called fake", "Fakes found"]
     rows = []
     for row in (one for one in measured["groups"] if not one["method"]):
@@ -443,6 +453,7 @@ def embed_picture(picture: np.ndarray) -> str:
 
 
 def embed(data: bytes, kind: str) -> str:
+    """Return data as an address, for an HTML page that is whole in itself."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 

@@ -95,14 +95,17 @@ class Track:
 
     @property
     def score(self) -> int:
+        """The score that people read, 0 to 100; not a probability."""
         return to_score(self.p_fake)
 
     @property
     def first_seconds(self) -> float:
+        """When the face is first seen, in seconds."""
         return self.faces[0].seconds
 
     @property
     def last_seconds(self) -> float:
+        """When the face is last seen, in seconds."""
         return self.faces[-1].seconds
 
     def to_dict(self) -> dict:
@@ -212,6 +215,7 @@ class Result:
 
     @property
     def faces_judged(self) -> int:
+        """The number of faces that were fit for a verdict."""
         return sum(track.judged for track in self.tracks)
 
     def with_notes(self, notes: Iterable[str]) -> Result:

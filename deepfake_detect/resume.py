@@ -82,6 +82,7 @@ class Sidecar:
 
     @property
     def made_by(self) -> str:
+        """The file name of the script, which marks what it made."""
         return Path(self.script).name
 
     def find_result(self, folder: Path, inputs: dict) -> dict | None:

@@ -160,6 +160,7 @@ def ratio(large: np.ndarray, small: np.ndarray) -> tuple[float, float]:
 
 
 def turn_frame(frame: np.ndarray, degrees: int) -> np.ndarray:
+    """Turn a frame clockwise by 0, 90, 180 or 270 degrees."""
     return cv2.rotate(frame, TURNS[degrees]) if degrees else frame
 
 

@@ -244,6 +244,7 @@ def read_all(file: BinaryIO) -> bytes:
 
 
 def name_of(file: BinaryIO) -> str:
+    """Return the name of an open file, without its folder."""
     name = getattr(file, "name", None)
     return Path(name).name if isinstance(name, str) else "file"
 

@@ -188,6 +188,7 @@ def pick_even(faces: Sequence[Face], settings: DetectionSettings) -> Sequence[Fa
 
 
 def mean_score(faces: Sequence[Face]) -> float:
+    """Return the mean p_fake of faces, in 0..1."""
     return float(np.mean([face.p_fake for face in faces]))
 
 
@@ -315,6 +316,7 @@ def grow_window(window: slice, scores: np.ndarray, least: float) -> slice:
 
 
 def describe_part(window: slice, seconds: np.ndarray, scores: np.ndarray) -> Part:
+    """Make the part of a file that a window of its frames covers."""
     first, last = float(seconds[window][0]), float(seconds[window][-1])
     return Part(first, last, round(float(scores[window].mean()), 4), window.stop - window.start)
 

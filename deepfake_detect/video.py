@@ -438,6 +438,7 @@ class OwnPlace:
         self.file, self.place = file, 0
 
     def read(self, count: int = -1) -> bytes:
+        """Read from this reader's own place."""
         with READING:
             self.file.seek(self.place)
             data = self.file.read(count)
@@ -445,6 +446,7 @@ class OwnPlace:
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move this reader's own place."""
         with READING:
             end = self.file.seek(0, io.SEEK_END)
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: end}[whence]
@@ -452,6 +454,7 @@ class OwnPlace:
         return self.place
 
     def tell(self) -> int:
+        """Return this reader's own place."""
         return self.place
 
 

@@ -60,6 +60,7 @@ def convert_layer(name: str, theirs: str, state: dict[str, torch.Tensor]) -> dic
 
 
 def main() -> None:
+    """Convert the weights of the package, and write them."""
     (path,) = (path for path in (files(PACKAGE) / "models").iterdir() if path.suffix == ".pth")
     state = torch.load(path, map_location="cpu", weights_only=True)
     arrays = {}

@@ -327,10 +327,12 @@ async def word_problem(request: Request, error: HTTPException) -> Response:
 
 
 async def word_full(request: Request, error: FullError) -> Response:
+    """Answer that the page keeps as much as it may."""
     return JSONResponse({"reason": str(error)}, 503, {"Retry-After": "60"})
 
 
 async def word_disk(request: Request, error: OSError) -> Response:
+    """Answer that an upload cannot be written."""
     return JSONResponse({"reason": f"It cannot be kept: {error.strerror}."}, 507)
 
 

@@ -84,10 +84,12 @@ class Job:
 
     @property
     def upload(self) -> Path:
+        """The path of the file to check."""
         return self.folder / "upload"
 
     @property
     def article(self) -> Path:
+        """The path of the report as a part of the page."""
         return self.folder / "article.html"
 
     def enter(self, phase: str, done: int = 0, total: int | None = None) -> None:
