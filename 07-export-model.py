@@ -1,4 +1,4 @@
-"""Write the model as ONNX and as TFLite, for those who serve it without Keras.
+"""Write the model as ONNX and as TFLite, for those who serve it without this project.
 
     python 07-export-model.py
     python 07-export-model.py --crops-dir split_dataset/val --crops 20
@@ -6,176 +6,295 @@
 
 Reads   model/best_model.keras            the model and its decision, by 04; where there is none,
                                           the project's own, weights/deepfake-detector.keras
-        split_dataset/test/               crops of faces, to check the exported models on
-Writes  model/export/detector.onnx        32-bit weights, for ONNX Runtime
-        model/export/detector.tflite      16-bit weights, half the size, for LiteRT (TFLite)
+        split_dataset/test/               crops of faces, to check the exported models on; where
+                                          there are none, practice crops made of a portrait
+Writes  model/export/detector.onnx        for OpenCV 5, ONNX Runtime and others
+        model/export/detector.tflite      for LiteRT (TFLite), as on phones
         model/export/detector.json        the decision, and what goes in and comes out
 Next    08-web-page.py
 
-Both take `rgb_0_to_255`, float32 (n, size, size, 3): crops of faces, RGB, as they are, cut by the
-crop rule and squeezed to the image_size in detector.json. They give `p_fake`, float32 (n, 1), 0..1:
-the scores of 06, with normalisation and calibration inside. A file is written only if its scores
-agree with those of the Keras model.
+Both take `rgb_0_to_255`, float32 (n, size, size, 3): crops of faces as docs/onnx.md describes them.
+They give `p_fake`, float32 (n, 1), 0..1: the scores of 06, with the mirror image, normalisation and
+calibration inside. Weights have 16 bits. Files are written only if their scores agree with those of
+the Keras model.
 """
 
-from __future__ import annotations
-
-import json
-from contextlib import suppress
-from functools import partial
+import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent))  # python -P leaves it out
+from deepfake_detect import start
+
+start.prepare(__name__)  # Ctrl-C while the rest is loading ends it with a sentence
+
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
 import deepfake_detect.keras_setup  # noqa: F401 - first, before others load Keras  # isort: skip
+import cv2
 import filelock
 import keras
 import numpy as np
+import onnxruntime
+import skimage.data
+import tensorflow as tf
 
-from deepfake_detect import cli, export_formats
-from deepfake_detect import crops as crop_files
-from deepfake_detect.decision import Decision, calibrate
-from deepfake_detect.export_formats import INPUT, OUTPUT, Scorer
-from deepfake_detect.files import claim_folder, write_whole
-from deepfake_detect.model_file import load_model, read_decision
+from deepfake_detect import cli, files
+from deepfake_detect.cli import Count, Share
+from deepfake_detect.crops import IMAGE_SUFFIXES, prepare_crop
+from deepfake_detect.decision import Decision, calibrate, describe_decision
+from deepfake_detect.detection_model import EVIDENCE, INPUT, OUTPUT, DetectionModel
+from deepfake_detect.model import IMAGENET_MEAN, IMAGENET_STD, sharpen
+from deepfake_detect.model_file import load_model, read_decision, read_saved
+from deepfake_detect.onnx_export import LOGIT_LIMIT, convert_to_onnx
 from deepfake_detect.scoring import predict_both_ways
-
-# --------------------------------------------------------------------------------------------------
-# folders
-MODEL = None  # None: model/best_model.keras, or if there is none weights/deepfake-detector.keras
-EXPORT_DIR = Path("model/export")  # gets the two models and detector.json
-CROPS_DIR = Path("split_dataset/test")  # a folder with images below it: crops of faces
-# check
-CROPS = 100  # of them, taken evenly, that the models are compared on
-ONNX_TOLERANCE = 1e-4  # largest difference of p_fake, by rounding
-TFLITE_TOLERANCE = 2e-2  # the same of weights with 16 bits, which are three digits
-ROUNDS = 5  # the speed is the best of so many, the models in turn
-# format
-OPSET = 17  # of ONNX; ONNX Runtime knows it since 1.12 (2022)
-# --------------------------------------------------------------------------------------------------
-
-MODELS = Path("model/best_model.keras"), Path(__file__).parent / "weights/deepfake-detector.keras"
+from deepfake_detect.shipped import find_shipped
 
 
-def main(
-    model: Path | None = MODEL,
-    export_dir: Path = EXPORT_DIR,
-    crops_dir: Path = CROPS_DIR,
-    crops: int = CROPS,
-    onnx_tolerance: float = ONNX_TOLERANCE,
-    tflite_tolerance: float = TFLITE_TOLERANCE,
-    rounds: int = ROUNDS,
-    opset: int = OPSET,
-) -> dict[str, dict[str, float]]:
-    """Write the model as ONNX and as TFLite, for those who serve it without Keras.
+@dataclass(frozen=True)
+class Settings:
+    """Edit a default here, or override it for one run: --crops 20."""
 
-    Args:
-        model: a model that 04-train-cnn.py wrote; None: model/best_model.keras, or if there is none
-            weights/deepfake-detector.keras
-        export_dir: folder for the two models and detector.json
-        crops_dir: folder with crops of faces below it, to check the exported models on
-        crops: so many of them are taken
-        onnx_tolerance: largest difference of p_fake between the ONNX and the Keras model
-        tflite_tolerance: the same of the TFLite model
-        rounds: the speed is the best of so many
-        opset: version of the ONNX operators
+    # folders
+    model: Path | None = None  # a .keras file; None: model/best_model.keras, or the shipped one
+    export_dir: Path = Path("model/export")  # gets the two models and detector.json
+    crops_dir: Path | None = None  # crops of faces; None: split_dataset/test, or practice crops
+    # check
+    crops: Count = 50  # that the models are compared on
+    tolerance: Share = 0.02  # largest difference of p_fake: weights of 16 bits have three digits
+    rounds: Annotated[Count, cli.MACHINE] = 3  # the speed is the best of these
+
+
+MODEL = Path("model/best_model.keras")
+CROPS_DIR = Path("split_dataset/test")
+SHIPPED = "weights/deepfake-detector.keras"
+AT_ONCE = 8  # crops in a network at once; memory, not speed, depends on it
+Scorer = Callable[[np.ndarray], np.ndarray]  # RGB uint8 (n, size, size, 3) to p_fake (n,)
+
+
+def main(settings: Settings = Settings()) -> dict[str, dict[str, float]]:
+    """Write the model as ONNX and as TFLite, for those who serve it without this project.
 
     Returns:
-        Of each model, keras, onnx and tflite: largest difference of p_fake from the first's, bytes,
-        and crops a second.
+        For keras, opencv, onnxruntime and tflite: the largest difference of p_fake from the first,
+        bytes, and crops per second.
 
     Raises:
-        ValueError: there are no crops, the model is of another kind, the scores do not agree, or
-            export_dir holds other files.
-        OSError: the model is not there, or the folder cannot be written.
+        ValueError: a folder without crops, a file that is not a model of 04, scores that differ, or
+            other files in export_dir
+        OSError: the model is not there, or the folder cannot be written
     """
-    for option, value in {"--crops": crops, "--rounds": rounds, "--opset": opset}.items():
-        if value < 1:
-            raise ValueError(f"{option} is {value}; give 1 or more.")
-    model = model or next(filter(Path.is_file, MODELS), MODELS[0])
-    loaded, decision = load_model(model), read_decision(model)
-    images = read_crops(crops_dir, crops, decision.image_size)
-    if export_dir.is_dir():  # a refusal comes before the minute that converting takes
-        claim_folder(export_dir, "--export-dir", Path(__file__).name)
-    score = export_formats.make_scorer(loaded, decision)
+    cli.check_ranges(settings)
+    path = settings.model or (MODEL if MODEL.is_file() else find_shipped(SHIPPED))
+    model, decision = load_model(path), read_decision(path)
+    images, source = read_crops(settings, decision.image_size)
+    names = [f"detector.{ending}" for ending in ("onnx", "tflite", "json")]
+    if settings.export_dir.exists():  # a refusal comes before the conversion
+        files.claim(settings.export_dir, "--export-dir", __file__).check(names)
 
-    # Convert to each format, score the crops with it, and stop at the first that disagrees.
-    scorers = {"keras": run_keras(loaded, decision)}
-    truth, files, differences = scorers["keras"](images), {}, {"keras": 0.0}
-    for name, tolerance, convert in (
-        ("onnx", onnx_tolerance, partial(export_formats.convert_to_onnx, score, decision, opset)),
-        ("tflite", tflite_tolerance, partial(export_formats.convert_to_tflite, score, loaded)),
-    ):
-        files[name], scorers[name] = convert()
-        differences[name] = float(np.abs(scorers[name](images) - truth).max())
-        if not differences[name] <= tolerance:  # so that NaN stops it too
-            raise ValueError(
-                f"{model}: its scores as {name} differ from its own by up to "
-                f"{differences[name]:.4f} on {crops_dir}, more than {tolerance}; nothing was "
-                "written."
-            )
-    speeds = export_formats.measure_speed(scorers, images, rounds)
-
-    about = {
-        "input": {
-            "name": INPUT,
-            "type": "float32",
-            "shape": ["n", *loaded.input_shape[1:]],
-        },
-        "output": {
-            "name": OUTPUT,
-            "type": "float32",
-            "shape": ["n", 1],
-            "calibrated": True,
-        },
-        "score_of_a_video": "the mean of its crops' p_fake; fake from the threshold on, real below "
-        "real_below, and undecided between them",
-        **decision._asdict(),
-        "checked_on_crops": len(images),
-        "largest_difference": differences,
+    onnx = convert_to_onnx(model, decision, read_saved(path, "training.json")).SerializeToString()
+    tflite = convert_to_tflite(model, decision)
+    scorers = {
+        "keras": run_keras(model, decision),
+        "opencv": run_opencv(onnx),
+        "onnxruntime": run_onnxruntime(onnx),
+        "tflite": run_tflite(tflite),
     }
-    files["json"] = (json.dumps(about, indent=2) + "\n").encode()
-    export_dir.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(export_dir / ".lock", timeout=0):
-        claim_folder(export_dir, "--export-dir", Path(__file__).name)
-        for name, content in files.items():
-            write_whole(export_dir / f"detector.{name}", partial(Path.write_bytes, data=content))
-    sizes = {"keras": model.stat().st_size} | {name: len(files[name]) for name in files}
-    print(f"{export_dir}")
-    print(f"  model           {model}")
-    print(f"  crops           {len(images):,} of {crops_dir}")
-    print(f"  {'':15} largest difference      size   crops/s")
-    for name, difference in differences.items():
-        size = f"{sizes[name] / 1e6:.1f} MB"
-        print(f"  {name:15} {difference:18.6f}{size:>10}{speeds[name]:10.0f}")
+    differences = compare(scorers, images)
+    worst = max(differences, key=lambda name: np.nan_to_num(differences[name], nan=np.inf))
+    if not differences[worst] <= settings.tolerance:  # so that NaN stops it too
+        raise ValueError(
+            f"{path}: its scores with {worst} differ from its own by up to "
+            f"{differences[worst]:.4f} on {source}, more than {settings.tolerance}; nothing was "
+            "written."
+        )
+    speeds = measure_speed(scorers, images[: 2 * AT_ONCE], settings.rounds)
+
+    about = describe(decision, len(images), differences)
+    contents = dict(zip(names, (onnx, tflite, about), strict=True))
+    output = files.claim(settings.export_dir, "--export-dir", __file__)
+    with filelock.FileLock(settings.export_dir / ".lock", timeout=0):
+        output.write_set(
+            {name: partial(Path.write_bytes, data=data) for name, data in contents.items()}
+        )
+    sizes = {"keras": path.stat().st_size, "opencv": len(onnx), "onnxruntime": len(onnx)}
+    sizes["tflite"] = len(tflite)
+    print_table(settings.export_dir, path, f"{len(images):,} {source}", sizes, differences, speeds)
     return {
         name: {"difference": differences[name], "bytes": sizes[name], "crops/s": speeds[name]}
         for name in scorers
     }
 
 
-def read_crops(crops_dir: Path, count: int, size: int) -> np.ndarray:
-    """Read so many of the crops below a folder, evenly: float32 (n, size, size, 3), RGB, 0..255.
+# --- Crops to compare on --------------------------------------------------------------------------
+
+
+def read_crops(settings: Settings, size: int) -> tuple[np.ndarray, str]:
+    """Read the crops of a folder, evenly, or make practice crops.
+
+    Returns:
+        RGB uint8 (n, size, size, 3), and what they are
 
     Raises:
-        ValueError: there are none.
+        ValueError: the folder has no crops
     """
-    suffixes = crop_files.IMAGE_SUFFIXES
-    paths = sorted(path for path in crops_dir.rglob("*") if path.suffix.lower() in suffixes)
+    folder = settings.crops_dir or CROPS_DIR
+    if settings.crops_dir is None and not folder.is_dir():
+        return make_practice_crops(settings.crops, size), "practice crops"
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(found)
     images = []
-    for index in np.unique(np.linspace(0, max(0, len(paths) - 1), count).astype(int)):
+    for index in np.unique(np.linspace(0, max(0, len(paths) - 1), settings.crops).astype(int)):
         with suppress(ValueError, OSError, IndexError):  # the others are enough for a check
-            images.append(crop_files.read_crop(paths[index], size))
+            images.append(prepare_crop(files.read_image(paths[index]), size))
     if not images:
         raise ValueError(
-            f"{crops_dir}: there is no crop in it to check the exported models on; name a folder "
+            f"{folder}: there is no crop in it to check the exported models on; name a folder "
             "with some, such as split_dataset/val, with --crops-dir."
         )
-    return np.stack(images).astype(np.float32)
+    return np.stack(images), f"crops of {folder}"
+
+
+def make_practice_crops(count: int, size: int) -> np.ndarray:
+    """Make crops of NASA's public-domain portrait of Eileen Collins: moved, blurred, noisy, tinted.
+
+    Returns:
+        RGB uint8 (count, size, size, 3)
+    """
+    portrait, rng, crops = skimage.data.astronaut()[..., ::-1], np.random.default_rng(0), []
+    for _ in range(count):
+        side, left, top = rng.integers((90, 140, 20), (200, 220, 80))
+        crop = portrait[top : top + side, left : left + side]
+        crop = cv2.GaussianBlur(crop, (0, 0), rng.uniform(0.1, 3))
+        changed = crop * rng.uniform(0.6, 1.3, 3) + rng.normal(0, rng.uniform(0, 20), crop.shape)
+        crops.append(prepare_crop(changed.clip(0, 255).astype(np.uint8), size))
+    return np.stack(crops)
+
+
+# --- Formats --------------------------------------------------------------------------------------
+
+
+def convert_to_tflite(model: keras.Model, decision: Decision) -> bytes:
+    """Convert to TFLite with weights of 16 bits; it calculates in 32 where there is no GPU."""
+    layers = model.layers[model.layers.index(model.get_layer("imagenet_mean_and_std")) + 1 :]
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), name=INPUT)])
+    def score(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        images = sharpen(images, decision.sharpen_to)
+        mean = tf.constant(IMAGENET_MEAN, tf.float32)
+        images = (images - mean) / tf.constant(IMAGENET_STD, tf.float32)
+        features = tf.concat((images, tf.reverse(images, [2])), 0)
+        for layer in layers[:-1]:
+            features = layer(features, training=False)
+        # On the logit: recovering it from the sigmoid in 32 bits loses digits.
+        logits = tf.linalg.matmul(features, layers[-1].kernel) + layers[-1].bias
+        logits = tf.clip_by_value(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
+        logit = tf.reduce_mean(tf.reshape(logits, (2, -1, 1)), 0)
+        return {OUTPUT: tf.sigmoid(-logit / decision.temperature + decision.shift)}
+
+    with tempfile.TemporaryDirectory() as folder:
+        archive = keras.export.ExportArchive()
+        archive.track(model)
+        archive.add_endpoint("serve", score)
+        archive.write_out(folder, verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tf.float16]
+        return converter.convert()
 
 
 def run_keras(model: keras.Model, decision: Decision) -> Scorer:
-    """Score as 06 does: p_fake, float64 (n, 1)."""
-    predict = partial(predict_both_ways, model.predict_on_batch)
-    return lambda images: calibrate(predict(images), decision)[:, None]
+    predict = tf.function(partial(model, training=False))
+    return lambda crops: calibrate(predict_both_ways(predict, crops), decision)
+
+
+def run_opencv(content: bytes) -> Scorer:
+    loaded = DetectionModel.load(content)
+    return lambda crops: loaded.score(crops)[0]
+
+
+def run_onnxruntime(content: bytes) -> Scorer:
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return lambda crops: session.run([OUTPUT], {INPUT: crops.astype(np.float32)})[0][:, 0]
+
+
+def run_tflite(content: bytes) -> Scorer:
+    warnings.filterwarnings("ignore", "(?s).*tf.lite.Interpreter is deprecated")  # it works
+    interpreter = tf.lite.Interpreter(model_content=content, num_threads=os.cpu_count())
+    runner = interpreter.get_signature_runner()
+    return lambda crops: runner(**{INPUT: crops.astype(np.float32)})[OUTPUT][:, 0]
+
+
+# --- Comparison -----------------------------------------------------------------------------------
+
+
+def score_in_parts(run: Scorer, images: np.ndarray) -> np.ndarray:
+    """Score images a few at a time: memory does not depend on their number."""
+    parts = [run(images[start : start + AT_ONCE]) for start in range(0, len(images), AT_ONCE)]
+    return np.concatenate(parts)
+
+
+def compare(scorers: dict[str, Scorer], images: np.ndarray) -> dict[str, float]:
+    """Measure the largest difference of p_fake from the first of the scorers, for each."""
+    scores = {name: score_in_parts(run, images) for name, run in scorers.items()}
+    return {name: float(np.abs(one - scores["keras"]).max()) for name, one in scores.items()}
+
+
+def measure_speed(scorers: dict[str, Scorer], images: np.ndarray, rounds: int) -> dict[str, float]:
+    """Measure the crops per second of each, the best of some rounds, in turn."""
+    seconds = {name: [] for name in scorers}
+    for _ in range(rounds):
+        for name, run in scorers.items():
+            begun = time.perf_counter()
+            score_in_parts(run, images)
+            seconds[name].append(time.perf_counter() - begun)
+    return {name: len(images) / min(times) for name, times in seconds.items()}
+
+
+def describe(decision: Decision, crops: int, differences: dict[str, float]) -> bytes:
+    """Describe the models in JSON: what goes in and comes out, and the decision."""
+    size = decision.image_size
+    about = {
+        "input": {"name": INPUT, "type": "float32", "shape": ["n", size, size, 3]},
+        "output": {"name": OUTPUT, "type": "float32", "shape": ["n", 1], "calibrated": True},
+        "evidence": {
+            "name": EVIDENCE,
+            "type": "float32",
+            "shape": ["n", size // 32, size // 32],
+            "in": "detector.onnx",
+            "meaning": "what each place of the crop added to the logit of p_fake",
+        },
+        "score_of_a_video": "the mean of its crops' p_fake; likely fake from threshold on, likely "
+        "real below real_below, and undecided in between",
+        **describe_decision(decision),
+        "checked_on_crops": crops,
+        "largest_difference": differences,
+    }
+    return (json.dumps(about, indent=2) + "\n").encode()
+
+
+def print_table(
+    folder: Path,
+    model: Path,
+    crops: str,
+    sizes: dict[str, int],
+    differences: dict[str, float],
+    speeds: dict[str, float],
+) -> None:
+    cli.print_facts(folder, {"model": model, "checked on": crops})
+    print(f"  {'':15} largest difference      size   crops/s")
+    for name, difference in differences.items():
+        size = f"{sizes[name] / 1e6:.1f} MB"
+        print(f"  {name:15} {difference:18.6f}{size:>10}{speeds[name]:10.0f}")
+    print(f"  {'next':15} 08-web-page.py")
 
 
 if __name__ == "__main__":

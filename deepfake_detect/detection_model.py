@@ -184,7 +184,7 @@ def read_facts(name: str, content: bytes) -> tuple[Decision, dict]:
         }
         if b"".join(model.get(2, [])) != WRITTEN_BY.encode() or "decision" not in facts:
             raise ValueError("it holds no decision of theirs")
-        decision = check_decision(facts["decision"])
+        decision = read_decision(facts["decision"])
         (graph,) = map(read_message, model[7])
         check_graph(graph, decision.image_size)
         training = facts.get("training", {})
@@ -192,6 +192,18 @@ def read_facts(name: str, content: bytes) -> tuple[Decision, dict]:
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else "it is damaged"
         raise describe_fault(name, reason) from error
+
+
+def read_decision(saved: object) -> Decision:
+    """Check a decision.
+
+    Raises:
+        ValueError: a value is of another kind or out of its range
+    """
+    try:
+        return check_decision(dict(saved))
+    except (ValueError, TypeError, LookupError, OverflowError):
+        raise ValueError("its decision is out of its range") from None
 
 
 def check_graph(graph: dict[int, list], size: int) -> None:
