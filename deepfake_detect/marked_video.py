@@ -24,7 +24,8 @@ import numpy as np
 
 from deepfake_detect.display import image_to_yuv
 from deepfake_detect.inputs import read_ahead
-from deepfake_detect.video import Chooser, Source, Video, choose_by_rate, read_packets
+from deepfake_detect.kinds import Source
+from deepfake_detect.video import Chooser, Video, choose_by_rate, read_packets
 
 WORDS = "DeepFake-Detect: score of this frame, no proof"
 AHEAD = 4  # frames decoded while those before are drawn on

@@ -19,7 +19,8 @@ from deepfake_detect.errors import (
     SourceUnreadableError,
 )
 from deepfake_detect.files import check_plain_file
-from deepfake_detect.inputs import kind_of, read_picture
+from deepfake_detect.inputs import read_picture
+from deepfake_detect.kinds import kind_of
 from deepfake_detect.video import Frame, Video
 
 Frames: TypeAlias = Iterable[tuple[float, np.ndarray]]  # seconds and BGR uint8 (height, width, 3)

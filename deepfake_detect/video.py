@@ -22,7 +22,7 @@ import numpy as np
 from av.stream import Disposition
 
 from deepfake_detect.display import Display, deinterlace, image_to_yuv
-from deepfake_detect.files import check_plain_file
+from deepfake_detect.kinds import Source, kind_of
 
 av.logging.set_libav_level(av.logging.PANIC)  # what is wrong with a file is said once, by us
 
@@ -43,11 +43,14 @@ APART = (  # streams that are not the video
 )
 # Here each frame is one packet with its own time stamp, and the decoder can pass over frames that
 # no other frame is predicted from: in H.264 those with nal_ref_idc 0 (ITU-T H.264, 7.4.1).
-EXACT_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
+EXACT_CONTAINERS = "mov", "matroska"
 EXACT_CODECS = "h264", "hevc"
+FFMPEG_NAMES = {
+    **{"AVI": "avi", "Matroska or WebM": "matroska", "MP4 or MOV": "mov", "FLV": "flv"},
+    **{"WMV or ASF": "asf", "OGG": "ogg", "MPEG": "mpeg", "MPEG-TS": "mpegts"},
+}
 
 READING = threading.Lock()  # of file objects, which have but one place
-Source = Path | bytes | BinaryIO
 Chooser = Callable[[int, float], bool]  # is this frame wanted? Asked for each frame, in order
 
 
@@ -263,10 +266,8 @@ class Video:
 
     def open_container(self) -> av.container.InputContainer:
         """Open the file for reading from its start."""
-        source = self.source
+        source, kind = self.source, kind_of(self.source)
         if isinstance(source, Path):
-            check_plain_file(source)
-            source.open("rb").close()  # what may not be read is not a damaged video
             source = f"file:{source.absolute()}"  # FFmpeg would take http:clip.mp4 for an address
         elif isinstance(source, bytes):
             source = io.BytesIO(source)
@@ -275,7 +276,9 @@ class Video:
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         options |= {"max_pixels": str(self.most_pixels)}
         try:
-            return av.open(source, options=options, metadata_errors="replace")
+            # FFmpeg by itself also goes by the name, and takes an MPEG called .jpg for a picture.
+            form = FFMPEG_NAMES.get(kind.format)
+            return av.open(source, format=form, options=options, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
             raise ValueError("does not open as a video") from error
 
@@ -284,7 +287,7 @@ class Video:
         stream = container.streams[self.stream]
         rate = float(stream.average_rate or 0)
         self.rate = rate if 0 < rate < math.inf else 0.0
-        length = stream.frames if container.format.name == "avi" else stream.duration
+        length = stream.frames if name_container(container) == "avi" else stream.duration
         if length:
             seconds = float(length * stream.time_base)
         else:
@@ -305,10 +308,10 @@ class Video:
         try:
             with self.open_container() as container:
                 stream = container.streams[self.stream]
-                if container.format.name == EXACT_CONTAINERS[0]:
+                if name_container(container) == "mov":
                     entries, size = stream.index_entries, container.size
                     return any(entry.pos + entry.size > size for entry in entries)
-                if container.format.name == "avi":  # empty places repeat the frame before
+                if name_container(container) == "avi":  # empty places repeat the frame before
                     places = [packet.dts or 0 for packet in read_packets(container, stream)]
                     return max(places, default=0) + 1 < (1 - MISSING_SHARE) * stream.frames - 2
                 reached = 0.0
@@ -377,7 +380,7 @@ class Video:
     ) -> Iterator[av.VideoFrame]:
         """Decode a stream; a damaged packet costs its own frames only."""
         self._set_up(stream.codec_context)
-        in_order = container.format.name == "avi"  # of decoding: the only stamps that it has
+        in_order = name_container(container) == "avi"  # of decoding: the only stamps that it has
         for packet in read_packets(container, stream):
             try:
                 decoded = packet.decode()
@@ -488,6 +491,11 @@ class Clock:
 # --- Streams and packets --------------------------------------------------------------------------
 
 
+def name_container(container: av.container.InputContainer) -> str:
+    """Return FFmpeg's first name for a kind of container, such as mov."""
+    return container.format.name.split(",")[0]
+
+
 def list_streams(container: av.container.InputContainer) -> list[StreamFacts]:
     """List the video streams that can be decoded; covers only where there is nothing else."""
     found = [one for one in container.streams.video if one.codec_context]
@@ -530,7 +538,7 @@ def list_stamps(container: av.container.InputContainer, index: int) -> list[tupl
     """
     stream = container.streams[index]
     if (
-        container.format.name not in EXACT_CONTAINERS
+        name_container(container) not in EXACT_CONTAINERS
         or stream.codec_context.name not in EXACT_CODECS
     ):
         raise Inexact("frames cannot be passed over")

@@ -1,0 +1,96 @@
+"""Tell by its content what kind of file something is; its name does not matter."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+from deepfake_detect.files import check_plain_file
+
+HEAD_BYTES = 1024  # at the start of a file that say what kind it is
+
+Source = Path | bytes | BinaryIO
+
+# How a file of each format begins. The formats of pictures and videos are those that are read.
+PICTURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "GIF": rb"GIF8[79]a",
+    "WebP": rb"RIFF....WEBP",
+    "TIFF": rb"(II[*+]\0|MM\0[*+])",
+    "BMP": rb"BM.{4}\0\0\0\0",
+    "PPM": rb"P[1-6]\s",
+    "JPEG 2000": rb"(\0\0\0\x0cjP  |\xff\x4f\xff\x51)",
+}
+VIDEOS = {
+    "AVI": rb"RIFF....AVI ",
+    "Matroska or WebM": rb"\x1a\x45\xdf\xa3",
+    "MP4 or MOV": rb"....(ftyp|styp|moov|moof|mdat|wide|free|skip|pnot)",
+    "FLV": rb"FLV\x01",
+    "WMV or ASF": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+    "OGG": rb"OggS",
+    "MPEG": rb"\0\0\x01\xba",
+    "MPEG-TS": rb"(G.{187}G.{187}G|.{4}G.{191}G.{191}G)",
+}
+OTHERS = {  # what people bring besides, for the sentence
+    "JPEG XL": rb"(\xff\x0a|\0\0\0\x0cJXL )",
+    "PDF": rb"%PDF",
+    "SVG": rb"\s*(<\?xml.*?)?<svg",
+    "Photoshop": rb"8BPS",
+    "ZIP": rb"PK\x03\x04",
+    "MP3": rb"(ID3|\xff\xfb)",
+    "WAV": rb"RIFF....WAVE",
+}
+
+
+# MP4, HEIC and AVIF begin alike, and name themselves by brands, ISO 14496-12 and 23008-12.
+AVIF_BRANDS = {b"avif", b"avis"}
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+
+
+class Kind(NamedTuple):
+    """What a file is, by its content."""
+
+    name: Literal["picture", "video"] | None
+    format: str  # such as "JPEG"; "" if unknown
+    reason: str  # why it is neither a picture nor a video; else ""
+
+
+def kind_of(source: Source) -> Kind:
+    """Return what a file is.
+
+    Whether it decodes is not known yet.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, a pipe or a device.
+        OSError: it cannot be read.
+    """
+    head = read_head(source)
+    if not head:
+        return Kind(None, "", "is an empty file")
+    if head[4:8] == b"ftyp":
+        size = int.from_bytes(head[:4])
+        first, *others = (head[at : at + 4] for at in (8, *range(16, min(size, len(head)), 4)))
+        if first in AVIF_BRANDS | HEIC_BRANDS:
+            named = "AVIF" if AVIF_BRANDS & {first, *others} else "HEIC"
+            return Kind("picture", named, "")
+    for name, formats in (("picture", PICTURES), ("video", VIDEOS), (None, OTHERS)):
+        for format_name, start in formats.items():
+            if re.match(start, head, re.DOTALL):
+                reason = "" if name else f"is a {format_name} file, not a video or a picture"
+                return Kind(name, format_name, reason)
+    return Kind(None, "", "is neither a video nor a picture of a known kind")
+
+
+def read_head(source: Source) -> bytes:
+    """Read the first bytes of a file, of bytes or of a file object."""
+    if isinstance(source, bytes):
+        return source[:HEAD_BYTES]
+    if isinstance(source, Path):
+        check_plain_file(source)
+        with source.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    source.seek(0)
+    return source.read(HEAD_BYTES)
