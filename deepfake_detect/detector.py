@@ -329,25 +329,52 @@ class Detector:
         del seen.worst[self.settings.explained :]
 
     def _join(self, seen: Seen) -> list[list[Face]]:
-        """Join the faces to tracks, in the order of appearance, each in the order of time."""
-        if not seen.faces:
-            return []
+        """Join the faces to tracks, in the order of appearance, each in the order of time.
+
+        The tracks are those of the evenly sampled frames; the faces of a closer look are added to
+        them, or make tracks of their own.
+        """
         faces = sorted(seen.faces, key=lambda one: one[0].seconds)
-        times = sorted(round(time, 3) for time in seen.times)
+        even = [one for one in faces if not one[0].extra]
+        numbers = self._number(even, seen.times)
+        tracks: list[list[Face]] = [[] for _ in range(max(numbers, default=0))]
+        for (face, _), number in zip(even, numbers, strict=True):
+            tracks[number - 1].append(face)
+        if len(even) == len(faces):
+            return tracks
+        track_of = {id(face): track for track in tracks for face in track}
+        groups = self._number(faces, seen.times)
+        known: dict[int, list[Face]] = {group: [] for group in groups}
+        for (face, _), group in zip(faces, groups, strict=True):
+            if not face.extra:
+                known[group].append(face)
+        added: dict[int, list[Face]] = {}
+        for (face, _), group in zip(faces, groups, strict=True):
+            if face.extra and known[group]:
+                gaps = [abs(one.seconds - face.seconds) for one in known[group]]
+                track_of[id(known[group][int(np.argmin(gaps))])].append(face)
+            elif face.extra:
+                added.setdefault(group, []).append(face)
+        tracks += added.values()
+        for track in tracks:
+            track.sort(key=lambda face: face.seconds)
+        return sorted(tracks, key=lambda track: track[0].seconds)
+
+    def _number(self, faces: list[tuple[Face, np.ndarray]], times: list[float]) -> list[int]:
+        """Number the tracks of faces, which come in the order of time."""
+        if not faces:
+            return []
         seconds = np.array([face.seconds for face, _ in faces])
-        numbers = join_tracks(
+        known = np.array(sorted(round(time, 3) for time in times))
+        return join_tracks(
             seconds,
             np.array([(face.x, face.y, face.width, face.height) for face, _ in faces]),
             np.stack([look for _, look in faces]),
-            np.searchsorted(times, seconds),
+            np.searchsorted(known, seconds),
             least_overlap=self.settings.least_overlap,
             least_likeness=self.settings.least_likeness,
             longest_gap=self.settings.longest_gap,
-        )
-        tracks: list[list[Face]] = [[] for _ in range(int(numbers.max()))]
-        for (face, _), number in zip(faces, numbers, strict=True):
-            tracks[number - 1].append(face)
-        return tracks
+        ).tolist()
 
     def _find_moments(self, tracks: list[list[Face]], times: list[float]) -> list[float]:
         """Find the seconds to look at more closely: where what is there gives too few frames.
