@@ -1,12 +1,12 @@
-"""Script 01 against ffmpeg: PNG images of the same frames at the same sizes, with all cores.
+"""Compare script 01 with ffmpeg: PNG images of the same frames at the same sizes, on all cores.
 
     python -m benchmarks.convert_video VIDEOS_DIR
     python -m benchmarks.convert_video VIDEOS_DIR --rounds 3
 
-Once for every frame and once for one frame a second. ffmpeg runs on one video after another and
-uses all cores for each; script 01 converts several side by side. Without ffmpeg (Debian's package
-of that name) only script 01 is measured. One frame a second is also compared with reading and
-converting every frame and keeping one a second, in one process.
+All frames are saved, and then one per second. ffmpeg converts one video after another with all
+cores; script 01 converts several side by side. Without ffmpeg (a package of that name in Debian)
+only script 01 is measured. One frame per second is also compared with a loop in one process that
+reads and converts every frame and keeps one per second.
 """
 
 import importlib
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ import cv2
 import pandas as pd
 import tyro
 
-from deepfake_detect import datasets
+from deepfake_detect import cli, datasets
 from deepfake_detect.cli import Count
 from deepfake_detect.faces import resize_by_width
 from deepfake_detect.video import Video
@@ -40,7 +41,7 @@ def size_after_rule(path: Path) -> tuple[int, int]:
 
 
 def run_script_01(videos_dir: Path, output: Path, frames_per_second: float | None) -> None:
-    """Run it as from the shell, start of Python included."""
+    """Run script 01 as from the shell, with the start of Python."""
     command = [sys.executable, ROOT / "01-convert-video-to-image.py", "--videos-dir", videos_dir]
     command += ["--frames-dir", output]
     if frames_per_second:
@@ -65,7 +66,7 @@ def run_ffmpeg(videos: dict[Path, tuple[int, int]], output: Path, per_second: fl
 
 
 def convert_every_frame(videos: dict[Path, tuple[int, int]], output: Path, every: float) -> None:
-    """The plain loop: read and convert all frames, save the first of each second by cv2.imwrite."""
+    """Read and convert all frames, and save the first of each second with cv2.imwrite."""
     output.mkdir()
     for number, path in enumerate(videos):
         video, due = cv2.VideoCapture(str(path)), 0.0
@@ -79,19 +80,22 @@ def convert_every_frame(videos: dict[Path, tuple[int, int]], output: Path, every
             decoded, frame = video.read()
 
 
-def main(
-    videos_dir: tyro.conf.Positional[Path],
-    rounds: Annotated[Count, tyro.conf.arg(help="each way is timed so often, in turn")] = 2,
-) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Settings:
+    """Edit a default here, or override it for one run: --rounds 3."""
+
+    videos_dir: Annotated[Path, tyro.conf.Positional]  # as script 01 takes it
+    rounds: Count = 2  # how often each way is timed, in turn; its best time counts
+
+
+def main(settings: Settings) -> pd.DataFrame:
     """Time script 01, ffmpeg and the plain loop on the same videos.
 
-    Args:
-        videos_dir: as script 01 takes it
-        rounds: each way is timed so often, in turn; its best time counts
-
     Returns:
-        Seconds, images and source frames a second of each way.
+        seconds, images and source frames per second of each way
     """
+    cli.check_ranges(settings)
+    videos_dir = settings.videos_dir
     found, _ = datasets.make_catalogue(
         videos_dir, *datasets.read_data_sets(ROOT / "data-sets.toml")
     )
@@ -99,17 +103,17 @@ def main(
     videos = {path: size_after_rule(path) for path in paths if path.is_file()}
     frames = sum(Video(path).count_frames() for path in videos)
     ways = {
-        ("every frame", "01"): lambda out: run_script_01(videos_dir, out, None),
-        ("every frame", "ffmpeg"): lambda out: run_ffmpeg(videos, out, None),
-        ("one a second", "01"): lambda out: run_script_01(videos_dir, out, 1),
-        ("one a second", "ffmpeg"): lambda out: run_ffmpeg(videos, out, 1),
-        ("one a second", "plain loop"): lambda out: convert_every_frame(videos, out, 1),
+        ("all frames", "01"): lambda out: run_script_01(videos_dir, out, None),
+        ("all frames", "ffmpeg"): lambda out: run_ffmpeg(videos, out, None),
+        ("one per second", "01"): lambda out: run_script_01(videos_dir, out, 1),
+        ("one per second", "ffmpeg"): lambda out: run_ffmpeg(videos, out, 1),
+        ("one per second", "plain loop"): lambda out: convert_every_frame(videos, out, 1),
     }
     if shutil.which("ffmpeg") is None:
         print("ffmpeg is not installed: only script 01 and the plain loop are measured")
         ways = {names: way for names, way in ways.items() if names[1] != "ffmpeg"}
     rows = {}
-    for names in list(ways) * rounds:
+    for names in list(ways) * settings.rounds:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             ways[names](Path(folder) / "images")
@@ -129,4 +133,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    cli.run(main)

@@ -1,13 +1,12 @@
-"""What 136,074 videos on 100 workers cost besides the work: scheduler, folders and tables.
+"""Measure what 136,074 videos on 100 workers cost besides the work: scheduler, folders, tables.
 
     python -m benchmarks.many_machines
     python -m benchmarks.many_machines --videos 2000 --workers 10 --crops 20000
 
-The videos are those of the five data sets in full, and nothing is in them. The scheduler is Dask's
-own, and 100 of its workers are connected to it; they live in a few processes of this machine and
-do nothing, so that what is seen is the cost of handing out. The folders are those that script 01
-makes for empty files, the tables those that script 02 gathers from crops that are empty files
-(benchmarks.table_sizes).
+There are as many videos as in the five data sets, and all are empty. Dask's own scheduler has 100
+workers, which share a few processes of this machine and do nothing, so that only the cost of
+handing out tasks is measured. Script 01 makes the folders of the empty files, and script 02 gathers
+the tables of empty crops (benchmarks.table_sizes).
 """
 
 from __future__ import annotations
@@ -20,22 +19,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pebble
 import psutil
-import tyro
 from distributed import Worker
+
+from deepfake_detect import cli
+from deepfake_detect.cli import Count
 
 ROOT = Path(__file__).resolve().parents[1]
 clusters = importlib.import_module("deepfake_detect.cluster")
 pools = importlib.import_module("deepfake_detect.pool")
 
-# --------------------------------------------------------------------------------------------------
-VIDEOS = 136_074  # of the five data sets
-WORKERS = 100  # of the cluster
-CROPS = 1_360_740  # in the tables: ten a video, as from one frame a second
-# --------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Settings:
+    """Edit a default here, or override it for one run: --videos 2000."""
+
+    videos: Count = 136_074  # of the five data sets, all empty
+    workers: Count = 100  # of the cluster, which do nothing
+    crops: Count = 1_360_740  # in the tables: ten per video, as from one frame per second
+
 
 HOSTS = 4  # processes that the workers share
 MIB = 2**20
@@ -54,7 +60,7 @@ def do_nothing(source: Path, target: Path, checkpoint: dict) -> dict:
 
 
 def host_workers(address: str, count: int) -> None:
-    """Be so many workers of the cluster, until the scheduler is gone."""
+    """Run a number of workers of the cluster in this process, until the scheduler is gone."""
     logging.disable()
 
     async def be_workers() -> None:
@@ -66,7 +72,7 @@ def host_workers(address: str, count: int) -> None:
 
 
 def measure_scheduler(folder: Path, videos: int, workers: int) -> float:
-    """Hand out a task a video to workers that do nothing; prints, and returns, tasks a second."""
+    """Hand out one task per video to workers that do nothing; print and return tasks per second."""
     file, run = folder / "scheduler.json", folder / "run"
     run.mkdir()
     command = ["dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
@@ -87,7 +93,7 @@ def measure_scheduler(folder: Path, videos: int, workers: int) -> float:
         pool = clusters.Cluster(address, start_pool, run, Path(__file__))
         pool.client.wait_for_workers(workers)
 
-        # As the scripts do: so many at once, and a new one for each that is done.
+        # As the scripts do: a number of tasks at once, and a new one for each that is done.
         start = time.perf_counter()
         before = [sum(process.cpu_times()[:2]) for process in (scheduler, client)]
         checkpoint = {"settings": {"frames_per_second": 1}, "files": 1, "bytes": 2_000_000}
@@ -112,7 +118,7 @@ def measure_scheduler(folder: Path, videos: int, workers: int) -> float:
 
 
 def measure_folders(folder: Path, videos: int) -> None:
-    """Run script 01 on empty files, which get a folder each, and again when all are done."""
+    """Run script 01 on empty files, which get one folder each, and again when all are done."""
     for number in range(videos):
         label = folder / "videos" / ("real" if number % 2 else "fake") / f"{number // 1000}"
         label.mkdir(parents=True, exist_ok=True)
@@ -131,7 +137,7 @@ def measure_folders(folder: Path, videos: int) -> None:
 
 
 def measure_tables(folder: Path, crops: int) -> None:
-    """Run script 02 over crops that are all done; all it does is to gather its tables."""
+    """Run script 02 over crops that are all done, so that it only gathers its tables."""
     # Loads TensorFlow, which the workers above do without.
     from benchmarks import table_sizes
 
@@ -142,27 +148,22 @@ def measure_tables(folder: Path, crops: int) -> None:
     print(f"           faces.csv {table.stat().st_size / 1e6:,.0f} MB")
 
 
-def main(videos: int = VIDEOS, workers: int = WORKERS, crops: int = CROPS) -> None:
-    """Measure what a large run costs besides the work.
-
-    Args:
-        videos: made up, all empty
-        workers: of a Dask cluster, which do nothing
-        crops: made up, all empty
-    """
+def main(settings: Settings = Settings()) -> None:
+    """Measure what a large run costs besides the work."""
+    cli.check_ranges(settings)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("cluster", "folders", "tables"):
             (folder / part).mkdir()
-        rate = measure_scheduler(folder / "cluster", videos, workers)
-        measure_folders(folder / "folders", videos)
-        measure_tables(folder / "tables", crops)
+        rate = measure_scheduler(folder / "cluster", settings.videos, settings.workers)
+        measure_folders(folder / "folders", settings.videos)
+        measure_tables(folder / "tables", settings.crops)
     print(
-        f"first to break: the scheduler, or the run that feeds it, at {rate:,.0f} tasks a second:"
+        f"first to break: the scheduler, or the run that feeds it, at {rate:,.0f} tasks per second:"
     )
     for seconds in (1, 10, 60):
         print(f"           {rate * seconds:,.0f} processes, if a task takes {seconds} s")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    cli.run(main)

@@ -1,13 +1,13 @@
-"""Plan a large run: time and disk of scripts 01 and 02 for each of the five data sets in full.
+"""Plan a large run: time and disk of scripts 01 and 02 for each of the five complete data sets.
 
     python -m benchmarks.plan VIDEOS_DIR
     python -m benchmarks.plan VIDEOS_DIR --videos 20 --workers 4 16 64
 
-Both scripts are run on a few of your videos, and their speeds carried over to the data sets'
-published sizes. It prints a Markdown table for every frame, one a second and 32 a video, on this
-machine and on so many like it, and what it assumes. Some ten videos of what you mean to convert
-will do; the run takes about as long as script 01 and 02 take for them. What is measured is the
-processor's time, so that other work on the machine moves the plan little.
+Both scripts run on a few of your videos, and their speeds are applied to the published sizes of the
+data sets. It prints a Markdown table for all frames, one per second and 32 per video, on this
+machine and on several like it, and the assumptions. About ten videos of the kind that you want to
+convert are enough; the run takes about as long as scripts 01 and 02 take for them. Processor time
+is measured, so that other work on the machine changes the plan only a little.
 """
 
 import ctypes
@@ -18,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,30 +28,38 @@ import pandas as pd
 import tyro
 
 from benchmarks import split_sizes
+from deepfake_detect import cli
+from deepfake_detect.cli import Between, Count, Positive
 
 ROOT = Path(__file__).resolve().parents[1]
 convert = importlib.import_module("01-convert-video-to-image")
 
-# --------------------------------------------------------------------------------------------------
-VIDEOS = 10  # of the folder are measured, evenly spread over their names
-FRAMES_PER_SECOND = 4  # of these videos are searched for faces
-WORKERS = (10, 100)  # machines like this one that share the work
-# --------------------------------------------------------------------------------------------------
 
+@dataclass(frozen=True)
+class Settings:
+    """Edit a default here, or override it for one run: --videos 20."""
+
+    videos_dir: Annotated[Path, tyro.conf.Positional]  # some videos of yours, at any depth
+    videos: Count = 10  # measured, evenly spread over their names
+    frames_per_second: Positive = 4.0  # of these videos, searched for faces in the measurement
+    workers: Annotated[tuple[int, ...], Between(1)] = (10, 100)  # machines that share the work
+
+
+SAMPLINGS = "all", "1 per second", "32 per video"  # frames kept
 PR_SET_CHILD_SUBREAPER = 36  # of Linux' prctl
 
 
 class Clips(NamedTuple):
-    """What the videos of a data set are like, on average."""
+    """Average length and size of the videos of a data set."""
 
-    frames: int  # a video
+    frames: int  # per video
     fps: float
     width: int  # pixels, before the width rule
     height: int
 
 
-# Frames after the table in Li et al., CVPR 2020 (Celeb-DF); DFDC's clips have 10 s. Sizes are the
-# most frequent ones, but for FaceForensics++, whose videos have 480 to 1080 lines.
+# Frames from the table in Li et al., CVPR 2020 (Celeb-DF); DFDC's clips have 10 s. Sizes are the
+# most frequent ones, except for FaceForensics++, whose videos have 480 to 1080 lines.
 DATA_SETS = {
     "FaceForensics++": Clips(frames=500, fps=25, width=1280, height=720),
     "DFD": Clips(frames=746, fps=24, width=1920, height=1080),
@@ -61,14 +70,14 @@ DATA_SETS = {
 
 
 class Speeds(NamedTuple):
-    """What a pixel costs on this machine, all of its cores at work on nothing else."""
+    """Cost per pixel on this machine, with all cores."""
 
-    read: float  # seconds that 01 takes for a pixel of a video
-    write: float  # seconds more for a pixel of a frame that it saves
-    search: float  # seconds that 02 takes for a pixel of such a frame
-    frame_bytes: float  # on the disk, for a pixel of a frame
-    crops: float  # that a frame has
-    crop_bytes: float  # on the disk, of a crop
+    read: float  # seconds of 01 per pixel of a video
+    write: float  # further seconds per pixel of a saved frame
+    search: float  # seconds of 02 per pixel of a saved frame
+    frame_bytes: float  # on the disk, per pixel of a saved frame
+    crops: float  # per frame
+    crop_bytes: float  # on the disk, per crop
 
 
 def choose_videos(videos_dir: Path, wanted: int, folder: Path) -> None:
@@ -88,7 +97,7 @@ def choose_videos(videos_dir: Path, wanted: int, folder: Path) -> None:
 
 
 def write_tiny_video(folder: Path) -> None:
-    """Write a video that takes no time, so that what is left is the time of a start."""
+    """Write a video that takes no time, to measure the start of the scripts."""
     (folder / "real").mkdir(parents=True)
     codec = cv2.VideoWriter_fourcc(*"MJPG")
     video = cv2.VideoWriter(str(folder / "real" / "0.avi"), codec, 25, (64, 48))
@@ -97,7 +106,7 @@ def write_tiny_video(folder: Path) -> None:
 
 
 def run(script: str, folder: Path, *arguments: str) -> float:
-    """Run a script in the folder as from the shell, and return its seconds if all cores did it.
+    """Run a script in the folder as from the shell; return processor seconds divided by cores.
 
     Raises:
         RuntimeError: it wrote no table
@@ -105,7 +114,7 @@ def run(script: str, folder: Path, *arguments: str) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, str(ROOT / script), *arguments]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    with suppress(ChildProcessError):  # the time of what outlives the script counts once it ends
+    with suppress(ChildProcessError):  # the time of processes that outlive the script counts, too
         while True:
             os.wait()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -132,18 +141,18 @@ def measure_frames(frames_dir: Path) -> tuple[int, int, int, int]:
 
 
 def measure(videos_dir: Path, videos: int, frames_per_second: float) -> tuple[Speeds, str]:
-    """Run 01 and 02 on a few videos; returns their speeds, and a sentence on what was measured."""
+    """Run 01 and 02 on a few videos; return their speeds, and a sentence on the measurement."""
     steps = ["01-convert-video-to-image.py", "02-crop-faces-with-mtcnn.py"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         choose_videos(videos_dir, videos, folder / "videos")
         write_tiny_video(folder / "tiny")
 
-        # What a start of each takes is no cost of a pixel, so it is taken off.
+        # The start of each script is not a cost per pixel, so it is subtracted.
         start_01 = run(steps[0], folder, "--videos-dir", "tiny", "--frames-dir", "tiny-frames")
         start_02 = run(steps[1], folder, "--frames-dir", "tiny-frames", "--faces-dir", "tiny-faces")
 
-        # Every frame and some of them: the same reading, a different number of frames written.
+        # All frames and some of them: the same reading, a different number of frames written.
         every = run(steps[0], folder, "--frames-dir", "every")
         rate = "--frames-per-second", str(frames_per_second)
         some = run(steps[0], folder, *rate, "--frames-dir", "some")
@@ -173,20 +182,20 @@ def measure(videos_dir: Path, videos: int, frames_per_second: float) -> tuple[Sp
 
 
 def count_frames(clips: Clips, sampling: str) -> float:
-    """The frames of a video that a sampling keeps: every, 1 a second or 32 a video."""
+    """Return how many frames of a video a sampling keeps, one of SAMPLINGS."""
     seconds = clips.frames / clips.fps
-    kept = {"every": clips.frames, "1 a second": seconds, "32 a video": 32}[sampling]
+    kept = dict(zip(SAMPLINGS, (clips.frames, seconds, 32), strict=True))[sampling]
     return min(kept, clips.frames)
 
 
 def plan(name: str, videos: int, sampling: str, speeds: Speeds) -> dict:
-    """The frames, bytes and seconds on this machine of one data set in full."""
+    """Return the frames, bytes and seconds on this machine of one complete data set."""
     clips = DATA_SETS[name]
     frames = videos * count_frames(clips, sampling)
     rule = convert.resize_by_width(np.empty((clips.height, clips.width, 3), np.uint8))
     pixels = frames * rule.shape[0] * rule.shape[1]
-    # 32 a video takes two passes over a video: one counts its frames.
-    passes = 2 if sampling == "32 a video" else 1
+    # 32 per video takes two passes over a video: one counts its frames.
+    passes = 2 if sampling == SAMPLINGS[2] else 1
     pixels_read = passes * videos * clips.frames * clips.width * clips.height
     return {
         "data set": name,
@@ -200,24 +209,24 @@ def plan(name: str, videos: int, sampling: str, speeds: Speeds) -> dict:
     }
 
 
-def say_seconds(seconds: float) -> str:
-    """A time in the unit that a reader would choose."""
+def format_seconds(seconds: float) -> str:
+    """Format a time in the unit that a reader would choose."""
     for unit, length in (("days", 86_400), ("h", 3600)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"
     return f"{max(1, seconds / 60):,.0f} min"
 
 
-def say_bytes(size: float) -> str:
-    """Say a size in GB or TB."""
+def format_bytes(size: float) -> str:
+    """Format a size in GB or TB."""
     return f"{size / 1e12:,.1f} TB" if size >= 1e12 else f"{max(0.1, size / 1e9):,.1f} GB"
 
 
 def make_table(speeds: Speeds, workers: tuple[int, ...]) -> pd.DataFrame:
-    """One row a data set and sampling, with the sum of all five; seconds and bytes as numbers."""
+    """Make one row per data set and sampling, with the sum of all five, in seconds and bytes."""
     videos = split_sizes.make_catalogue(1, 0).groupby("dataset").size()
     rows = []
-    for sampling in ("every", "1 a second", "32 a video"):
+    for sampling in SAMPLINGS:
         of_sets = [plan(name, int(videos[name]), sampling, speeds) for name in DATA_SETS]
         sums = pd.DataFrame(of_sets).drop(columns=["data set", "sampling"]).sum()
         rows += [*of_sets, {"data set": "all five", "sampling": sampling, **sums}]
@@ -234,52 +243,43 @@ def print_table(table: pd.DataFrame, workers: tuple[int, ...]) -> None:
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in table.to_dict("records"):
         cells = [row["data set"], row["sampling"], f"{row['frames']:,.0f}"]
-        cells += [say_bytes(row["frames/"]), say_bytes(row["faces/"])]
-        cells += [say_seconds(row[name]) for name in ("01", "02")]
-        cells += [say_seconds(row[f"on {count}"]) for count in workers]
+        cells += [format_bytes(row["frames/"]), format_bytes(row["faces/"])]
+        cells += [format_seconds(row[name]) for name in ("01", "02")]
+        cells += [format_seconds(row[f"on {count}"]) for count in workers]
         print(f"| {' | '.join(cells)} |")
 
 
 def print_assumptions(table: pd.DataFrame, workers: tuple[int, ...]) -> None:
-    """Print what the table takes for granted, and what it asks of the disk at the most."""
+    """Print the assumptions behind the table, and the highest load on the disk."""
     sizes = (f"{name} {c.frames} of {c.width}x{c.height}" for name, c in DATA_SETS.items())
-    print(f"\nAssumed: frames a video and their size are {', '.join(sizes)};")
-    print("time goes with the number of pixels, read by 01, saved by 01 and searched by 02; your")
-    print("videos' codec, and their number and size of faces, are those of the data sets; the")
-    print("machines are like this one, wait for nothing, and share one disk that keeps up.")
-    most = table[(table["data set"] == "all five") & (table["sampling"] == "every")].iloc[0]
+    print(f"\nAssumed: frames per video and their size are {', '.join(sizes)};")
+    print("time is proportional to the number of pixels read, saved and searched; your videos have")
+    print("the same codec, and the same number and size of faces, as the data sets; all machines")
+    print("are like this one, never wait, and share one disk that keeps up.")
+    most = table[(table["data set"] == "all five") & (table["sampling"] == SAMPLINGS[0])].iloc[0]
     for count in workers:
         seconds = most["01"] / count
         files, rate = most["frames"] / seconds, most["frames/"] / seconds
-        print(f"{count:,} machines write {files:,.0f} frames a second, {rate / 1e6:,.0f} MB/s.")
+        print(f"{count:,} machines write {files:,.0f} frames per second, {rate / 1e6:,.0f} MB/s.")
 
 
-def main(
-    videos_dir: tyro.conf.Positional[Path],
-    videos: int = VIDEOS,
-    frames_per_second: float = FRAMES_PER_SECOND,
-    workers: tuple[int, ...] = WORKERS,
-) -> pd.DataFrame:
-    """Plan time and disk of scripts 01 and 02 for each of the five data sets in full.
-
-    Args:
-        videos_dir: some videos of yours, at any depth
-        videos: so many of them are measured
-        frames_per_second: so many frames of a second are searched for faces in the measurement
-        workers: machines like this one that share the work
+def main(settings: Settings) -> pd.DataFrame:
+    """Plan time and disk of scripts 01 and 02 for each of the five complete data sets.
 
     Returns:
-        The table, in seconds and bytes.
+        the table, in seconds and bytes
     """
-    if sys.platform == "linux":  # the processes that a script leaves to their end become ours
+    cli.check_ranges(settings)
+    if sys.platform == "linux":  # adopt the processes that a script leaves behind
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    speeds, sentence = measure(videos_dir, videos, frames_per_second)
-    table = make_table(speeds, workers)
-    print_table(table, workers)
-    print_assumptions(table, workers)
+    measured = settings.videos_dir, settings.videos, settings.frames_per_second
+    speeds, sentence = measure(*measured)
+    table = make_table(speeds, settings.workers)
+    print_table(table, settings.workers)
+    print_assumptions(table, settings.workers)
     print(sentence)
     return table
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    cli.run(main)

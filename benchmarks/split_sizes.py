@@ -1,27 +1,34 @@
-"""Plan the split of the five data sets at their true sizes: what each split gets, at what cost.
+"""Plan the split of the five data sets at their true sizes: videos per split, time and memory.
 
     python -m benchmarks.split_sizes
     python -m benchmarks.split_sizes --crops-per-video 32
 
-No video is needed: the catalogues are made up after the data sets' published counts, with as many
-crops for each video. Which two people a fake of Celeb-DF or DFD joins is drawn by lot here.
+No video is needed: the catalogues follow the published counts of the data sets, with the same
+number of crops for each video. The two people of a fake of Celeb-DF or DFD are random here.
 """
 
 import importlib
 import resource
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import tyro
+
+from deepfake_detect import cli
+from deepfake_detect.cli import Count
 
 prepare = importlib.import_module("03-prepare-fake-real-dataset")
 
-# --------------------------------------------------------------------------------------------------
-CROPS_PER_VIDEO = 10  # the recipe keeps one frame a second of clips of some 10 seconds
-SEED = 0  # of the made-up pairs and of the split
-# --------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Settings:
+    """Edit a default here, or override it for one run: --crops-per-video 32."""
+
+    crops_per_video: Count = 10  # one frame per second of clips of about 10 seconds
+    seed: int = 0  # of the random pairs and of the split
+
 
 COLUMNS = [f"{label} {split}" for label in ("real", "fake") for split in prepare.SPLITS]
 COLUMNS += ["fake between splits"]
@@ -81,7 +88,7 @@ def make_timit() -> Iterator[Video]:
 
 
 def make_catalogue(crops_per_video: int, seed: int) -> pd.DataFrame:
-    """Make all five, as script 03 reads them from videos.csv and faces.csv."""
+    """Make the catalogue of all five, as script 03 reads it from videos.csv and faces.csv."""
     rng = np.random.default_rng(seed)
     makers = (make_faceforensics(), make_celeb_df(rng), make_dfd(rng), make_dfdc(), make_timit())
     columns = ["source", "dataset", "label", "method", "identities"]
@@ -90,16 +97,14 @@ def make_catalogue(crops_per_video: int, seed: int) -> pd.DataFrame:
     return videos.assign(video_id=video_id, official_split="", crops=crops_per_video)
 
 
-def main(crops_per_video: int = CROPS_PER_VIDEO, seed: int = SEED) -> pd.DataFrame:
+def main(settings: Settings = Settings()) -> pd.DataFrame:
     """Plan the split of the five data sets at their true sizes.
 
-    Args:
-        crops_per_video: crops of each video
-        seed: another seed makes other pairs and another split
-
     Returns:
-        The number of videos of each data set by label and split.
+        the number of videos of each data set by label and split
     """
+    cli.check_ranges(settings)
+    crops_per_video, seed = settings.crops_per_video, settings.seed
     videos = make_catalogue(crops_per_video, seed)
     crop_ids = pd.DataFrame({"video_id": videos["video_id"].repeat(crops_per_video)})
     crop_ids["crop"] = crop_ids["video_id"] + "-" + crop_ids.groupby("video_id").cumcount().map(str)
@@ -128,4 +133,4 @@ def main(crops_per_video: int = CROPS_PER_VIDEO, seed: int = SEED) -> pd.DataFra
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    cli.run(main)

@@ -1,11 +1,11 @@
-"""Time and memory of scripts 02 and 03 over many crops: do they grow with n, or faster?
+"""Measure time and memory of scripts 02 and 03 over many crops: do they grow linearly?
 
     python -m benchmarks.table_sizes
     python -m benchmarks.table_sizes --crops 10000
 
-The crops are made up: empty files, ten a video, a real and a fake video for each person. Script 02
-finds all of them done and gathers its tables; script 03 balances, splits and links them. Each runs
-as from the shell.
+The crops are empty files, ten per video, a real and a fake video for each person. Script 02 finds
+all of them done and gathers its tables; script 03 balances, splits and links them. Each runs as
+from the shell.
 """
 
 import importlib
@@ -15,22 +15,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
-import tyro
 from tqdm import tqdm
 
 from deepfake_detect import cli, files, resume
+from deepfake_detect.cli import Between
 from deepfake_detect.faces import CropRule
 
 ROOT = Path(__file__).resolve().parents[1]
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
 
-# --------------------------------------------------------------------------------------------------
-CROPS = (10_000, 100_000, 1_000_000)  # sizes of the made-up data sets, one after another
-CROPS_A_VIDEO = 10  # as from one frame a second of 10 seconds
-# --------------------------------------------------------------------------------------------------
+CROPS_PER_VIDEO = 10  # as from one frame per second of 10 seconds
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Edit a default here, or override it for one run: --crops 10000."""
+
+    # sizes of the data sets, one after another
+    crops: Annotated[tuple[int, ...], Between(10)] = (10_000, 100_000, 1_000_000)  # in all
 
 
 def write_input(folder: Path, crops: int) -> None:
@@ -39,7 +46,7 @@ def write_input(folder: Path, crops: int) -> None:
     settings |= crop_faces.describe_rule(CropRule("reduced", 0.3, False))
     files.claim(folder / "faces", "--faces-dir", crop_faces.__file__)
     rows = []
-    for number in tqdm(range(crops // CROPS_A_VIDEO), "videos made up", leave=False):
+    for number in tqdm(range(crops // CROPS_PER_VIDEO), "videos", leave=False):
         label, person = ("real", "fake")[number % 2], f"{number // 2:06d}"
         video_id = f"dfd-{label}-{person}"
         source = f"{video_id}.mp4"
@@ -50,7 +57,7 @@ def write_input(folder: Path, crops: int) -> None:
         frame = frames / f"{video_id}-000000.png"
         frame.touch()
         found = []
-        for face in range(CROPS_A_VIDEO):
+        for face in range(CROPS_PER_VIDEO):
             crop = f"{video_id}/{video_id}-{face:06d}-00.png"
             (folder / "faces" / crop).touch()
             row = (crop, video_id, face, 0, 0.99, 1, 2, 30, 40)
@@ -68,7 +75,7 @@ def write_input(folder: Path, crops: int) -> None:
 
 
 def run(script: str, folder: Path) -> tuple[float, float]:
-    """Run a script in the folder: seconds, and the peak of its memory in MiB."""
+    """Run a script in the folder; return its seconds, and its peak memory in MiB."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, ROOT / script],
@@ -85,14 +92,11 @@ def run(script: str, folder: Path) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss / unit
 
 
-def main(crops: tuple[int, ...] = CROPS) -> None:
-    """Time scripts 02 and 03 over made-up data sets.
-
-    Args:
-        crops: sizes of the data sets, one after another
-    """
+def main(settings: Settings = Settings()) -> None:
+    """Time scripts 02 and 03 over data sets of several sizes."""
+    cli.check_ranges(settings)
     print("    crops   02: seconds     MiB   03: seconds     MiB")
-    for count in crops:
+    for count in settings.crops:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_input(folder, count)
@@ -103,4 +107,4 @@ def main(crops: tuple[int, ...] = CROPS) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    cli.run(main)

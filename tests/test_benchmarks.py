@@ -25,7 +25,7 @@ RUNS = {
         "where the time goes",
     ),
     "many_machines.py": (["--videos", 20, "--workers", 2, "--crops", 200], "20 tasks on 2 workers"),
-    "plan.py": (["videos", "--frames-per-second", 1], "| all five | 32 a video | 4,354,368 |"),
+    "plan.py": (["videos", "--frames-per-second", 1], "| all five | 32 per video | 4,354,368 |"),
     "split_sizes.py": (["--crops-per-video", 1], "136,074 videos, 136,074 crops"),
     "table_sizes.py": (["--crops", 200], "\n      200 "),
     "train_cnn.py": (
