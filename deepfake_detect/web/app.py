@@ -31,6 +31,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepfake_detect import __version__
+from deepfake_detect.report import describe_rate, find_rates, read_measures
+from deepfake_detect.result import FAKE, REAL
+from deepfake_detect.shipped import find_shipped
 from deepfake_detect.web.jobs import MB, FullError, Job, Jobs
 
 HERE = Path(__file__).parent
@@ -64,7 +67,6 @@ class Site:
 
     Attributes:
         jobs: does the work
-        examples: practice clips, by the words on their buttons
         facts: for page.html: version, model, error rates
         card: the model card, Markdown, which need not be there
         api: whether programs may ask, too
@@ -72,7 +74,6 @@ class Site:
     """
 
     jobs: Jobs
-    examples: dict[str, Path]
     facts: dict
     card: Path
     api: bool
@@ -80,19 +81,23 @@ class Site:
 
     @classmethod
     def describe(cls, jobs: Jobs, api: bool, token: str | None) -> Site:
-        """Describe what a detector serves, with the practice clips and the model card."""
+        """Describe what a detector serves, with the model card and its error rates."""
         model = jobs.detector.model
+        measured = read_measures(Path(model.name), model.decision)
         card = Path(model.name).with_name("README.md")  # 05 writes it
         facts = {
             "version": __version__,
             "model": Path(model.name).name,
             "model_sha256": model.sha256,
             "practice": model.training.get("practice") is True,
-            "rates": "",
+            "rates": [
+                (verdict, describe_rate(rate, "video"))
+                for verdict in (FAKE, REAL)
+                for rate in find_rates(measured, "video", verdict)
+            ],
             "has_card": card.is_file(),
         }
-        examples = {words: HERE / "examples" / name for words, name in EXAMPLES.items()}
-        return cls(jobs, examples, facts, card, api, token)
+        return cls(jobs, facts, card, api, token)
 
     def build(self) -> Starlette:
         """Build the application."""
@@ -100,6 +105,7 @@ class Site:
             Route("/", self.show_page),
             Route("/card", self.show_card),
             Route("/health", self.show_health),
+            Route("/report.js", self.show_script),
             Mount("/static", StaticFiles(directory=HERE / "static")),
             Route("/files", self.take_file, methods=["POST"]),
             Route("/examples", self.take_example, methods=["POST"]),
@@ -131,7 +137,7 @@ class Site:
             return answer
         limits = self.jobs.limits
         facts = self.facts | {
-            "examples": self.examples,
+            "examples": EXAMPLES,
             "upload_limit": limits.upload // MB,
             "keep_minutes": f"{limits.seconds / 60:g}",
             "local": self.token is None,
@@ -145,6 +151,10 @@ class Site:
         text = self.card.read_text(encoding="utf-8", errors="replace")
         return HTMLResponse(TEMPLATES.get_template("card.html").render(card=text))
 
+    async def show_script(self, request: Request) -> Response:
+        """Serve the script of the reports, which the page does not have inside."""
+        return FileResponse(find_shipped("templates/report.js"), media_type="text/javascript")
+
     async def take_file(self, request: Request) -> Response:
         """Take an upload and queue its check; the answer has the job's id."""
         job = await self.receive(request, marks=True)
@@ -152,11 +162,10 @@ class Site:
 
     async def take_example(self, request: Request) -> Response:
         """Queue the check of a practice clip."""
-        path = self.examples.get(str((await read_question(request)).get("example")))
-        if not path:
+        label = (await read_question(request)).get("example")
+        if label not in EXAMPLES:
             raise HTTPException(404, "There is no such example.")
-        with path.open("rb") as file:
-            job = await run_in_threadpool(self.jobs.add, path.name, file, marks=True)
+        job = await run_in_threadpool(self.jobs.add_example, label)
         return JSONResponse(self.jobs.describe(job, job.id), 202)
 
     async def show_jobs(self, request: Request) -> Response:
@@ -184,7 +193,7 @@ class Site:
         job, name = self.jobs.find(request.path_params["job"]), request.path_params["name"]
         if not job or name not in RESULTS:
             raise HTTPException(404, "There is no such result; it may be deleted already.")
-        if name != "article.html":  # the report is ready last
+        if name == "report.html":  # it is ready last
             await asyncio.wrap_future(job.report)
         path = job.folder / name
         if not path.is_file():
@@ -240,18 +249,16 @@ class Site:
         too_large = HTTPException(413, f"The file has more than {limit // MB:,} MB.")
         if declared > limit + OVERHEAD:
             raise too_large
-        self.jobs.check_room(declared)
+        room = self.jobs.reserve(declared)
 
         async def receive() -> Message:
             nonlocal received
             async with asyncio.timeout(STALLED):
                 message = await request.receive()
-            size = len(message.get("body", b""))
-            received += size
-            self.jobs.receiving += size
+            received += len(message.get("body", b""))
             if received > limit + OVERHEAD:
                 raise too_large
-            self.jobs.check_room()
+            room.grow(received)
             return message
 
         try:
@@ -267,10 +274,10 @@ class Site:
         except (TimeoutError, ClientDisconnect):
             raise HTTPException(400, "The upload was broken off.") from None
         finally:
-            self.jobs.receiving -= received
+            room.free()
 
 
-EXAMPLES = {"A real one": "practice-real.mp4", "A fake one": "practice-fake.mp4"}  # by the buttons
+EXAMPLES = ("real", "fake")
 RESULTS = {  # type, and the ending of its name when it is saved
     "article.html": ("text/html", ".html"),
     "report.html": ("text/html", ".html"),

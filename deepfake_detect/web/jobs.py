@@ -27,13 +27,15 @@ from typing import TYPE_CHECKING, BinaryIO
 import filelock
 
 from deepfake_detect.cli import describe_error
+from deepfake_detect.practice import write_examples
 from deepfake_detect.result import Failure, Result
 
 if TYPE_CHECKING:
     from deepfake_detect.detector import Detector
 
 PREFIX = "deepfake-page-"
-WAITING, RECEIVED, DONE, CANCELLED = "Waiting", "Received", "Done", "Cancelled"
+WAITING, OPENING, WRITING = "Waiting", "Opening the file", "Writing the report"  # phases
+DONE, DELETED = "Done", "Deleted"
 LEFT_AFTER = 5.0  # seconds after a tab was closed; a reload takes less
 UNSEEN_AFTER = 150.0  # seconds without a question; a tab in the background asks once a minute
 EXPECTED = 8.0  # seconds of a check, before there was one
@@ -117,6 +119,36 @@ class Job:
         return passed * (1 - share) / share if share and passed > 1 else None
 
 
+@dataclass
+class Room:
+    """Bytes that are kept free for an upload on its way."""
+
+    jobs: Jobs
+    size: int = 0
+
+    def grow(self, size: int) -> None:
+        """Reserve `size` bytes, if they are more than before.
+
+        Raises:
+            FullError: the limit of all jobs together is reached
+        """
+        if size <= self.size:
+            return
+        others = sum(job.size for job in list(self.jobs.jobs.values()))
+        if others + self.jobs.receiving + size - self.size > self.jobs.limits.kept:
+            raise FullError(
+                f"The page keeps {self.jobs.limits.kept // MB:,} MB of uploads and results at "
+                "most. Remove some results, or try again later."
+            )
+        self.jobs.receiving += size - self.size
+        self.size = size
+
+    def free(self) -> None:
+        """Give the bytes back."""
+        self.jobs.receiving -= self.size
+        self.size = 0
+
+
 class Jobs:
     """All jobs of a page: a thread checks them in turn, another draws the marked copies."""
 
@@ -128,6 +160,8 @@ class Jobs:
         self.checking = ThreadPoolExecutor(1, "check")
         self.drawing = ThreadPoolExecutor(1, "draw")  # a verdict never waits for a drawing
         self.durations: deque[float] = deque([EXPECTED], maxlen=5)  # seconds of the last checks
+        self.examples: dict[str, Path] = {}  # by label; drawn when somebody asks for one
+        self.drawing_examples = threading.Lock()
         self.closed = threading.Event()
         self.cleaner = threading.Thread(target=self.keep_clean, daemon=True)
         self.cleaner.start()
@@ -138,18 +172,15 @@ class Jobs:
 
     # --- From the visitors ------------------------------------------------------------------------
 
-    def check_room(self, coming: int = 0) -> None:
-        """Check that `coming` bytes more may be kept.
+    def reserve(self, size: int) -> Room:
+        """Reserve room for an upload of that many bytes, or of a few that will grow.
 
         Raises:
             FullError: the limit of all jobs together is reached
         """
-        kept = sum(job.size for job in list(self.jobs.values()))
-        if kept + self.receiving + coming > self.limits.kept:
-            raise FullError(
-                f"The page keeps {self.limits.kept // MB:,} MB of uploads and results at most. "
-                "Remove some results, or try again later."
-            )
+        room = Room(self)
+        room.grow(size)
+        return room
 
     def add(self, name: str, content: BinaryIO, marks: bool) -> Job:
         """Store an upload and queue its check; marks: write a report and a marked copy too.
@@ -170,6 +201,16 @@ class Jobs:
             delete(folder)
             raise
         return job
+
+    def add_example(self, label: str) -> Job:
+        """Queue the check of a practice clip, real or fake; the clips are drawn the first time."""
+        folder = self.folder / EXAMPLES
+        with self.drawing_examples:
+            if not self.examples:
+                folder.mkdir()
+                self.examples = write_examples(folder)
+        with self.examples[label].open("rb") as file:
+            return self.add(self.examples[label].name, file, marks=True)
 
     def remove(self, job: Job) -> None:
         """Cancel a job and delete all of it, at once or when its thread has noticed."""
@@ -192,7 +233,7 @@ class Jobs:
     def describe(self, job: Job | None, identity: str) -> dict:
         """Give what a page shows of a job, as plain values; also that it is there no more."""
         if job is None:
-            return {"id": identity, "phase": "Deleted"}
+            return {"id": identity, "phase": DELETED}
         said = {"id": job.id, "name": job.name, "phase": job.phase, "share": job.share()}
         if job.phase == WAITING:
             waiting = [one for one in list(self.jobs.values()) if one.answer is None]
@@ -204,6 +245,7 @@ class Jobs:
             shown = ("verdict", "score", "interval_95", "reason", "advice")
             said |= {key: job.answer[key] for key in shown if key in job.answer}
             said |= {"marked": job.marked and job.marked.name, "ready": job.report.done()}
+            said["notes"] = job.notes
         return said
 
     # --- In the threads ---------------------------------------------------------------------------
@@ -225,16 +267,18 @@ class Jobs:
     def check(self, job: Job) -> Result | Failure:
         """Check the upload; its report follows in the other thread."""
         began = time.monotonic()
-        job.enter(RECEIVED)
+        job.enter(OPENING)
         try:
             result = self.detector.check(
                 job.upload, name=job.name, progress=job.enter, cancelled=job.is_unwanted
             )
-            job.answer = result.to_dict()
             if job.marks:
-                video = f"/results/{job.id}/report.html"
-                article = self.detector.render_report(result, download=video)
+                download = f"results/{job.id}/report.html?save"
+                article = self.detector.render_report(result, download=download)
                 job.article.write_text(article, encoding="utf-8", errors="replace")
+                numbers = json.dumps(result.to_dict())
+                (job.folder / "result.json").write_text(numbers, encoding="utf-8")
+            job.answer = result.to_dict()
         except Exception as error:  # of this file alone
             return self.fail(job, error)
         self.durations.append(time.monotonic() - began)
@@ -259,18 +303,18 @@ class Jobs:
         report = job.folder / "report.html"
         try:
             if result.tracks:
-                self.detector.write_marked_copy(
+                job.notes += self.detector.write_marked_copy(
                     result, marked, progress=job.enter, cancelled=job.is_unwanted
                 )
                 job.marked = marked
         except Exception as error:
-            job.notes.append(f"The marked copy is not written: {describe_error(error)}")
+            job.notes.append(f"There is no marked copy: {describe_error(error)}")
         try:
             if not job.is_unwanted():
+                job.enter(WRITING)
                 self.detector.write_report(result, report)
         except Exception as error:
-            job.notes.append(f"The report is not written: {describe_error(error)}")
-        (job.folder / "result.json").write_text(json.dumps(job.answer), encoding="utf-8")
+            job.notes.append(f"The report could not be written: {describe_error(error)}")
         settle(job.report)
         self.finish(job)
 
@@ -279,7 +323,7 @@ class Jobs:
         job.upload.unlink(missing_ok=True)
         job.measure()
         job.ended = time.monotonic()
-        job.enter(CANCELLED if job.is_unwanted() and not job.answer else DONE)
+        job.enter(DONE)
 
     # --- Deleting ---------------------------------------------------------------------------------
 
@@ -297,7 +341,10 @@ class Jobs:
         for job in list(self.jobs.values()):
             if now - job.ended > self.limits.seconds if job.ended else job.is_unwanted():
                 self.remove(job)
-        owned = {job.folder for job in list(self.jobs.values())} | {self.folder / LOCK}
+        owned = {job.folder for job in list(self.jobs.values())} | {
+            self.folder / LOCK,
+            self.folder / EXAMPLES,
+        }
         for path in set(self.folder.iterdir()) - owned:
             with suppress(OSError):
                 if time.time() - path.lstat().st_mtime > self.limits.seconds:
@@ -337,7 +384,7 @@ def advise(error: Exception) -> str:
 
 # --- Folders --------------------------------------------------------------------------------------
 
-LOCK = "lock"
+LOCK, EXAMPLES = "lock", "examples"  # in the folder of a page
 
 
 def delete(path: Path) -> None:

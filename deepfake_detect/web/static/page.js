@@ -6,7 +6,7 @@
 const POLL = 400; // ms between two questions, while there is work
 const AT_ONCE = 3; // files of this tab that may wait on the server
 const MEDIA = /\.(mkv|mov|m4v|avi|webm|mts|m2ts|ts|3gp|wmv|flv|heic|heif|avif|jfif|webp)$/i; // not every browser knows them
-const ACTIVE = ["Uploading", "Waiting", "Received", "Looking for faces", "Drawing the marked copy"];
+const OVER = ["Done", "Deleted"];
 const SIGNS = {
   "likely fake": ["▲", "fake"], "likely real": ["○", "real"], "undecided": ["◇", "open"],
   "no face": ["□", "none"], "not checked": ["✕", "fake"],
@@ -37,7 +37,7 @@ function start(added) {
   if (!added.length) return;
   close();
   for (const entry of added) {
-    entry.state = { phase: "Uploading", share: 0 };
+    entry.state = entry.example ? { phase: "Drawing the example" } : { phase: "Uploading", share: 0 };
     entry.opens = added.length === 1; // one answer is shown at once, of several there is the table
     entries.push(entry);
     addRow(entry);
@@ -47,7 +47,7 @@ function start(added) {
 }
 
 async function send(entry) {
-  const waiting = () => entries.filter((one) => one.id && ["Waiting", "Received"].includes(one.state.phase)).length;
+  const waiting = () => entries.filter((one) => one.id && ["Waiting", "Opening the file"].includes(one.state.phase)).length;
   while (waiting() >= AT_ONCE && !entry.removed) await new Promise((go) => setTimeout(go, POLL));
   if (entry.removed) return;
   const answer = entry.example
@@ -78,7 +78,7 @@ function ask(method, address, body = null, entry = null) {
     const request = new XMLHttpRequest();
     if (entry) {
       entry.request = request;
-      request.upload.onprogress = (event) => update(entry, { phase: "Uploading", share: event.loaded / event.total });
+      if (entry.file) request.upload.onprogress = (event) => update(entry, { phase: "Uploading", share: event.loaded / event.total });
     }
     request.onload = () => {
       try { answer(JSON.parse(request.responseText || "{}")); } catch { answer({ reason: `The page's program answered with an error (${request.status}).` }); }
@@ -130,7 +130,7 @@ function update(entry, state) {
   if (entry.removed) return;
   const before = entry.state;
   entry.state = state;
-  const active = ACTIVE.includes(state.phase);
+  const active = !OVER.includes(state.phase);
   const row = entry.row;
   const words = get(".words", row);
   const bar = get("progress", row);
@@ -153,15 +153,19 @@ function update(entry, state) {
     say(`${entry.name}: ${state.verdict && !before.verdict ? `${state.verdict}. ${wordScore(state)}` : line || state.phase}`);
   }
   if (state.verdict && entry.opens) open(entry, true);
-  if (entry === shown && state.ready && !entry.complete) complete(entry);
+  if (entry === shown && get(".report")) complete(entry);
 }
 
 function wordPhase(state) {
   const left = state.seconds_left == null ? "" : `, about ${wordSeconds(state.seconds_left)}${state.phase === "Waiting" ? "" : " left"}`;
   if (state.phase === "Waiting") return state.before ? `Waiting: ${state.before} ${state.before > 1 ? "files" : "file"} before this one${left}` : "Waiting";
-  if (state.phase === "Received") return "Opening the file";
   const share = state.share == null ? "" : ` ${Math.floor(100 * Math.min(state.share, 1))} %`;
   return `${state.phase}${share}${left}`;
+}
+
+function wordReason(reason) { // such as "is neither a video nor a picture"
+  const sentence = /^(is|has|does|was|cannot|ends|changed) /.test(reason) ? `It ${reason}` : reason;
+  return sentence.charAt(0).toUpperCase() + sentence.slice(1) + (/[.!?]$/.test(sentence) ? "" : ".");
 }
 
 function wordSeconds(seconds) {
@@ -198,7 +202,7 @@ async function open(entry, byItself = false) {
   entry.row.classList.add("shown");
   const answer = get("#answer");
   if (entry.state.verdict === "not checked") {
-    answer.replaceChildren(makeCard(`${entry.name} could not be checked`, entry.state.reason, entry.state.advice));
+    answer.replaceChildren(makeCard(`${entry.name} could not be checked`, wordReason(entry.state.reason), entry.state.advice));
   } else {
     const text = await fetch(`results/${entry.id}/article.html`).then((got) => (got.ok ? got.text() : null), () => null);
     if (shown !== entry) return;
@@ -206,7 +210,7 @@ async function open(entry, byItself = false) {
     else answer.innerHTML = text;
   }
   answer.hidden = false;
-  if (entry.state.ready) complete(entry);
+  complete(entry);
   keep();
   // Reading goes on at the answer, unless its reader is busy elsewhere.
   const focused = document.activeElement;
@@ -218,35 +222,31 @@ async function open(entry, byItself = false) {
   answer.scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
 }
 
-// Put the marked copy in the place of its still picture, and offer the files.
+// Play the marked copy where its still picture is, and offer the files, as soon as each is there.
 function complete(entry) {
-  entry.complete = true;
   const answer = get("#answer");
   const at = `results/${entry.id}`;
-  const marked = entry.state.marked && `${at}/${entry.state.marked}`;
+  const { marked, ready, notes = [] } = entry.state;
   const still = get(".still", answer);
-  if (marked && marked.endsWith(".mp4") && still) {
-    const video = Object.assign(document.createElement("video"), { controls: true, preload: "auto", src: marked, poster: still.src });
-    video.setAttribute("aria-label", still.alt);
-    still.replaceWith(video);
+  if (marked && marked.endsWith(".mp4") && still && !get("video", answer)) {
+    const video = Object.assign(document.createElement("video"), { controls: true, preload: "auto", src: `${at}/${marked}`, poster: still.src });
+    video.setAttribute("aria-label", "The video, with a box on every face");
+    still.before(video); // which hides it, but for paper
   }
-  if (get(".buttons", answer) || !entry.id || entry.state.verdict === "not checked") return;
+  if (!ready || get(".buttons", answer) || entry.state.verdict === "not checked") return;
   const links = document.createElement("p");
   links.className = "buttons";
   const offer = (words, href) => links.append(Object.assign(document.createElement("a"), { textContent: words, href }));
   offer("Save the report", `${at}/report.html?save`);
-  if (marked) offer("Save the marked copy", `${marked}?save`);
+  if (marked) offer("Save the marked copy", `${at}/${marked}?save`);
   offer("Save the numbers (JSON)", `${at}/result.json?save`);
   offer("Open the report alone, to print", `${at}/report.html`);
   links.lastElementChild.target = "_blank";
-  answer.prepend(links);
+  answer.prepend(links, ...notes.map((note) => Object.assign(document.createElement("p"), { textContent: note, className: "soft" })));
 }
 
 function close() {
-  if (shown) {
-    shown.row.classList.remove("shown");
-    shown.complete = false;
-  }
+  shown?.row.classList.remove("shown");
   shown = null;
   get("#answer").replaceChildren();
   get("#answer").hidden = true;
@@ -272,7 +272,7 @@ function say(words) { // to screen readers, a few words at a time
 
 // --- The server -----------------------------------------------------------------------------------
 
-const active = () => entries.filter((entry) => entry.id && ACTIVE.includes(entry.state.phase));
+const active = () => entries.filter((entry) => entry.id && !OVER.includes(entry.state.phase));
 
 async function poll() {
   if (polling) return;
@@ -315,17 +315,6 @@ async function restore() {
   poll();
 }
 
-// A click on a crop or on a point of the timeline shows its moment in the marked copy.
-get("#answer").onclick = (event) => {
-  const to = event.target.closest("[data-seconds]");
-  const video = get("video", get("#answer"));
-  if (!to || !video) return;
-  event.preventDefault();
-  video.pause();
-  video.currentTime = to.dataset.seconds;
-  video.scrollIntoView({ block: "center" });
-  video.focus();
-};
 get("#choose-files").onclick = () => get("#files").click();
 get("#choose-folder").onclick = () => get("#folder").click();
 get("#files").onchange = (event) => { take([...event.target.files]); event.target.value = ""; };
