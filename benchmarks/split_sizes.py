@@ -7,7 +7,6 @@ No video is needed: the catalogues follow the published counts of the data sets,
 number of crops for each video. The two people of a fake of Celeb-DF or DFD are random here.
 """
 
-import importlib
 import resource
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import pandas as pd
 from deepfake_detect import cli
 from deepfake_detect.cli import Count
 
-prepare = importlib.import_module("03-prepare-fake-real-dataset")
+from deepfake_detect import splits
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Settings:
     seed: int = 0  # of the random pairs and of the split
 
 
-COLUMNS = [f"{label} {split}" for label in ("real", "fake") for split in prepare.SPLITS]
+COLUMNS = [f"{label} {split}" for label in ("real", "fake") for split in splits.SPLITS]
 COLUMNS += ["fake between splits"]
 Video = tuple[str, str, str, str, str]  # source, dataset, label, method, identities
 
@@ -110,11 +109,9 @@ def main(settings: Settings = Settings()) -> pd.DataFrame:
     crop_ids["crop"] = crop_ids["video_id"] + "-" + crop_ids.groupby("video_id").cumcount().map(str)
 
     start = time.perf_counter()
-    videos["split"] = prepare.split_videos(
-        videos, "identity", prepare.SPLIT_RATIO, seed, prepare.DFDC_PARTS
-    )
-    taken = prepare.balance(videos[videos["split"] != ""], seed)
-    chosen = prepare.choose_crops(crop_ids, videos, taken)
+    videos["split"] = splits.split_videos(videos, seed=seed)
+    taken = splits.balance(videos[videos["split"] != ""], seed)
+    chosen = splits.choose_crops(crop_ids, videos, taken)
     seconds = time.perf_counter() - start
 
     groups = videos["label"] + " " + videos["split"].replace("", "between splits")

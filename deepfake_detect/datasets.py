@@ -41,7 +41,6 @@ ROWS = {  # what the rows of data-sets.toml must have
 SPLITS = ("train", "val", "test")
 LONGEST_MATCH = 5  # seconds; some expressions take years on some names
 DESCRIPTION = ["dataset", "label", "method", "compression", "identities", "official_split"]
-printable = cli.printable  # until 01 uses that one
 Row = dict[str, Any]  # a row of data-sets.toml
 Description = dict[str, str]  # the columns of DESCRIPTION, and `prefix`, the start of the video_id
 
@@ -248,6 +247,9 @@ class Lists(NamedTuple):
     faults: dict[PurePosixPath, str]  # why what a list says of a video is of no use
     folders: set[PurePosixPath]  # that have a list of all their videos
     splits: dict[tuple[str, PurePosixPath], dict[str, str]]  # by data set and folder; by name
+
+
+NO_LISTS = Lists({}, {}, set(), {})
 
 
 def find_fault(path: Path) -> str:

@@ -12,6 +12,8 @@ from conftest import assert_stops, run_script
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deepfake_detect.splits import balance, share_evenly, split_videos
+
 SCRIPT = "03-prepare-fake-real-dataset.py"
 prepare = importlib.import_module("03-prepare-fake-real-dataset")
 RATIO = (0.8, 0.1, 0.1)
@@ -95,7 +97,7 @@ def splits_of_identities(videos: pd.DataFrame) -> dict[tuple[str, str], set[str]
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(CATALOGUES, st.integers(0, 100))
 def test_no_identity_in_two_splits_and_no_real_left_out(videos: pd.DataFrame, seed: int) -> None:
-    videos["split"] = prepare.split_videos(videos, "identity", RATIO, seed, PARTS)
+    videos["split"] = split_videos(videos, "identity", RATIO, seed, PARTS)
     assert set(videos["split"]) <= {"train", "val", "test", ""}
     assert all(len(splits) == 1 for splits in splits_of_identities(videos).values())
     assert set(videos["label"][videos["split"] == ""]) <= {"fake"}
@@ -107,8 +109,8 @@ def test_no_identity_in_two_splits_and_no_real_left_out(videos: pd.DataFrame, se
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(CATALOGUES, st.integers(0, 100))
 def test_every_split_is_balanced_and_fakes_are_spread(videos: pd.DataFrame, seed: int) -> None:
-    videos["split"] = prepare.split_videos(videos, "identity", RATIO, seed, PARTS)
-    taken = prepare.balance(videos[videos["split"] != ""], seed)
+    videos["split"] = split_videos(videos, "identity", RATIO, seed, PARTS)
+    taken = balance(videos[videos["split"] != ""], seed)
     videos["taken"] = videos["video_id"].map(taken).fillna(0).astype(int)
     assert (videos["taken"] <= videos["crops"]).all()
     for _, part in videos[videos["split"] != ""].groupby(["dataset", "split"]):
@@ -129,13 +131,13 @@ def test_same_seed_same_split_in_whatever_order(
 ) -> None:
     order = list(range(len(videos)))
     random.shuffle(order)
-    first = prepare.split_videos(videos, "identity", RATIO, seed, PARTS)
-    second = prepare.split_videos(videos.iloc[order], "identity", RATIO, seed, PARTS)
+    first = split_videos(videos, "identity", RATIO, seed, PARTS)
+    second = split_videos(videos.iloc[order], "identity", RATIO, seed, PARTS)
     assert first.equals(second.sort_index())
     assert (
-        prepare.balance(videos.assign(split=first), seed)
+        balance(videos.assign(split=first), seed)
         .sort_index()
-        .equals(prepare.balance(videos.iloc[order].assign(split=second), seed).sort_index())
+        .equals(balance(videos.iloc[order].assign(split=second), seed).sort_index())
     )
 
 
@@ -143,7 +145,7 @@ def test_same_seed_same_split_in_whatever_order(
 def test_shares_come_near_when_groups_are_many(kind: callable) -> None:
     for seed in range(10):
         videos = make_catalogue({kind: 100}, seed)
-        videos["split"] = prepare.split_videos(videos, "identity", RATIO, seed, PARTS)
+        videos["split"] = split_videos(videos, "identity", RATIO, seed, PARTS)
         reals = videos[videos["label"] == "real"].groupby("split")["crops"].sum()
         shares = reals / reals.sum()
         assert shares.sub(pd.Series(RATIO, index=["train", "val", "test"])).abs().max() < 0.03
@@ -154,7 +156,7 @@ def test_shares_come_near_when_groups_are_many(kind: callable) -> None:
 def test_another_seed_deals_others() -> None:
     for kind in (faceforensics, celeb, dfdc, plain, timit):
         videos = make_catalogue({kind: 40}, 0)
-        splits = [prepare.split_videos(videos, "identity", RATIO, seed, PARTS) for seed in range(3)]
+        splits = [split_videos(videos, "identity", RATIO, seed, PARTS) for seed in range(3)]
         assert len({tuple(split) for split in splits}) == 3
 
 
@@ -162,8 +164,8 @@ def test_one_data_set_more_moves_nobody() -> None:
     alone = make_catalogue({faceforensics: 40}, 0)
     both = pd.concat([alone, make_catalogue({timit: 10}, 0).assign(dataset="a")])
     both["video_id"] = both["dataset"] + both["video_id"]
-    first = prepare.split_videos(alone, "identity", RATIO, 0, PARTS)
-    second = prepare.split_videos(both.reset_index(drop=True), "identity", RATIO, 0, PARTS)
+    first = split_videos(alone, "identity", RATIO, 0, PARTS)
+    second = split_videos(both.reset_index(drop=True), "identity", RATIO, 0, PARTS)
     assert first.equals(second[: len(alone)])
 
 
@@ -172,23 +174,21 @@ def test_whole_parts_of_dfdc_stay_together_when_there_are_ten() -> None:
         videos = make_catalogue({dfdc: 200}, 0)
         part = videos["identities"].str[1:].astype(int) % parts
         videos["source"] = [f"dfdc_train_part_{number}/x.mp4" for number in part]
-        splits = prepare.split_videos(videos, "identity", RATIO, 0, PARTS)
+        splits = split_videos(videos, "identity", RATIO, 0, PARTS)
         assert (splits.groupby(part).nunique() == 1).all() == together
 
 
 def test_official_lists() -> None:
     listed = make_catalogue({faceforensics: 6}, 0)
     listed["official_split"] = ["train", "val", "test", ""] * (len(listed) // 4)
-    assert prepare.split_videos(listed, "official", RATIO, 0, PARTS).equals(
-        listed["official_split"]
-    )
+    assert split_videos(listed, "official", RATIO, 0, PARTS).equals(listed["official_split"])
     without = make_catalogue({timit: 6}, 0)
-    assert set(prepare.split_videos(without, "official", RATIO, 0, PARTS)) == {"test"}
+    assert set(split_videos(without, "official", RATIO, 0, PARTS)) == {"test"}
     no_val = make_catalogue({dfdc: 40}, 0)
     no_val["official_split"] = np.where(
         no_val["identities"].str[1:].astype(int) < 8, "test", "train"
     )
-    no_val["split"] = prepare.split_videos(no_val, "official", RATIO, 0, PARTS)
+    no_val["split"] = split_videos(no_val, "official", RATIO, 0, PARTS)
     assert (no_val["split"] == "test").equals(no_val["official_split"] == "test")
     assert (no_val["split"] == "val").any()
     assert all(len(splits) == 1 for splits in splits_of_identities(no_val).values())
@@ -200,7 +200,7 @@ def test_official_lists() -> None:
 def test_share_evenly(available: list[int], wanted: int, seed: int) -> None:
     wanted = min(wanted, sum(available))
     series = pd.Series(available, index=[f"n{n}" for n in range(len(available))])
-    taken = prepare.share_evenly(series, wanted, np.random.default_rng(seed))[series.index]
+    taken = share_evenly(series, wanted, np.random.default_rng(seed))[series.index]
     assert taken.sum() == wanted
     assert (taken <= series).all()
     left_some = taken < series
@@ -281,16 +281,16 @@ def test_a_second_run_gives_the_same_and_starts_clean(faces: Path) -> None:
     prepare.main()
     assert sorted(faces.rglob("*_dataset/**/*")) == first
     for seed in range(1, 6):
-        prepare.main(seed=seed)
+        prepare.main(prepare.Settings(seed=seed))
     assert sum(count_files(faces / "split_dataset").values()) == 120
-    assert not list(faces.glob("*.partial"))
+    assert not list(faces.glob(".*unfinished*"))
 
 
 def test_hard_links_or_copies(faces: Path) -> None:
     prepare.main()
     crop = next((faces / "split_dataset/train/real").iterdir())
     assert crop.stat().st_nlink == 3
-    prepare.main(files="copy")
+    prepare.main(prepare.Settings(files="copy"))
     crop = next((faces / "split_dataset/train/real").iterdir())
     assert crop.stat().st_nlink == 1
     assert cv2.imread(str(crop)).shape == (8, 8, 3)

@@ -6,7 +6,6 @@ import shutil
 import signal
 import time
 import unicodedata
-from contextlib import suppress
 from pathlib import Path
 
 import faults
@@ -45,13 +44,13 @@ def write_input(folder: Path, people: int = 12, crops: int = 8, size: int = 30) 
 
 
 def run(folder: Path, **settings: object) -> pd.DataFrame:
-    return prepare.main(
-        folder / "frames",
-        folder / "faces",
-        folder / "prepared_dataset",
-        folder / "split_dataset",
-        **settings,
-    )
+    folders = {
+        "frames_dir": folder / "frames",
+        "faces_dir": folder / "faces",
+        "prepared_dir": folder / "prepared_dataset",
+        "split_dir": folder / "split_dataset",
+    }
+    return prepare.main(prepare.Settings(**folders | settings))
 
 
 def read(folder: Path) -> dict[str, dict[str, bytes]]:
@@ -88,26 +87,23 @@ def test_killed_at_any_moment_a_folder_is_old_or_new_or_not_there(folder: Path) 
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr
     assert read(folder) == new
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".*unfinished*"))
 
 
 def test_whatever_was_left_by_a_kill_is_cleared_away(folder: Path) -> None:
     run(folder)
     new = read(folder)
     for name in FOLDERS:  # stopped while it wrote a crop, and while it deleted the old folder
-        shutil.copytree(folder / name, folder / f"{name}.partial")
-        shutil.rmtree(next((folder / f"{name}.partial").glob("*/")))
-        next((folder / f"{name}.partial").rglob("*.png")).write_bytes(b"half")
-    waiting = folder / "split_dataset.partial" / "waiting" / "train"
-    (folder / "split_dataset.partial" / "train").rename(waiting.parent.mkdir() or waiting)
-    (folder / "split_dataset").rename(folder / "split_dataset.replaced.partial")
-    (folder / "split_dataset.replaced.partial" / "crops.csv").unlink()
-    for label in ("real", "fake"):
-        for split in ("train", "val", "test"):
-            shutil.rmtree(folder / "split_dataset.replaced.partial" / split / label)
+        for number in "ab":
+            left = folder / f".{name}.unfinished-{number * 32}"
+            shutil.copytree(folder / name, left)
+            shutil.rmtree(next(left.glob("*/")))
+            next(left.rglob("*.png")).write_bytes(b"half")
+            (left / ".made-by").unlink()
+    shutil.rmtree(folder / "split_dataset")
     run(folder)
     assert read(folder) == new
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".*unfinished*"))
 
 
 def test_a_second_run_stops(folder: Path) -> None:
@@ -132,7 +128,7 @@ def test_a_full_disk_leaves_the_old_folders_whole(tmp_path: Path) -> None:
         assert read(folder) == old
         resize(20)
         run(folder, seed=2, files="copy")
-        assert read(folder) != old and not list(folder.glob("*.partial"))
+        assert read(folder) != old and not list(folder.glob(".*unfinished*"))
 
 
 def faults_used(disk: Path) -> float:
@@ -246,7 +242,9 @@ def test_no_table_of_faces_ends_in_anything_but_a_sentence(
     try:
         extra = "\n".join(f"{crop},{video_id}" for crop, video_id in rows)
         path.write_bytes(whole + extra.encode() + tail)
-        videos, crops = prepare.read_videos_and_crops(scratch / "frames", scratch / "faces")
+        videos, crops = prepare.read_videos_and_crops(
+            prepare.Settings(frames_dir=scratch / "frames", faces_dir=scratch / "faces")
+        )
         assert len(crops) <= 16 and set(videos.label) == {"real", "fake"}
     except ValueError:
         pass
@@ -258,19 +256,26 @@ def test_no_table_of_faces_ends_in_anything_but_a_sentence(
 
 
 @pytest.mark.parametrize("name", ["split_dataset", "prepared_dataset"])
-@pytest.mark.parametrize("end", ["", ".partial", ".replaced.partial"])
 def test_what_this_script_did_not_make_is_never_deleted(
-    name: str, end: str, folder: Path, snapshot: callable
+    name: str, folder: Path, snapshot: callable
 ) -> None:
-    (folder / f"{name}{end}" / "mine").mkdir(parents=True)
-    (folder / f"{name}{end}" / "mine" / "thesis.txt").write_text("three years")
+    (folder / name / "mine").mkdir(parents=True)
+    (folder / name / "mine" / "thesis.txt").write_text("three years")
     before = snapshot(folder)
     option = f"--{name.replace('dataset', 'dir').replace('_', '-')}"
-    words = rf"{name}{end}: it holds mine/thesis.txt, which this script did not make; .* {option}\."
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=rf"{name}: it holds mine/thesis.txt.* {option}"):
         run(folder)
     after = snapshot(folder)
     assert {path: after[path] for path in after if not path.endswith(".lock")} == before
+
+
+@pytest.mark.parametrize("end", [".partial", ".replaced.partial", ".unfinished"])
+def test_folders_of_similar_names_stay(end: str, folder: Path) -> None:
+    for name in FOLDERS:
+        (folder / f"{name}{end}").mkdir()
+        (folder / f"{name}{end}" / "thesis.txt").write_text("three years")
+    run(folder)
+    assert all((folder / f"{name}{end}" / "thesis.txt").exists() for name in FOLDERS)
 
 
 def test_own_files_beside_the_mark_and_links_are_not_deleted_either(folder: Path) -> None:
@@ -291,13 +296,8 @@ def test_own_files_beside_the_mark_and_links_are_not_deleted_either(folder: Path
 
 def test_a_file_in_the_place_of_a_folder_stays(folder: Path, snapshot: callable) -> None:
     before = snapshot(folder)
-    with pytest.raises(ValueError, match=r"videos\.csv: this is no folder; .* --split-dir"):
-        prepare.main(
-            folder / "frames",
-            folder / "faces",
-            folder / "prepared_dataset",
-            folder / "frames" / "videos.csv",
-        )
+    with pytest.raises(ValueError, match=r"videos\.csv: this is not a folder; .* --split-dir"):
+        run(folder, split_dir=folder / "frames" / "videos.csv")
     assert {name: snapshot(folder)[name] for name in before} == before
 
 
@@ -314,16 +314,30 @@ def test_a_linked_folder_works_again_and_again_and_stays_a_link(folder: Path) ->
         assert sorted(path.name for path in (folder / "disk").glob("[!.]*")) == list(FOLDERS)
 
 
-def test_planted_links_are_not_followed(folder: Path) -> None:
+@pytest.mark.parametrize("planted", [".made-by", "crops.csv", "crop-rule.json"])
+def test_planted_links_are_not_followed(planted: str, folder: Path) -> None:
     victim = folder / "victim.txt"
     victim.write_text("mine")
-    for planted in (".made-by", "crops.csv", "crop-rule.json"):
-        (folder / "split_dataset.partial").mkdir()
-        (folder / "split_dataset.partial" / planted).symlink_to(victim)
-        with suppress(ValueError):
-            run(folder)
-        assert victim.read_text() == "mine"
-        shutil.rmtree(folder / "split_dataset.partial", ignore_errors=True)
+    (folder / "split_dataset").mkdir()
+    (folder / "split_dataset" / planted).symlink_to(victim)
+    with pytest.raises(ValueError, match=planted):
+        run(folder)
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("mtime_kept", [True, False])
+def test_a_planted_list_gives_nothing_away(mtime_kept: bool, folder: Path) -> None:
+    """The list and the table of a split, in a folder with files of such names of the user's."""
+    run(folder, files="copy")
+    split_dir = folder / "split_dataset"
+    crop = next(split_dir.glob("train/real/*.png"))
+    state = crop.stat()
+    crop.write_bytes(crop.read_bytes()[::-1] if mtime_kept else b"mine")
+    if mtime_kept:
+        os.utime(crop, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(ValueError, match=crop.name):
+        run(folder)
+    assert crop.exists()
 
 
 @pytest.mark.parametrize(
@@ -333,7 +347,7 @@ def test_planted_links_are_not_followed(folder: Path) -> None:
 def test_one_folder_for_both_is_refused(prepared_dir: str, split_dir: str, folder: Path) -> None:
     (folder / "link").symlink_to("a")
     with pytest.raises(ValueError, match="give two folders, neither in the other"):
-        prepare.main(folder / "frames", folder / "faces", folder / prepared_dir, folder / split_dir)
+        run(folder, prepared_dir=folder / prepared_dir, split_dir=folder / split_dir)
     assert not (folder / "a").exists()
 
 
@@ -421,4 +435,4 @@ def test_a_signal_ends_it_with_a_sentence_and_the_old_folders(name: str, tmp_pat
     found = read(folder)
     assert found == old
     run(folder, seed=2)
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".*unfinished*"))

@@ -18,8 +18,9 @@ each_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.nam
 
 # Imports point to the left, or stay inside a group.
 GROUPS = {
-    "plumbing": "shipped cli files resume pool cluster",
-    "data": "datasets video inputs faces mtcnn crops augmentation provenance display kinds",
+    "plumbing": "start shipped cli files resume pool cluster",
+    "data": "datasets identities bystanders splits practice video inputs faces mtcnn crops"
+    " augmentation provenance display kinds",
     "model": "decision model model_file scoring checkpoint keras_setup onnx_export detection_model"
     " explanation export_formats batches",
     "detection": "errors result tracks verdict search source detector",
