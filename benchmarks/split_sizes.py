@@ -15,10 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from deepfake_detect import cli
+from deepfake_detect import cli, splits
 from deepfake_detect.cli import Count
-
-from deepfake_detect import splits
 
 
 @dataclass(frozen=True)
