@@ -245,13 +245,12 @@ def suppress(boxes: np.ndarray, threshold: float, by_smaller: bool = False) -> n
 
 def overlap(some: np.ndarray, others: np.ndarray, by_smaller: bool) -> np.ndarray:
     """Measure the overlap of each of some boxes (n, 6) with others (m, 6): (n, m), 0 to 1."""
-    some, others = some[:, None], others[None]
-    low, high = (
-        np.maximum(some[..., 1:3], others[..., 1:3]),
-        np.minimum(some[..., 3:5], others[..., 3:5]),
-    )
-    shared = (high - low).clip(0).prod(axis=2)
-    area, other = ((boxes[..., 3:5] - boxes[..., 1:3]).prod(axis=2) for boxes in (some, others))
+    left, top, right, bottom = some[:, 1:5].T[..., None]
+    left2, top2, right2, bottom2 = others[:, 1:5].T
+    width = np.minimum(right, right2) - np.maximum(left, left2)
+    height = np.minimum(bottom, bottom2) - np.maximum(top, top2)
+    shared = width.clip(0) * height.clip(0)
+    area, other = (right - left) * (bottom - top), (right2 - left2) * (bottom2 - top2)
     with np.errstate(invalid="ignore", divide="ignore"):  # a box without an area overlaps nothing
         return shared / (np.minimum(area, other) if by_smaller else area + other - shared)
 
