@@ -3,6 +3,8 @@
 import http.client
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -412,3 +414,60 @@ def test_ctrl_c_at_any_moment_of_the_start_has_one_line(tmp_path: Path, after: f
     assert process.returncode == 130
     assert "Traceback" not in said
     assert not list(tmp_path.glob("deepfake-page-*"))
+
+
+# --- docs/api.md ----------------------------------------------------------------------------------
+
+
+def read_blocks(language: str) -> list[str]:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="There is no curl.")
+def test_curl_of_the_docs_works(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(REAL.read_bytes())
+    first, with_token = read_blocks("bash")
+    with open_page(tmp_path, "--api") as server:
+        ran = run_shell(first, server, tmp_path)
+    checked, version, health, described = map(
+        json.loads, ran.stdout.replace("}{", "}\n{").split("\n")
+    )
+    assert (
+        checked["verdict"] == "likely real" and version["model_sha256"] == checked["model_sha256"]
+    )
+    assert health["status"] == "ok" and described["openapi"] == "3.1.0"
+    token = {"DEEPFAKE_DETECT_TOKEN": "a-long-one"}
+    with open_page(tmp_path, "--api", **token) as server:
+        ran = run_shell(with_token, server, tmp_path, **token)
+    assert json.loads(ran.stdout)["verdict"] == "likely real"
+
+
+def run_shell(
+    commands: str, server: Server, folder: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    commands = commands.replace("http://127.0.0.1:7860", server.address)
+    return subprocess.run(
+        ["sh", "-ec", commands],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_python_of_the_docs_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("clip.mp4").write_bytes(REAL.read_bytes())
+    Path("notes.txt").write_text("not media")
+    for block in read_blocks("python"):
+        exec(compile(block, "api.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert said.count("clip.mp4 likely real") == 1 and "notes.txt not checked" in said
+    assert "Looking for faces" in said
+    assert (
+        Path("report.html").stat().st_size > 10_000 and Path("marked.mp4").stat().st_size > 10_000
+    )

@@ -248,7 +248,7 @@ def test_x_cancels_a_second_tab_is_told_its_place_and_a_closed_tab_ends_its_work
     leave(second)  # the tab is closed, and what it waited for is cancelled
     drop(first, REAL)
     assert REAL.name in wait_for_report(first)
-    first.locator("#answer video").wait_for()
+    first.get_by_role("link", name="Save the report").wait_for()
     assert not list(server.folder.rglob("upload"))
     leave(first)
 

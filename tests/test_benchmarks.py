@@ -32,6 +32,10 @@ RUNS = {
         ["split_dataset", "--crops", 32, "--rounds", 1],
         "32 crops, medians of 1 round",
     ),
+    "web_page.py": (
+        ["--requests", 4, "--clients", 2, "--uploads", 2],
+        "4 answers to 2 clients",
+    ),
 }
 
 

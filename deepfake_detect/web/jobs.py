@@ -293,7 +293,6 @@ class Jobs:
         reason = describe_error(error).replace(f"{job.upload}: ", "").replace(str(job.upload), "")
         failure = Failure(job.name, reason, error)
         job.answer = failure.to_dict() | {"advice": advise(error)}
-        settle(job.report)
         self.finish(job)
         return failure
 
@@ -315,7 +314,6 @@ class Jobs:
                 self.detector.write_report(result, report)
         except Exception as error:
             job.notes.append(f"The report could not be written: {describe_error(error)}")
-        settle(job.report)
         self.finish(job)
 
     def finish(self, job: Job) -> None:
@@ -324,6 +322,7 @@ class Jobs:
         job.measure()
         job.ended = time.monotonic()
         job.enter(DONE)
+        settle(job.report)
 
     # --- Deleting ---------------------------------------------------------------------------------
 
