@@ -50,8 +50,8 @@ class Report:
 
 @pytest.fixture(scope="module")
 def report(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """The report on the test part that the model never saw, and on a folder of real/ and fake/
-    whose names are those of nobody who wishes a picture well."""
+    """The report on the test part, which the model never saw, and on a folder of real/ and fake/
+    with names that a plot could take for formulas."""
     folder = tmp_path_factory.mktemp("report")
     other = folder / "o$$ther"
     write_split(folder / "made", {"x": 2}, crops=1)
@@ -59,7 +59,7 @@ def report(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Report
     for path in list(other.rglob("*.png")):
         path.rename(path.with_name(f"$$\\frac^{path.name}"))
     metrics = run(
-        trained.model_dir / "best_model.keras",
+        trained.model_dir / "best_model.onnx",
         (trained.split_dir, other),
         folder / "report",
         resamples=20,
@@ -71,10 +71,12 @@ def report(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Report
     return Report(folder / "report", metrics, predictions, [trained.split_dir, other])
 
 
-# What is written
+# The report
 
 
-def test_it_writes_its_files_whole(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_are_written_and_pictures_are_not_empty(
+    report: Report, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = sorted(path.name for path in report.folder.iterdir() if path.name != ".lock")
     assert names == [  # and no sheet of mistakes where none was made
         ".made-by",
@@ -114,7 +116,7 @@ def test_metrics_json_is_what_main_returns(report: Report, trained: Trained) -> 
     ]
 
 
-def test_the_model_card_has_the_numbers(report: Report, trained: Trained) -> None:
+def test_model_card_has_the_numbers(report: Report, trained: Trained) -> None:
     card = (report.folder / "README.md").read_text(encoding="utf-8")
     assert f"fake from {trained.training['decision']['threshold']:.4f} on" in card
     # One video of each class: exact intervals of 0 of 1 and 1 of 1, and none of the AUC.
@@ -149,7 +151,7 @@ def test_predictions_hold_every_crop_once(report: Report, trained: Trained) -> N
     np.testing.assert_allclose(table["p_fake"], calibrate(table["p_real"], decision))
 
 
-def test_the_model_tells_people_that_it_never_saw(report: Report) -> None:
+def test_model_separates_unseen_videos(report: Report) -> None:
     test = report.predictions[report.predictions["folder"] == str(report.others[0])]
     assert test[test.label == "real"].p_real.min() > test[test.label == "fake"].p_real.max()
     threshold = report.metrics["decision"]["threshold"]
@@ -163,13 +165,11 @@ def test_the_model_tells_people_that_it_never_saw(report: Report) -> None:
     )
 
 
-def test_val_is_measured_where_there_is_no_test(
+def test_val_is_measured_if_there_is_no_test(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_split(tmp_path / "split", {"val": 1}, crops=2)
-    metrics = run(
-        trained.model_dir / "best_model.keras", (tmp_path / "split",), tmp_path / "report"
-    )
+    metrics = run(trained.model_dir / "best_model.onnx", (tmp_path / "split",), tmp_path / "report")
     assert metrics["folders"][str(tmp_path / "split")]["part"] == "val"
     assert metrics["groups"][0]["auc_95"] is None  # of one video: no interval
     assert metrics["robustness"] == []
@@ -177,7 +177,7 @@ def test_val_is_measured_where_there_is_no_test(
     assert not (tmp_path / "report" / "robustness.png").exists()
 
 
-def test_a_model_sees_crops_of_its_own_size(trained: Trained, tmp_path: Path) -> None:
+def test_crops_have_the_size_of_the_model(trained: Trained, tmp_path: Path) -> None:
     """Unchanged, and changed."""
     model, split_dir = tmp_path / "small.keras", tmp_path / "split"
     start = trained.model_dir / "best_model.keras"
@@ -198,7 +198,7 @@ def test_a_model_sees_crops_of_its_own_size(trained: Trained, tmp_path: Path) ->
 # Robustness
 
 
-def test_the_sweep_has_a_row_for_each_change(report: Report) -> None:
+def test_sweep_has_a_row_for_each_change(report: Report) -> None:
     for folder in map(str, report.others):
         rows = [row for row in report.metrics["robustness"] if row["folder"] == folder]
         assert [(row["change"], row["value"]) for row in rows] == [
@@ -244,7 +244,7 @@ def test_small_and_soft_crops_are_undecided(trained: Trained) -> None:
     crops = crop_files.find_crops(trained.split_dir, ("test",))
     images = np.empty((len(crops), 128, 128, 3), np.uint8)
     crops, _ = crop_files.decode_crops(crops, trained.split_dir, images)
-    predict, *_ = evaluate.load_model(trained.model_dir / "best_model.keras", 8)
+    predict, *_ = evaluate.load_model(trained.model_dir / "best_model.onnx", 8)
     middle = crops["side"].median()
     strict = Decision(smallest_face=int(middle), least_sharpness=0.0)
     scored = evaluate.score_crops(predict, images, strict, 8, crops)
@@ -370,10 +370,10 @@ def test_onnx_and_keras_give_the_same_scores(tmp_path: Path) -> None:
 # Wrong input
 
 
-def test_a_file_of_the_user_stays_and_an_earlier_report_is_replaced(
+def test_user_files_stay_and_an_earlier_report_is_replaced(
     trained: Trained, small_split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, folder = trained.model_dir / "best_model.keras", tmp_path / "report"
+    model, folder = trained.model_dir / "best_model.onnx", tmp_path / "report"
     run(model, (small_split,), folder, sweep=True, **SWEPT)
     assert (folder / "robustness.png").exists()
     (folder / "README.md").write_text("my project, three years of notes")
@@ -392,31 +392,31 @@ def test_a_file_of_the_user_stays_and_an_earlier_report_is_replaced(
     assert (folder / "metrics.json").read_text() == "{}"
 
 
-def test_a_folder_of_the_user_s_is_refused(
+def test_folder_with_user_files_is_refused(
     trained: Trained, small_split: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(ValueError, match=r"README\.md.*--report-dir"):
-        run(trained.model_dir / "best_model.keras", (small_split,), tmp_path)
+        run(trained.model_dir / "best_model.onnx", (small_split,), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
-def test_crops_of_another_rule_are_named(
+def test_other_crop_rule_is_reported(
     trained: Trained, small_split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     split_dir = shutil.copytree(small_split, tmp_path / "split")
     rule = {"margin": 0.0, "square": False, "frames": "full"}
     (split_dir / "crop-rule.json").write_text(json.dumps(rule))
-    run(trained.model_dir / "best_model.keras", (split_dir,), tmp_path / "report")
+    run(trained.model_dir / "best_model.onnx", (split_dir,), tmp_path / "report")
     notes = capsys.readouterr().err
     assert f"NOTE: {split_dir}: its crops have margin 0.0" in notes
     assert "frames full" in notes
 
 
-def test_a_wrong_folder_or_number_is_one_sentence(
+def test_wrong_folder_or_number_is_reported(
     trained: Trained, small_split: Path, tmp_path: Path
 ) -> None:
-    model = trained.model_dir / "best_model.keras"
+    model = trained.model_dir / "best_model.onnx"
     (tmp_path / "empty" / "test").mkdir(parents=True)
     (tmp_path / "nothing").mkdir()
     for folder, word in (
@@ -446,7 +446,7 @@ def test_one_class_alone_is_enough(
 ) -> None:
     write_split(tmp_path / "split", {"test": 2}, crops=1)
     shutil.rmtree(tmp_path / "split" / "test" / {"real": "fake", "fake": "real"}[label])
-    model = trained.model_dir / "best_model.keras"
+    model = trained.model_dir / "best_model.onnx"
     metrics = run(model, (tmp_path / "split",), tmp_path / "report", sweep=True, **SWEPT)
     row, *_ = metrics["groups"]
     assert (row["fake videos"], row["real videos"]) == ((2, 0) if label == "fake" else (0, 2))
@@ -457,7 +457,7 @@ def test_one_class_alone_is_enough(
     assert (tmp_path / "report" / "robustness.png").exists()
 
 
-def test_the_shell_gets_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
+def test_missing_model_ends_with_exit_code_1(tmp_path: Path) -> None:
     result = run_script(SCRIPT, "--model", "no.keras", cwd=tmp_path)
     assert_stops(result, "no.keras")
     assert result.stderr.count("\n") == 1  # TensorFlow says nothing on being loaded

@@ -26,7 +26,7 @@ def make_table(is_fake: np.ndarray, p_fake: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"label": labels, "p_fake": p_fake, "undecided": False})
 
 
-def test_a_video_has_the_mean_of_its_crops() -> None:
+def test_video_score_is_the_mean_of_its_crops() -> None:
     predictions = make_predictions(
         [
             ("fake", "v", 0.1),
@@ -68,7 +68,7 @@ SCORES = st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=2, max_
 
 
 @given(SCORES)
-def test_measures_are_what_their_definitions_say(draws: list[tuple[bool, int]]) -> None:
+def test_measures_match_their_definitions(draws: list[tuple[bool, int]]) -> None:
     draws = [(True, 3), (False, 3), *draws]
     is_fake = np.array([fake for fake, _ in draws])
     p_fake = np.array([level / 20 for _, level in draws]).clip(1e-7, 1 - 1e-7)
@@ -98,7 +98,7 @@ def test_measures_are_what_their_definitions_say(draws: list[tuple[bool, int]]) 
 
 
 @pytest.mark.parametrize("too_sure_by", [0.8, 1.0, 2.5])
-def test_the_calibration_error_falls_where_the_calibration_is_right(too_sure_by: float) -> None:
+def test_right_calibration_has_a_low_error(too_sure_by: float) -> None:
     rng = np.random.default_rng(2)
     logits = rng.normal(0, 1.5, 20_000)
     is_fake = rng.random(20_000) < scipy.special.expit(logits)
@@ -109,7 +109,7 @@ def test_the_calibration_error_falls_where_the_calibration_is_right(too_sure_by:
         assert measures.measure_calibration(is_fake, 1 - p_real) > 0.1
 
 
-def test_the_calibration_error_is_that_of_ten_bins() -> None:
+def test_calibration_error_uses_ten_bins() -> None:
     is_fake = np.array([True, True, False, True, False, False])
     p_fake = np.array([0.95, 1.0, 0.91, 0.31, 0.35, 0.0])
     error = abs(0.95 + 1.0 + 0.91 - 2) / 6 + abs(0.31 + 0.35 - 1) / 6
@@ -119,7 +119,7 @@ def test_the_calibration_error_is_that_of_ten_bins() -> None:
     assert measures.measure_calibration(*more) == pytest.approx(error)
 
 
-def test_intervals_rest_on_videos_and_not_on_crops() -> None:
+def test_intervals_count_videos_not_crops() -> None:
     rng = np.random.default_rng(0)
     videos = [
         (label, f"{label}{i}", np.clip(rng.normal(0.6 if label == "real" else 0.4, 0.2), 0, 1))
@@ -138,7 +138,7 @@ def test_intervals_rest_on_videos_and_not_on_crops() -> None:
             low, high = values[f"{measure}_95"]
             assert low < values[measure] < high
         width[name] = values["auc_95"][1] - values["auc_95"][0]
-    # Four copies of each crop tell nothing new, unless they are taken for other videos.
+    # Four copies of each crop add no information, unless they count as other videos.
     assert width["often"] == pytest.approx(width["once"])
     assert width["alone"] < 0.7 * width["once"]
     few = once.groupby("label").head(9)
@@ -150,7 +150,7 @@ def test_intervals_rest_on_videos_and_not_on_crops() -> None:
     assert width["once"] == pytest.approx(3.92 * error, rel=0.25)
 
 
-def test_groups_are_data_sets_and_methods_with_the_reals_of_their_data_set() -> None:
+def test_groups_have_the_reals_of_their_data_set() -> None:
     labels = ["real", "real", "fake", "fake", "fake", "real", "fake"]
     table = make_predictions(
         [(label, video, 0.5) for label, video in zip(labels, "abcdefg", strict=True)]
@@ -171,8 +171,8 @@ def test_groups_are_data_sets_and_methods_with_the_reals_of_their_data_set() -> 
     }
 
 
-def test_each_data_set_of_a_folder_has_its_own_auc() -> None:
-    """Ones that are told apart, a half, and not at all; and one with no reals is left out."""
+def test_each_data_set_has_its_own_auc() -> None:
+    """One is separated, one half, one not at all; one without reals is left out."""
     pairs = {"x": ((0.9, 0.8), (0.2, 0.3)), "y": ((0.9, 0.3), (0.5, 0.5)), "z": ((0.1,), (0.6,))}
     rows = [
         dict(dataset=name, method=label, label=label, video_id=f"{name}{number}", p_fake=p_fake)
