@@ -31,7 +31,7 @@ PYTHONS = [sys.executable, *os.environ.get("PYTHONS", "").split()]
 # A process without any network, where the system lets us have one.
 OFFLINE = ["unshare", "--net"] if sys.platform == "linux" and os.getuid() == 0 else []
 # 1 GB is wanted of the image, 130 MB are those of its base.
-LARGEST_ENVIRONMENT = 850  # MB
+LARGEST_ENVIRONMENT = 600  # MB
 
 
 def call(command: list[object], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
