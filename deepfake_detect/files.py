@@ -173,9 +173,9 @@ class Output:
         wanted = _digest_of(source)
         return any(record["source"] == wanted for record in self._find(name))
 
-    def wrote(self, name: str) -> bool:
-        """Return whether a file is as a script wrote it here, from whatever source."""
-        return bool(self._find(name))
+    def wrote(self, name: str, script: str | None = None) -> bool:
+        """Return whether a file is as a script (None: any) wrote it here, from whatever source."""
+        return any(script in (None, record["script"]) for record in self._find(name))
 
     def is_free(self, names: Iterable[str], source: Path | str | None = None) -> bool:
         """Return whether files may be written: nothing has their names, or our own of `source`."""

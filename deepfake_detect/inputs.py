@@ -31,6 +31,7 @@ from deepfake_detect.video import MOST_PIXELS
 
 Item = TypeVar("Item")
 END = object()  # comes after the last item
+DETECTION = "06-detect-deepfake.py"  # whose outputs are not worth a look
 LONGEST_NAME = 100  # bytes; an ending is added, and most disks take 255
 BAD_LETTERS = '<>:"/\\|?*'  # in names on FAT, exFAT, NTFS and SMB
 DEVICE_NAMES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # of Windows
@@ -122,9 +123,9 @@ def add_folder(found: Inputs, folder: Path, names: list[str]) -> None:
 
 
 def is_own(output: Output, name: str) -> bool:
-    """Return True if one of the scripts wrote this file of an output folder."""
+    """Return True if 06 wrote this file of an output folder; what 00 or 01 made is worth a look."""
     try:
-        return output.wrote(name)
+        return output.wrote(name, DETECTION)
     except ValueError:  # its list is not one: then nothing is ours
         return False
 

@@ -296,6 +296,14 @@ def test_an_unreadable_folder_is_named(tmp_path: Path) -> None:
     assert [one.path.name for one in found.passed_over] == ["locked"]
 
 
+def test_what_other_scripts_wrote_is_found(tmp_path: Path) -> None:
+    """The practice videos of 00 and the frames of 01 can be checked."""
+    output = files.claim(tmp_path, "--videos-dir", "00-make-sample-videos.py")
+    output.write("clip.png", lambda path: path.write_bytes(encode("PNG", draw(seed=0))))
+    found = find_inputs([tmp_path])
+    assert [path.name for path in found.files] == ["clip.png"]
+
+
 def test_what_the_scripts_wrote_is_counted_and_left_out(tmp_path: Path) -> None:
     """Only with the content that they wrote: a list that came with the files hides nothing."""
     output = files.claim(tmp_path, "--detections-dir", "06-detect-deepfake.py", shared=True)
