@@ -109,6 +109,12 @@ class Settings:
 # --------------------------------------------------------------------------------------------------
 
 PREDICTED = 128  # crops at a time
+# Settings that change only what comes after the teacher, and after the student.
+OF_STUDENT = "student_crops", "student_rate", "own_label", "image_size", "sharpen_to"
+OF_FINISH = (
+    *("margin", "square", "frames"),
+    *("most_wrong", "robust", "smallest_face", "softest_share"),
+)
 
 
 def main(settings: Settings = Settings()) -> None:
@@ -161,7 +167,12 @@ class Data:
         self.images, self.settings = images, settings
         self.train, self.val = (table[table["split"] == split] for split in ("train", "val"))
         sizes = {split: len(part) for split, part in table.groupby("split")}
-        self.identity = cli.settings_of_result(settings) | {"crops": sizes}
+        self.made_with = cli.settings_of_result(settings) | {"crops": sizes}
+
+    def identify(self, stage: Stage) -> dict:
+        """Return everything that the result of a stage depends on."""
+        later = OF_FINISH if stage == "student" else (*OF_STUDENT, *OF_FINISH)
+        return {name: value for name, value in self.made_with.items() if name not in later}
 
 
 # --- Training -------------------------------------------------------------------------------------
@@ -176,6 +187,7 @@ def run_stage(
 ) -> None:
     """Train a network unless its file is there, and fill it with the weights of its file."""
     path, settings = output.folder / f"{name}.pt", data.settings
+    identity = data.identify(name)
     if not path.exists():
         if name not in settings.stages:
             if "finish" in settings.stages or name == "teacher":
@@ -188,13 +200,13 @@ def run_stage(
         sizes = {TEACHER_SIZE, network.size}
         batches = Batches(data, sizes, seed=(settings.seed, STAGES.index(name)))
         steps = max(1, round(number * settings.scale / 2 / settings.pairs))
-        unfinished = output.folder / f"{name}-unfinished.pt"
-        train_network(network, find_loss, batches, steps, rate, unfinished)
+        checkpoint = Checkpoint(output.folder / f"{name}-unfinished.pt", identity)
+        train_network(network, find_loss, batches, steps, rate, checkpoint)
         state = {key: value.half() for key, value in network.state_dict().items()}
-        saved = {"identity": json.dumps(data.identity), "weights": state}
+        saved = {"identity": json.dumps(identity), "weights": state}
         output.write(path.name, lambda partial: torch.save(saved, partial))
-        unfinished.unlink(missing_ok=True)
-    network.load_state_dict(read_saved(path, data.identity)["weights"])
+        checkpoint.path.unlink(missing_ok=True)
+    network.load_state_dict(read_saved(path, identity)["weights"])
     network.eval()
     print_auc(name, network, data)
 
@@ -224,7 +236,7 @@ def train_network(
     batches: Batches,
     steps: int,
     highest_rate: float,
-    unfinished: Path,
+    checkpoint: Checkpoint,
 ) -> None:
     """Train a network for a number of steps, and give it the average of its last weights.
 
@@ -239,7 +251,7 @@ def train_network(
     groups = {"params": matrices}, {"params": others, "weight_decay": 0.0}
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     parts = {"network": network, "average": average, "optimizer": optimizer}
-    first = read_checkpoint(unfinished, parts, batches.data.identity)
+    first = checkpoint.read(parts)
     on_gpu, saved_at = device.type == "cuda", time.monotonic()
 
     network.train()
@@ -259,29 +271,39 @@ def train_network(
         average.update_parameters(network)
         progress.update()
         if time.monotonic() - saved_at > settings.checkpoint_seconds:
-            write_checkpoint(unfinished, parts, batches.data.identity, step + 1)
+            checkpoint.write(parts, step + 1)
             progress.set_postfix(loss=loss.item())
             saved_at = time.monotonic()
     progress.close()
     network.load_state_dict(average.module.state_dict())
 
 
-def read_checkpoint(path: Path, parts: dict, identity: dict) -> int:
-    """Fill network, average and optimizer from a checkpoint; return the number of steps done."""
-    if not path.exists():
-        return 0
-    saved = read_saved(path, identity)
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-    print(f"continuing after step {saved['steps']}", flush=True)
-    return saved["steps"]
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file from which a stage continues, and everything that its result depends on."""
 
+    path: Path
+    identity: dict
 
-def write_checkpoint(path: Path, parts: dict, identity: dict, steps: int) -> None:
-    """Write network, average and optimizer, whole or not at all."""
-    saved = {name: part.state_dict() for name, part in parts.items()}
-    saved |= {"identity": json.dumps(identity), "steps": steps}
-    files.write_whole(path, lambda partial: torch.save(saved, partial))
+    def read(self, parts: dict) -> int:
+        """Fill network, average and optimizer; return the number of steps done, 0 without a file.
+
+        Raises:
+            ValueError: see read_saved
+        """
+        if not self.path.exists():
+            return 0
+        saved = read_saved(self.path, self.identity)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        print(f"continuing after step {saved['steps']}", flush=True)
+        return saved["steps"]
+
+    def write(self, parts: dict, steps: int) -> None:
+        """Write network, average and optimizer, whole or not at all."""
+        saved = {name: part.state_dict() for name, part in parts.items()}
+        saved |= {"identity": json.dumps(self.identity), "steps": steps}
+        files.write_whole(self.path, lambda partial: torch.save(saved, partial))
 
 
 def load(batches: Batches, steps: range, on_gpu: bool) -> DataLoader:
