@@ -1,49 +1,181 @@
-"""Make the README's two pictures from the practice set, after `make run`.
+"""Make the README's two pictures: the page with a verdict, and what the steps make of a video.
 
     .venv/bin/python img/make-pictures.py
+    .venv/bin/python img/make-pictures.py --check    # are the numbers on page.png still right?
 
-Reads   frames/, faces/, split_dataset/   of the practice videos, not of anybody's own
-Writes  img/steps.png                     what each step makes of one video
-        img/practice-faces.png            real faces and fakes made of them
+Reads   the included model, and the fake practice clip, which is drawn here
+        practice/    of `make run`; without it steps.png stays as it is
+Writes  img/page.png, with its numbers in the file as text; img/steps.png
+
+Example-report.html of docs/ has its own script, make-example-report.py.
 """
 
+import json
+import shutil
+import signal
+import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 import cv2
 import numpy as np
 import pandas as pd
-import tyro
+import PIL.Image
+import PIL.PngImagePlugin
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 
-# --------------------------------------------------------------------------------------------------
-# folders
-FRAMES_DIR = Path("frames")  # of script 01
-FACES_DIR = Path("faces")  # of script 02
-SPLIT_DIR = Path("split_dataset")  # of script 03
-IMG_DIR = Path(__file__).parent  # gets the pictures
-# looks
-PAIRS = 8  # real faces in the sheet, one a person, with a fake of each below
-TILE = 128  # pixels, each face in the sheet and in the steps: what the model sees
+from deepfake_detect import Detector, Result, cli, practice
+from deepfake_detect.shipped import find_shipped
+
+MODEL = find_shipped("weights/deepfake-detector.onnx")
+WIDTH, HEIGHT = 1000, 1330  # pixels of the window: down to the marked video
+NUMBERS = "numbers"  # the entry of page.png with its numbers, as JSON
+TILE = 128  # pixels of each face in the steps
 COLORS = {"real": "#2a7f62", "fake": "#b3423a"}
-# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Edit a default here, or override it for one run: --check."""
+
+    practice_dir: Path = Path("practice")  # of make run
+    img_dir: Path = Path(__file__).parent  # gets the pictures
+    check: bool = False  # compare the numbers on page.png with today's, and write nothing
+
+
+def main(settings: Settings = Settings()) -> None:
+    """Make the README's two pictures, or check the numbers on the one of the page.
+
+    Raises:
+        ValueError: the numbers are not today's, or the practice folder holds videos of others
+        OSError: there is no chromium
+    """
+    page = settings.img_dir / "page.png"
+    with tempfile.TemporaryDirectory() as folder:
+        fake = practice.write_examples(Path(folder))["fake"]
+        numbers = list_numbers(Detector(MODEL).check(fake, name=fake.name))
+    if settings.check:
+        compare_numbers(page, numbers)
+        print(f"{page}: {numbers['verdict']}, score {numbers['score']}, as today")
+        return
+    take_picture(page)
+    shown = PIL.PngImagePlugin.PngInfo()
+    shown.add_text(NUMBERS, json.dumps(numbers))
+    PIL.Image.open(page).convert("P", palette=PIL.Image.Palette.ADAPTIVE).save(page, pnginfo=shown)
+    print(f"{page}: {numbers['verdict']}, score {numbers['score']}")
+    if (settings.practice_dir / "split_dataset" / "crops.csv").is_file():
+        draw_practice(settings.practice_dir).savefig(settings.img_dir / "steps.png", dpi=100)
+        print(settings.img_dir / "steps.png")
+    else:
+        print(f"{settings.img_dir / 'steps.png'} stays as it is: run make run first")
+
+
+# --- The page -------------------------------------------------------------------------------------
+
+
+def list_numbers(result: Result) -> dict:
+    """List what the picture shows of a result."""
+    ends = [round(100 * end) for end in result.interval or ()]
+    model = result.model_sha256
+    return {"verdict": result.verdict, "score": result.score, "interval": ends, "model": model}
+
+
+def compare_numbers(page: Path, numbers: dict) -> None:
+    """Compare the numbers on a picture with others.
+
+    Raises:
+        ValueError: they differ; scores may by 1, as processors round differently
+    """
+    shown = json.loads(PIL.Image.open(page).info.get(NUMBERS, "{}"))
+    scores = [[one.get("score", -9), *one.get("interval", [])] for one in (shown, numbers)]
+    same = all(shown.get(name) == numbers[name] for name in ("verdict", "model"))
+    if not same or len(scores[0]) != len(scores[1]) or np.abs(np.diff(scores, axis=0)).max() > 1:
+        raise ValueError(
+            f"{page}: it shows {shown}, and today it would be {numbers}; make it again."
+        )
+
+
+def take_picture(path: Path) -> None:
+    """Open the page of 08, click on the fake example, wait for its video, and take the picture.
+
+    Raises:
+        OSError: there is no chromium, or the page does not open.
+    """
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if not chromium:
+        raise OSError("chromium: there is no such program; install it (apt-get install chromium).")
+    script = ROOT / "08-web-page.py"
+    command = [sys.executable, str(script), "--no-open-browser", "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--model", str(MODEL)], stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            line = next((line for line in server.stdout if "the page is open" in line), None)
+            if line is None:
+                raise OSError(f"{script.name}: it does not open; its message is above.")
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(
+                    executable_path=chromium, args=["--no-sandbox"]
+                )
+                window = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+                window.set_default_timeout(0)
+                window.goto(line.split(": ")[0])
+                window.get_by_role("button", name="A fake one").click()
+                window.get_by_role("link", name="Save the report").wait_for()
+                window.wait_for_function("document.querySelector('video').readyState == 4")
+                window.evaluate("document.activeElement.blur()")
+                window.wait_for_timeout(1000)  # the player takes its hourglass away
+                window.evaluate("document.querySelector('#results').scrollIntoView()")
+                window.wait_for_timeout(500)
+                window.screenshot(path=path)
+                browser.close()
+        finally:
+            server.send_signal(signal.SIGTERM)
+
+
+# --- The steps ------------------------------------------------------------------------------------
+
+
+def draw_practice(folder: Path) -> Figure:
+    """Draw the steps from the practice set in a folder, as `make run` leaves it.
+
+    Raises:
+        ValueError: it holds videos of others: faces of people
+    """
+    frames_dir, faces_dir, split_dir = (folder / n for n in ("frames", "faces", "split_dataset"))
+    videos = pd.read_csv(frames_dir / "videos.csv", keep_default_na=False)
+    if not videos["source"].str.startswith("practice/").all():
+        raise ValueError(f"{frames_dir}: it holds other videos than the practice set.")
+    pairs = find_pairs(videos, pd.read_csv(faces_dir / "faces.csv"))
+    crops = pd.read_csv(split_dir / "crops.csv")
+    wide = pairs[pairs["video_id_fake"].isin(videos.query("width == 1280")["video_id"])].iloc[0]
+    names = ["crop", "video_id", "x", "y", "width", "height"]
+    face = pd.Series({name: wide[f"{name}_fake"] for name in names} | {"frame": wide["frame"]})
+    return draw_steps(face, crops, frames_dir, faces_dir, split_dir)
 
 
 def read_image(path: Path) -> np.ndarray:
-    """RGB uint8."""
+    """Read a picture, RGB uint8 (height, width, 3)."""
     return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
 
 
 def read_tile(path: Path) -> np.ndarray:
-    """RGB uint8 (TILE, TILE, 3)."""
+    """Read a face, RGB uint8 (TILE, TILE, 3)."""
     return cv2.resize(read_image(path), (TILE, TILE), interpolation=cv2.INTER_AREA)
 
 
 def find_pairs(videos: pd.DataFrame, faces: pd.DataFrame) -> pd.DataFrame:
-    """One row a person: the same frame's crop of a real video and of a fake made from it."""
+    """Give one row per person: the same frame's crop of a real video and of a fake made from it."""
     columns = ["video_id", "label", "identities"]
     crops = faces[faces["face"] == 0].merge(videos[columns], on="video_id")
     real, fake = (crops[crops["label"] == label] for label in ("real", "fake"))
@@ -51,21 +183,8 @@ def find_pairs(videos: pd.DataFrame, faces: pd.DataFrame) -> pd.DataFrame:
     return pairs.sort_values("frame").groupby("identities").first().reset_index()
 
 
-def draw_sheet(pairs: pd.DataFrame, faces_dir: Path) -> Figure:
-    """Real faces in the upper row, a fake of each below it."""
-    figure = Figure(figsize=(PAIRS * 1.15 + 0.7, 2.7), layout="constrained")
-    for row, label in zip(figure.subplots(2, PAIRS), ("real", "fake"), strict=True):
-        for axes, crop in zip(row, pairs[f"crop_{label}"], strict=False):
-            axes.imshow(read_tile(faces_dir / crop))
-            axes.set(xticks=[], yticks=[])
-            for spine in axes.spines.values():
-                spine.set(color=COLORS[label], linewidth=2)
-        row[0].set_ylabel(label, fontsize=14, color=COLORS[label])
-    return figure
-
-
 def draw_frame(axes: Axes, face: pd.Series, frames_dir: Path) -> None:
-    """A frame with the detector's box, and the margin around it."""
+    """Draw a frame with the detector's box, and the margin around it."""
     frame = read_image(
         frames_dir / face["video_id"] / f"{face['video_id']}-{face['frame']:06d}.png"
     )
@@ -88,7 +207,7 @@ def draw_frame(axes: Axes, face: pd.Series, frames_dir: Path) -> None:
 def draw_steps(
     face: pd.Series, crops: pd.DataFrame, frames_dir: Path, faces_dir: Path, split_dir: Path
 ) -> Figure:
-    """The four steps from left to right, each with what it writes."""
+    """Draw the four steps from left to right, each with what it writes."""
     figure = Figure(figsize=(12, 3.1))
     titles = [
         "01  frames, resized by width",
@@ -148,35 +267,5 @@ def draw_steps(
     return figure
 
 
-def main(
-    frames_dir: Path = FRAMES_DIR,
-    faces_dir: Path = FACES_DIR,
-    split_dir: Path = SPLIT_DIR,
-    img_dir: Path = IMG_DIR,
-) -> None:
-    """Make the README's two pictures from the practice set.
-
-    Args:
-        frames_dir: Of script 01.
-        faces_dir: Of script 02.
-        split_dir: Of script 03.
-        img_dir: Gets the pictures.
-    """
-    videos = pd.read_csv(frames_dir / "videos.csv", keep_default_na=False)
-    if not videos["source"].str.startswith("practice/").all():
-        raise ValueError(f"{frames_dir} holds other videos than the practice set: faces of people.")
-    pairs = find_pairs(videos, pd.read_csv(faces_dir / "faces.csv"))
-    crops = pd.read_csv(split_dir / "crops.csv")
-    draw_sheet(pairs.head(PAIRS), faces_dir).savefig(img_dir / "practice-faces.png", dpi=100)
-    wide = pairs[pairs["video_id_fake"].isin(videos.query("width == 1280")["video_id"])].iloc[0]
-    names = ["crop", "video_id", "x", "y", "width", "height"]
-    face = pd.Series({name: wide[f"{name}_fake"] for name in names} | {"frame": wide["frame"]})
-    steps = draw_steps(face, crops, frames_dir, faces_dir, split_dir)
-    steps.savefig(img_dir / "steps.png", dpi=100)
-
-
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+    cli.run(main)

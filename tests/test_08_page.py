@@ -2,11 +2,14 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from conftest import ROOT
 from pages import FAKE, REAL, Server, clips, open_page, write_endless_video  # noqa: F401
 from playwright.sync_api import Browser, Page, Request, Route, sync_playwright
 
@@ -356,3 +359,10 @@ def test_paper_has_the_report_and_no_buttons(browser: Browser, server: Server) -
     assert page.locator("#answer .report h1").is_visible()
     assert page.pdf().startswith(b"%PDF")
     leave(page)
+
+
+def test_the_picture_of_the_readme_shows_today_s_numbers() -> None:
+    command = [sys.executable, "img/make-pictures.py", "--check"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "likely fake" in ran.stdout
