@@ -297,6 +297,7 @@ def write_chosen(
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, without its index."""
     files.write_table(path, table.columns, table.itertuples(index=False))
 
 

@@ -212,21 +212,25 @@ def convert_to_tflite(model: keras.Model, decision: Decision) -> bytes:
 
 
 def run_keras(model: keras.Model, decision: Decision) -> Scorer:
+    """Score crops with the model in Keras: p_fake of each."""
     predict = tf.function(partial(model, training=False))
     return lambda crops: calibrate(predict_both_ways(predict, crops), decision)
 
 
 def run_opencv(content: bytes) -> Scorer:
+    """Score crops with the ONNX file in OpenCV: p_fake of each."""
     loaded = DetectionModel.load(content)
     return lambda crops: loaded.score(crops)[0]
 
 
 def run_onnxruntime(content: bytes) -> Scorer:
+    """Score crops with the ONNX file in ONNX Runtime: p_fake of each."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda crops: session.run([OUTPUT], {INPUT: crops.astype(np.float32)})[0][:, 0]
 
 
 def run_tflite(content: bytes) -> Scorer:
+    """Score crops with the TFLite file: p_fake of each."""
     warnings.filterwarnings("ignore", "(?s).*tf.lite.Interpreter is deprecated")  # it works
     interpreter = tf.lite.Interpreter(model_content=content, num_threads=os.cpu_count())
     runner = interpreter.get_signature_runner()
@@ -289,6 +293,7 @@ def print_table(
     differences: dict[str, float],
     speeds: dict[str, float],
 ) -> None:
+    """Print what was written, how far its scores are from those of Keras, and how fast it is."""
     cli.print_facts(folder, {"model": model, "checked on": crops})
     print(f"  {'':15} largest difference      size   crops/s")
     for name, difference in differences.items():

@@ -38,7 +38,8 @@ run:
 	cd practice && ../$(PY) ../03-prepare-fake-real-dataset.py
 	cd practice && ../$(PY) ../04-train-cnn.py --epochs 3
 	cd practice && ../$(PY) ../05-evaluate-model.py
-	cd practice && ../$(PY) -c "$(TEST_VIDEOS)" | tr '\n' '\0' | xargs -0 ../$(PY) ../06-detect-deepfake.py
+	cd practice && ../$(PY) -c "$(TEST_VIDEOS)" | tr '\n' '\0' | xargs -0 ../$(PY) ../06-detect-deepfake.py \
+		--model model/best_model.onnx
 	@echo "The verdicts on a fake and a real video of people that training did not see: look into practice/detections/"
 
 test:
