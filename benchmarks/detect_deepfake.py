@@ -9,7 +9,9 @@ Writes  nothing; prints three tables
 The plain loop is the mtcnn package frame by frame, Keras' predict face by face and OpenCV's writer,
 on as many frames per second, in one pass; the start of its interpreter is not counted, TensorFlow's
 is. Each round measures all ways one after another, so that they share whatever else the machine
-does.
+does, and the ratios are of one round: a photo in times of importing TensorFlow, a video with its
+marked copy in times of what FFmpeg alone takes to decode and encode it, and without the copy in
+times of decoding it.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from deepfake_detect.cli import Between, Count
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "06-detect-deepfake.py"
 MODEL = ROOT / "weights" / "deepfake-detector.onnx"
+START = [sys.executable, "-c", "import tensorflow, cv2"]  # what a verdict took at least, once
 STEPS = "loading", "check", "report", "marked copy"  # of the Python interface
 
 
@@ -108,7 +111,9 @@ class Times(NamedTuple):
     script: float
     unmarked: float  # the script without the marked copy
     plain: float  # nan where it was not timed
-    decoding: float  # alone, by OpenCV
+    decoding: float  # alone, by FFmpeg
+    coding: float  # decoding and encoding, by FFmpeg
+    start: float  # of Python with TensorFlow and OpenCV
     memory: float
 
 
@@ -119,11 +124,14 @@ def time_input(path: Path, model: Path, stored: Path | None, out: Path) -> Times
     marked, memory = run(script)
     unmarked, _ = run([*script, "--no-annotate"])
     plain = in_new_process(run_plain_loop, path, stored, out) if stored else np.nan
-    before = time.perf_counter()
-    frames = cv2.VideoCapture(str(path))
-    while frames.grab():
-        pass
-    return Times(marked, unmarked, plain, time.perf_counter() - before, memory)
+    start, _ = run(START)
+    if path.suffix == ".jpg":
+        return Times(marked, unmarked, plain, np.nan, np.nan, start, memory)
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", "-i", str(path)]
+    decoding, _ = run([*ffmpeg, "-f", "null", "-"])
+    fast = ["-c:v", "libx264", "-preset", "ultrafast", "-qp", "22"]
+    coding, _ = run([*ffmpeg, *fast, str(out / "coded.mp4")])
+    return Times(marked, unmarked, plain, decoding, coding, start, memory)
 
 
 def run(command: list[str]) -> tuple[float, float]:
@@ -185,12 +193,19 @@ def run_plain_loop(path: Path, model: Path, out: Path) -> float:
 def print_times(times: dict[str, list[Times]]) -> None:
     """Print the medians over the rounds."""
     print("\nfrom start to verdict, in seconds, and the peak memory of script 06")
-    print(
-        f"{'':8}{'script 06':>12}{'no marked copy':>16}{'plain loop':>12}{'decoding':>10}{'MiB':>8}"
-    )
+    columns = "script 06", "no copy", "plain loop", "decoding", "coding", "TensorFlow", "MiB"
+    print(f"{'':8}" + "".join(f"{column:>12}" for column in columns))
     for name, rounds in times.items():
-        script, unmarked, plain, decoding, memory = np.median(np.array(rounds), 0)
-        print(f"{name:8}{script:12.1f}{unmarked:16.1f}{plain:12.1f}{decoding:10.1f}{memory:8.0f}")
+        medians = np.median(np.array(rounds), 0)
+        print(f"{name:8}" + "".join(f"{value:12.2f}" for value in medians))
+    print("\nin times of")
+    for name, rounds in times.items():
+        script, unmarked, _, decoding, coding, start, _ = np.array(rounds).T
+        if name == "photo":
+            print(f"{name:8}{np.median(script / start):6.2f}  importing TensorFlow and OpenCV")
+            continue
+        print(f"{name:8}{np.median(script / coding):6.2f}  decoding and encoding")
+        print(f"{'':8}{np.median(unmarked / decoding):6.2f}  decoding, without the marked copy")
 
 
 # --- Where the time goes --------------------------------------------------------------------------
