@@ -38,6 +38,7 @@ start.prepare(__name__)
 import contextlib
 import json as to_json  # the option --json has its name
 import os
+import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
@@ -178,15 +179,16 @@ def write_outputs(
 
     write(".html", lambda path: detector.write_report(result, path, video=False))
     if settings.annotate and result.tracks:
-        with open_bar(source) as progress:
-            write(
-                ending,
-                lambda path: notes.extend(
-                    detector.write_marked_copy(result, path, progress=progress)
-                ),
-            )
-        if result.kind == "video" and (output.folder / (name + ending)).is_file():
-            write(".html", lambda path: detector.write_report(result, path))
+        with tempfile.TemporaryDirectory() as folder, open_bar(source) as progress:
+            small = Path(folder) / "small.mp4"
+
+            def draw(path: Path) -> None:
+                options = {"small": small, "progress": progress}
+                notes.extend(detector.write_marked_copy(result, path, **options))
+
+            write(ending, draw)
+            if small.is_file() and (output.folder / (name + ending)).is_file():
+                write(".html", lambda path: detector.write_report(result, path, video=small))
     result = result.with_notes(notes)
     text = to_json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
     output.write(f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"), source)

@@ -475,19 +475,22 @@ class Detector:
         content = report.collect(result, self.model)
         return report.render(content | {"video": video, "download": download})
 
-    def write_report(self, result: Result, path: Path | str, *, video: bool = True) -> None:
+    def write_report(self, result: Result, path: Path | str, *, video: bool | Path = True) -> None:
         """Write the report: one HTML file, whole in itself.
 
         Args:
             result: from check
             path: of the file
-            video: put a small marked video inside, for which the source is read again; where that
-                cannot be done, the most suspicious frame is shown
+            video: put a small marked video inside: True makes one, for which the source is read
+                again, and a path names one that write_marked_copy made. Without one, or where it
+                cannot be made, the most suspicious frame is shown
 
         Raises:
             OSError: it cannot be written.
         """
-        small = embed_video(result) if video and result.kind == "video" else None
+        small = None
+        if video and result.kind == "video" and result.tracks:
+            small = embed_video(result, None if video is True else video)
         data = self.render_report(result, video=small).encode("utf-8", "replace")
         write_whole(Path(path), lambda partial: partial.write_bytes(data))
 
@@ -496,10 +499,18 @@ class Detector:
         result: Result,
         path: Path | str,
         *,
+        small: Path | str | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> list[str]:
         """Write a copy with a box on every face: .mp4 of a video, .png of a picture.
+
+        Args:
+            result: from check
+            path: of the copy
+            small: of a video, where to write a small copy for write_report in the same pass
+            progress: as in check
+            cancelled: as in check
 
         Returns:
             what a reader should know about the copy, such as that it has no sound
@@ -517,7 +528,10 @@ class Detector:
         def write(partial: Path) -> None:
             if result.kind == "video":
                 step = functools.partial(watch.step, DRAWING)
-                marked_video.write_marked_video(source, boxes_at, partial, notes, progress=step)
+                also = (Path(small), list_moments(result)) if small else None
+                marked_video.write_marked_video(
+                    source, boxes_at, partial, notes, progress=step, small=also
+                )
                 return
             picture = source
             if not isinstance(picture, np.ndarray):
@@ -547,22 +561,29 @@ def find_source(result: Result) -> Path | bytes | np.ndarray:
     return evidence.source
 
 
-def embed_video(result: Result) -> str | None:
-    """Make the small marked video of a report, as a data: address; None where it cannot be made.
+def list_moments(result: Result) -> list[tuple[float, float]]:
+    """List the suspicious moments, which a small copy shows in full: first and last seconds."""
+    spans = [(face.seconds, face.seconds) for _, face in result.evidence.crop_faces]
+    parts = [track.part for track in result.tracks if track.part]
+    return spans + [(part.first_seconds, part.last_seconds) for part in parts]
 
-    The most suspicious moments are shown in full, the rest at a few frames a second.
+
+def embed_video(result: Result, made: Path | None) -> str | None:
+    """Return the small marked video of a report as a data: address; None if it cannot be made.
+
+    Args:
+        result: from Detector.check
+        made: the video, if it is there already
     """
     from deepfake_detect import marked_video, report
 
-    spans = [(face.seconds, face.seconds) for _, face in result.evidence.crop_faces]
-    spans += [
-        (track.part.first_seconds, track.part.last_seconds) for track in result.tracks if track.part
-    ]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "small.mp4"
+        path = made or Path(folder) / "small.mp4"
         try:
-            boxes_at = marked_video.interpolate(result.tracks)
-            marked_video.write_small_copy(find_source(result), boxes_at, spans, path)
+            if made is None:
+                boxes_at = marked_video.interpolate(result.tracks)
+                source, moments = find_source(result), list_moments(result)
+                marked_video.write_small_copy(source, boxes_at, moments, path)
             if path.stat().st_size <= LARGEST_VIDEO:
                 return report.embed(path.read_bytes(), "video/mp4")
         except (OSError, ValueError):

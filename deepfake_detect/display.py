@@ -7,6 +7,7 @@ brighter than white is rolled off smoothly instead of cut.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -19,6 +20,7 @@ from av.filter import Graph
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
+FRAMES_KEPT = 16  # at most, by side data that refers to its frame
 LONGEST_PIXEL = 4  # width to height of a pixel, or the inverse; more is not believed
 PQ = 16  # AVCOL_TRC_SMPTE2084
 BT709, NOT_SAID = 1, 2  # AVCOL_PRI_BT709, AVCOL_SPC_UNSPECIFIED
@@ -62,6 +64,7 @@ class Display:
         said = stream.sample_aspect_ratio
         self.of_container = said if said != self.decoder.sample_aspect_ratio else None
         self.reformatter = VideoReformatter()
+        self.asked = 0
 
     def to_bgr(self, frame: av.VideoFrame) -> np.ndarray:
         """Convert a frame to BGR uint8 (height, width, 3) as displayed."""
@@ -77,7 +80,7 @@ class Display:
             note = "its HDR colours (Dolby Vision) could not be converted"
             if frame.color_trc == PQ and note not in self.notes:
                 self.notes.append(note)
-        if matrix := frame.side_data.get(SideData.DISPLAYMATRIX):
+        if matrix := self._find_matrix(frame):
             image = turn(image, np.frombuffer(matrix, np.int32))
         return image
 
@@ -87,9 +90,20 @@ class Display:
             frame.format.name in ("yuv420p", "yuvj420p")
             and not (frame.width % 2 or frame.height % 2)
             and frame.color_trc != PQ
-            and SideData.DISPLAYMATRIX not in frame.side_data
+            and self._find_matrix(frame) is None
             and self._pixel() == 1
         )
+
+    def _find_matrix(self, frame: av.VideoFrame) -> object:
+        """Return the display matrix of a frame, if it has one.
+
+        A frame whose side data was asked for refers to itself: only the garbage collector frees it,
+        and by itself it would let hundreds of frames pile up.
+        """
+        self.asked += 1
+        if self.asked % FRAMES_KEPT == 0:
+            gc.collect(1)
+        return frame.side_data.get(SideData.DISPLAYMATRIX)
 
     def _pixel(self) -> float:
         """Return the width to height of a pixel; 1 if not said, not credible or within 1 %."""

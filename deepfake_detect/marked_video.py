@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -72,6 +72,7 @@ class SeenTrack(Protocol):
 
 
 BoxesAt = Callable[[float], Iterable[Box]]
+Moments = Collection[tuple[float, float]]  # first and last second of each
 Progress = Callable[[int, int | None], object]  # called with frames done, and all or None
 
 
@@ -116,6 +117,7 @@ def write_marked_video(
     notes: list[str],
     *,
     progress: Progress | None = None,
+    small: tuple[Path, Moments] | None = None,
 ) -> None:
     """Write every frame of a video, marked, at its own time, with the sound.
 
@@ -125,14 +127,26 @@ def write_marked_video(
         path: of an .mp4 file
         notes: gets a sentence if the copy lacks something, such as the sound
         progress: called after each frame; what it raises ends the writing
+        small: path and moments of a small copy that is written in the same pass; None for none
 
     Raises:
         ValueError, OSError: the video cannot be read, or the copy cannot be written.
     """
     video = source if isinstance(source, Video) else Video(source, threads=0)
-    with MarkedCopy(path, video, notes) as copy:
+    with ExitStack() as files:
+        copy = files.enter_context(MarkedCopy(path, video, notes))
+        if small:
+            is_wanted = choose_moments(small[1])
+            little = files.enter_context(open_small_copy(small[0], video))
         for done, raw in enumerate(read_ahead(video.raw_frames(), AHEAD), 1):
-            copy.add(raw.seconds, raw.to_yuv(), boxes_at(raw.seconds))
+            frame, boxes = raw.to_yuv(), list(boxes_at(raw.seconds))
+            if small and is_wanted(raw.index, raw.seconds):
+                scale = min(1, SMALL_WIDTH / frame.width)
+                size = (max(2, round(side * scale / 2) * 2) for side in (frame.width, frame.height))
+                # An area average of every pixel would take longer than all the rest of it.
+                smaller = frame.reformat(*size, interpolation="FAST_BILINEAR")
+                little.add(raw.seconds, smaller, scale_boxes(boxes, scale))
+            copy.add(raw.seconds, frame, boxes)
             if progress:
                 progress(done, video.claimed_frames or None)
 
@@ -140,7 +154,7 @@ def write_marked_video(
 def write_small_copy(
     source: Source | Video,
     boxes_at: BoxesAt,
-    moments: Collection[tuple[float, float]],
+    moments: Moments,
     path: Path,
     *,
     progress: Progress | None = None,
@@ -156,26 +170,35 @@ def write_small_copy(
         ValueError, OSError: the video cannot be read, or the copy cannot be written.
     """
     video = source if isinstance(source, Video) else Video(source, threads=0)
-    bits = min(SMALL_BITS, 8 * SMALL_BYTES / max(1.0, video.claimed_seconds))
-    spans = [(first - 0.5, last + 0.5) for first, last in moments]
-
-    def make_chooser() -> Chooser:
-        is_due = choose_by_rate(SMALL_RATE)
-        return lambda index, seconds: (
-            is_due(index, seconds) or any(first <= seconds <= last for first, last in spans)
-        )
-
-    with MarkedCopy(path, video, None, bits_per_second=bits) as copy:
-        for done, frame in enumerate(read_ahead(video.chosen(make_chooser), AHEAD), 1):
+    with open_small_copy(path, video) as copy:
+        frames = video.chosen(lambda: choose_moments(moments))
+        for done, frame in enumerate(read_ahead(frames, AHEAD), 1):
             scale = min(1, SMALL_WIDTH / frame.image.shape[1])
             image = cv2.resize(frame.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            boxes = (
-                Box(number, *(scale * side for side in box), score)
-                for number, *box, score in boxes_at(frame.seconds)
-            )
-            copy.add(frame.seconds, image, boxes)
+            copy.add(frame.seconds, image, scale_boxes(boxes_at(frame.seconds), scale))
             if progress:
                 progress(done, None)
+
+
+def choose_moments(moments: Moments) -> Chooser:
+    """Choose every frame of some moments, and a few of each second elsewhere."""
+    is_due = choose_by_rate(SMALL_RATE)
+    spans = [(first - 0.5, last + 0.5) for first, last in moments]
+    return lambda index, seconds: (
+        is_due(index, seconds) or any(first <= seconds <= last for first, last in spans)
+    )
+
+
+def scale_boxes(boxes: Iterable[Box], scale: float) -> Iterator[Box]:
+    """Yield boxes as they are in a frame that is so many times as large."""
+    for number, *box, score in boxes:
+        yield Box(number, *(scale * side for side in box), score)
+
+
+def open_small_copy(path: Path, video: Video) -> MarkedCopy:
+    """Begin a small copy, whose bits keep it below SMALL_BYTES if it is not very long."""
+    bits = min(SMALL_BITS, 8 * SMALL_BYTES / max(1.0, video.claimed_seconds))
+    return MarkedCopy(path, video, None, bits_per_second=bits)
 
 
 class MarkedCopy:
