@@ -1,5 +1,6 @@
 """The Python interface: any source, any thread, one error per kind of failure, nothing printed."""
 
+import base64
 import hashlib
 import io
 import shutil
@@ -9,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -221,6 +223,22 @@ def test_a_marked_copy_is_of_the_file_that_was_checked(detector: Detector, tmp_p
     with pytest.raises(SourceChangedError):
         detector.write_marked_copy(result, tmp_path / "again.png")
     assert not (tmp_path / "again.png").exists()
+
+
+def test_a_small_copy_can_be_made_in_the_same_pass(
+    detector: Detector, clip: Path, tmp_path: Path
+) -> None:
+    result = detector.check(clip)
+    paths = [tmp_path / name for name in ("marked.mp4", "small.mp4", "alone.mp4")]
+    detector.write_marked_copy(result, paths[0], small=paths[1])
+    detector.write_marked_copy(result, paths[2])
+    assert paths[0].read_bytes() == paths[2].read_bytes()
+    for path in paths[:2]:
+        with av.open(str(path)) as container:
+            assert [one.time for one in container.decode(video=0)][-1] == pytest.approx(5.5)
+    detector.write_report(result, tmp_path / "report.html", video=paths[1])
+    data = base64.b64encode(paths[1].read_bytes()).decode()
+    assert data in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_model_that_is_replaced_goes_on_as_it_was(tmp_path: Path) -> None:
