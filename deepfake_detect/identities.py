@@ -39,7 +39,7 @@ def normalise(videos: pd.DataFrame, is_trusted: bool) -> pd.Series:
         ";".join(name.zfill(widths[dataset]) if name.isdecimal() else name for name in names)
         for dataset, names in zip(videos["dataset"], people, strict=True)
     ]
-    return pd.Series(restored, videos.index, dtype=object)
+    return pd.Series(restored, videos.index, dtype=str)
 
 
 def split_people(text: str, separators: re.Pattern = SEPARATORS) -> list[str]:

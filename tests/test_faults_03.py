@@ -2,10 +2,13 @@
 
 import importlib
 import os
+import re
 import shutil
 import signal
 import time
 import unicodedata
+from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import faults
@@ -15,6 +18,8 @@ import pytest
 from conftest import assert_stops, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from deepfake_detect import files
 
 SCRIPT = "03-prepare-fake-real-dataset.py"
 prepare = importlib.import_module("03-prepare-fake-real-dataset")
@@ -250,6 +255,90 @@ def test_no_table_of_faces_ends_in_anything_but_a_sentence(
         pass
     finally:
         path.write_bytes(whole)
+
+
+# A table that somebody opened and saved
+
+
+def write_by_01(folder: Path, videos: pd.DataFrame) -> None:
+    """Write videos.csv as 01 does, with its checksum."""
+    (folder / "frames" / "videos.csv").unlink()
+    output = files.claim(folder / "frames", "--frames-dir", "01-convert-video-to-image.py", True)
+    save = partial(files.write_table, columns=videos.columns, rows=videos.itertuples(index=False))
+    output.write("videos.csv", save)
+
+
+@pytest.fixture
+def ffpp(folder: Path) -> pd.DataFrame:
+    """The videos of 12 people, in the layout of FaceForensics++."""
+    videos = pd.read_csv(folder / "frames/videos.csv", dtype=str, keep_default_na=False)
+    crops = pd.read_csv(folder / "faces/faces.csv", dtype=str)
+    for row, (video_id, person) in enumerate(zip(videos.video_id, videos.identities, strict=True)):
+        real, other = f"0{person}", f"0{int(person) ^ 1:02d}"
+        name, group, people = (
+            (real, "original_sequences/youtube", real)
+            if videos.label[row] == "real"
+            else (f"{real}_{other}", "manipulated_sequences/Deepfakes", f"{real};{other}")
+        )
+        new_id = f"ffpp-{'original' if name == real else 'Deepfakes'}-c23-{name}"
+        for path in (folder / "faces" / video_id).iterdir():
+            path.rename(path.with_name(path.name.replace(video_id, new_id)))
+        (folder / "faces" / video_id).rename(folder / "faces" / new_id)
+        crops["crop"] = crops["crop"].str.replace(video_id, new_id)
+        columns = ["video_id", "source", "dataset", "identities"]
+        source = f"{group}/c23/videos/{name}.mp4"
+        videos.loc[row, columns] = [new_id, source, "FaceForensics++", people]
+    crops["video_id"] = crops["crop"].str.split("/").str[0]
+    crops.to_csv(folder / "faces/faces.csv", index=False)
+    write_by_01(folder, videos)
+    return videos
+
+
+def people_by_split(folder: Path) -> dict[str, set[str]]:
+    """The splits of each person, by the file names alone."""
+    found = defaultdict(set)
+    for path in (folder / "split_dataset").glob("*/*/*.png"):
+        for person in re.findall(r"(?<=[-_])0\d\d(?=[-_])", path.name.partition("c23")[2]):
+            found[person].add(path.parts[-3])
+    return found
+
+
+def test_a_table_as_01_wrote_it_is_believed(
+    folder: Path, ffpp: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(folder)
+    assert "not as 01" not in capsys.readouterr().out
+    assert len(people_by_split(folder)) == 12
+
+
+@pytest.mark.parametrize("change", ["zeros", "commas", "blanks"])
+def test_a_table_that_a_spreadsheet_saved_splits_nobody(
+    change: str, folder: Path, ffpp: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(folder)
+    before = read(folder)["split_dataset"]
+    ffpp["identities"] = {
+        "zeros": ffpp["identities"].str.replace("^0+(?=[0-9]+$)", "", regex=True),
+        "commas": ffpp["identities"].str.replace(";", ","),
+        "blanks": ffpp["identities"].str.replace(";", " ; ") + " ",
+    }[change]
+    ffpp.to_csv(folder / "frames/videos.csv", index=False)
+    capsys.readouterr()
+    run(folder)
+    assert "not as 01" in capsys.readouterr().out
+    assert read(folder)["split_dataset"] == before
+    assert all(len(splits) == 1 for splits in people_by_split(folder).values())
+
+
+@pytest.mark.parametrize(("row", "identity"), [(2, "009"), (2, ""), (3, "1.5E+10"), (3, "001")])
+def test_an_identity_that_contradicts_the_names_stops_it(
+    row: int, identity: str, folder: Path, ffpp: pd.DataFrame
+) -> None:
+    ffpp.loc[row, "identities"] = identity
+    ffpp.to_csv(folder / "frames/videos.csv", index=False)
+    with pytest.raises(ValueError, match=rf"videos\.csv.*{ffpp.video_id[row]}.*01-"):
+        run(folder)
+    assert read(folder) == {}
 
 
 # Folders and numbers that cannot be meant
