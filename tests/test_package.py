@@ -25,6 +25,7 @@ from conftest import ROOT
 from PIL import Image
 
 import deepfake_detect
+from deepfake_detect.practice import write_examples
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PYTHONS = [sys.executable, *os.environ.get("PYTHONS", "").split()]
@@ -129,14 +130,17 @@ def test_container_is_built_from_all_it_needs(clone: Path, wheel: Path, tmp_path
         assert sorted(theirs.namelist()) == sorted(ours.namelist())
 
 
-def test_installed_package_checks_a_file_offline(installed: Path, face: Path) -> None:
-    command = [*OFFLINE, installed / "deepfake-detect", face, "--json"]
+def test_installed_package_checks_files_offline(installed: Path, face: Path) -> None:
+    fake = write_examples(face.parent)["fake"]
+    command = [*OFFLINE, installed / "deepfake-detect", face, fake, "--json"]
     checked = call(command, face.parent)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    (result,) = json.loads(checked.stdout)
-    assert result["verdict"] == "likely real"
-    assert result["provenance"]["credentials"]["status"] == "none"
-    assert (face.parent / "detections" / "a face.html").is_file()
+    results = json.loads(checked.stdout)
+    assert [result["verdict"] for result in results] == ["likely real", "likely fake"]
+    for result in results:
+        assert result["provenance"]["credentials"]["status"] == "none"
+    for name in ("a face.html", f"{fake.stem}.html", f"{fake.stem}-marked.mp4"):
+        assert (face.parent / "detections" / name).is_file()
 
 
 def test_installed_package_is_small_and_without_training(installed: Path) -> None:
