@@ -229,13 +229,12 @@ def test_a_small_copy_can_be_made_in_the_same_pass(
     detector: Detector, clip: Path, tmp_path: Path
 ) -> None:
     result = detector.check(clip)
-    paths = [tmp_path / name for name in ("marked.mp4", "small.mp4", "alone.mp4")]
+    paths = [tmp_path / name for name in ("marked.mp4", "small.mp4")]
     detector.write_marked_copy(result, paths[0], small=paths[1])
-    detector.write_marked_copy(result, paths[2])
-    assert paths[0].read_bytes() == paths[2].read_bytes()
-    for path in paths[:2]:
+    for path in paths:
         with av.open(str(path)) as container:
-            assert [one.time for one in container.decode(video=0)][-1] == pytest.approx(5.5)
+            times = [one.time for one in container.decode(video=0)]
+            assert times == pytest.approx([at / 2 for at in range(12)])
     detector.write_report(result, tmp_path / "report.html", video=paths[1])
     data = base64.b64encode(paths[1].read_bytes()).decode()
     assert data in (tmp_path / "report.html").read_text(encoding="utf-8")
