@@ -508,7 +508,7 @@ def test_a_signal_ends_it_with_a_sentence_and_the_old_folders(name: str, tmp_pat
     for _ in range(20):  # on a busy machine a run may have ended before it is signalled
         with faults.running(SCRIPT, "--seed", 2, cwd=folder) as running:
             while running.poll() is None and not list(
-                folder.glob("prepared_dataset.partial/real/*")
+                folder.glob(".prepared_dataset.unfinished-*/real/*")
             ):
                 time.sleep(0.001)
             running.send_signal(number)
