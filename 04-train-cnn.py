@@ -28,14 +28,20 @@ Networks", ICML 2019, in the implementation of the efficientnet package.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent))  # python -P leaves it out
+from deepfake_detect import start
+
+start.prepare(__name__)  # Ctrl-C while the rest is loading ends it with a sentence
+
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Literal
 
 import deepfake_detect.keras_setup  # noqa: F401 - first, before others load Keras  # isort: skip

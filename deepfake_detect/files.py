@@ -415,25 +415,6 @@ def delete_folder(folder: Path, doomed: Path) -> None:
     doomed.unlink() if doomed.is_symlink() else shutil.rmtree(doomed)
 
 
-# Until 01 and 02 use resume.py, and all scripts claim:
-claim_folder = claim
-
-
-@contextmanager
-def open_run(folder: Path, scheduler: str | None, part: str | None) -> Iterator[Path]:
-    """Make the folder of a run; see resume.open_run, which takes its place."""
-    alone = folder.absolute() / UNFINISHED
-    if not part:
-        for left in folder.glob(f"{UNFINISHED}*"):  # renamed, no worker writes to it any more
-            delete_folder(left, alone.with_name(f"{UNFINISHED}-{uuid4().hex}"))
-    run = alone.with_name(f"{UNFINISHED}-{uuid4().hex}") if scheduler or part else alone
-    run.mkdir()
-    try:
-        yield run
-    finally:
-        shutil.rmtree(run, ignore_errors=True)
-
-
 # --- A folder in place of another -----------------------------------------------------------------
 
 

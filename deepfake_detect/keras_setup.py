@@ -34,6 +34,11 @@ def silent_stderr() -> Iterator[None]:
         os.close(stderr)
 
 
+# Settings that the user has for other programs, here or in ~/.keras/keras.json
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.pop("TF_USE_LEGACY_KERAS", None)
 with silent_stderr():
-    import keras  # noqa: F401
+    import keras
     import tensorflow  # noqa: F401
+keras.config.set_floatx("float32")
+keras.config.set_image_data_format("channels_last")

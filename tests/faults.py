@@ -102,6 +102,12 @@ def read_tree(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+def finished_folders(frames_dir: Path) -> dict[str, tuple[int, int]]:
+    """The folders with a final name; each with what tells it from one that was made again."""
+    folders = [path for path in frames_dir.glob("*/") if not path.name.startswith(".unfinished-")]
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folders}
+
+
 @contextmanager
 def small_disk(folder: Path, megabytes: float) -> Iterator[Callable[[float], None]]:
     """Mount a small disk on a folder; yields a function that gives it another size."""

@@ -160,6 +160,23 @@ def test_settings_meant_for_other_programs_change_nothing(
     assert run.returncode == 1 and run.stderr.startswith("tool.py: --seed is -1"), run.stderr
 
 
+def test_keras_is_not_set_up_by_the_user_s_file_and_environment(tmp_path: Path) -> None:
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras/keras.json").write_text(
+        json.dumps({"floatx": "float16", "backend": "torch", "image_data_format": "channels_first"})
+    )
+    program = "import deepfake_detect.keras_setup, keras; from keras import config; "
+    program += "print(keras.backend.backend(), config.floatx(), config.image_data_format())"
+    run = run_shell(
+        f"exec '{sys.executable}' -c '{program}'",
+        HOME=str(tmp_path),
+        PYTHONPATH=str(ROOT),
+        KERAS_BACKEND="jax",
+        TF_USE_LEGACY_KERAS="1",
+    )
+    assert run.stdout == "tensorflow float32 channels_last\n", run.stderr
+
+
 def test_a_reader_that_goes_away_is_not_a_traceback(tool: Path) -> None:
     tool.write_text(
         tool.read_text().replace("    if wait", "    print('x\\n' * 100_000)\n    if wait")

@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, assert_stops, run_script
 from faults import (
+    finished_folders,
     jpeg,
     kill_again_and_again,
     processes_of,
@@ -30,7 +31,6 @@ from faults import (
     write_avi,
 )
 from frames import crop, run_02, write_videos
-from test_faults_01 import finished_folders
 
 from deepfake_detect import cluster, pool
 

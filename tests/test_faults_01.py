@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, assert_stops, run_script, run_script_after, write_video
 from faults import (
+    finished_folders,
     jpeg,
     kill_again_and_again,
     read_tree,
@@ -70,12 +71,6 @@ def long_video(tmp_path: Path) -> Path:
 def read_frames(frames_dir: Path) -> dict[str, bytes]:
     """All files but the list of what was written, which also names what was replaced since."""
     return {name: data for name, data in read_tree(frames_dir).items() if name != ".made-by"}
-
-
-def finished_folders(frames_dir: Path) -> dict[str, tuple[int, int]]:
-    """The folders with a final name; each with what tells it from one that was made again."""
-    folders = [path for path in frames_dir.glob("*/") if not path.name.startswith(".unfinished-")]
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folders}
 
 
 def is_converting(frames_dir: Path) -> bool:

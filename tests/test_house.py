@@ -79,6 +79,12 @@ def test_scripts_do_not_import_each_other(path: Path) -> None:
 
 
 @each_script
+def test_signals_are_handled_before_anything_slow_is_loaded(path: Path) -> None:
+    before, call, _ = path.read_text(encoding="utf-8").partition("start.prepare(__name__)")
+    assert call and not re.search("^(import|from) (cv2|numpy|pandas|keras|tyro)", before, re.M)
+
+
+@each_script
 def test_every_setting_has_a_comment(path: Path) -> None:
     """The comment is also the option's help."""
     lines = path.read_text(encoding="utf-8").splitlines()
