@@ -70,7 +70,7 @@ class Settings:
     scale_factor: Annotated[float, Between(0.1, 0.99)] = 0.709  # between scales; higher finds more
     thresholds: Scores = (0.6, 0.7, 0.8)  # score that a box needs to pass each of the networks
     # machine
-    workers: Annotated[Count | None, cli.MACHINE] = None  # processes, 0.1 GB each; None: one a core
+    workers: Annotated[Count | None, cli.MACHINE] = None  # processes, 0.2 GB each; None: one a core
     scheduler: Annotated[str | None, cli.MACHINE] = None  # Dask cluster: tcp://host:8786
     part: Annotated[str | None, cli.MACHINE] = None  # 3/10: every tenth video from the third
 
