@@ -69,7 +69,7 @@ def main(settings: Settings = Settings()) -> None:
     take_picture(page)
     shown = PIL.PngImagePlugin.PngInfo()
     shown.add_text(NUMBERS, json.dumps(numbers))
-    PIL.Image.open(page).convert("P", palette=PIL.Image.Palette.ADAPTIVE).save(page, pnginfo=shown)
+    PIL.Image.open(page).save(page, pnginfo=shown, optimize=True)
     print(f"{page}: {numbers['verdict']}, score {numbers['score']}")
     if (settings.practice_dir / "split_dataset" / "crops.csv").is_file():
         draw_practice(settings.practice_dir).savefig(settings.img_dir / "steps.png", dpi=100)

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import onnx
 import pytest
 from conftest import ROOT, assert_stops, run_script
 from pages import FAKE, REAL, Server, clips, open_page, write_endless_video  # noqa: F401
@@ -399,6 +400,20 @@ def test_a_model_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
         options = ["--no-open-browser", "--port", 0, "--model", model]
         assert_stops(run_script("08-web-page.py", *options, cwd=tmp_path), model)
     assert not list((tmp_path).glob("deepfake-page-*"))
+
+
+def test_a_practice_model_is_marked_and_one_that_was_not_measured(tmp_path: Path) -> None:
+    model = onnx.load(ROOT / "weights" / "deepfake-detector.onnx")
+    for entry in model.metadata_props:
+        if entry.key == "training":
+            entry.value = json.dumps({"practice": True})
+    onnx.save(model, tmp_path / "toy.onnx")
+    with open_page(tmp_path, "--model", "toy.onnx") as server:
+        page = ask(server, "/").text
+    assert 'class="warning"' in page and "toy.onnx" in page and "was not measured" in page
+    with open_page(tmp_path) as server:
+        page = ask(server, "/").text
+    assert 'class="warning"' not in page and "in 100" in page
 
 
 @pytest.mark.parametrize("after", [0.1, 0.5, 1.0])

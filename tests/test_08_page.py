@@ -194,7 +194,7 @@ def test_files_have_a_table_that_outlives_a_reload_and_opens_each_report(
     assert torn.name in card.inner_text() and card.locator("p").count() == 2  # why, and what to do
 
     page.reload()
-    assert page.locator("#results tbody tr").count() == 3
+    page.locator("#results tbody tr").nth(2).wait_for()
     page.get_by_role("button", name=REAL.name, exact=True).click()
     wait_for_report(page)
     page.get_by_role("button", name=f"Remove {REAL.name}").click()
@@ -202,6 +202,22 @@ def test_files_have_a_table_that_outlives_a_reload_and_opens_each_report(
     assert page.locator("#answer").is_hidden()
     page.get_by_role("button", name="Remove all").click()
     assert page.locator("#results").is_hidden()
+    leave(page)
+
+
+def test_files_that_are_dropped_all_get_a_row(browser: Browser, server: Server) -> None:
+    page = visit(browser, server)
+    page.evaluate(
+        """() => {
+            const data = new DataTransfer();
+            for (const name of ["one.mp4", "two.mp4", "notes.txt"])
+                data.items.add(new File(["no video at all"], name));
+            document.body.dispatchEvent(
+                new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+        }"""
+    )
+    for name in ("one.mp4", "two.mp4", "notes.txt"):
+        find_row(page, name, "not checked")
     leave(page)
 
 

@@ -58,6 +58,7 @@ async function send(entry) {
     if (answer.id) ask("DELETE", `jobs/${answer.id}`);
   } else if (answer.id) {
     entry.id = answer.id;
+    entry.name = get(".open", entry.row).textContent = answer.name;
     keep();
     update(entry, answer);
     poll();
@@ -106,7 +107,11 @@ async function readDropped(items) {
       }
     }
   }
-  for (const entry of [...items].map((item) => item.webkitGetAsEntry()).filter(Boolean)) await walk(entry, false);
+  const given = [...items].filter((item) => item.kind === "file").map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile());
+  for (const one of given) {
+    if (one instanceof File) files.push(one);
+    else if (one) await walk(one, false);
+  }
   return [files, leftOut];
 }
 
