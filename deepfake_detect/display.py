@@ -24,6 +24,8 @@ FRAMES_KEPT = 16  # at most, by side data that refers to its frame
 LONGEST_PIXEL = 4  # width to height of a pixel, or the inverse; more is not believed
 PQ = 16  # AVCOL_TRC_SMPTE2084
 BT709, NOT_SAID = 1, 2  # AVCOL_PRI_BT709, AVCOL_SPC_UNSPECIFIED
+HDR_CONVERTED = "its HDR colours (PQ) were converted to ordinary ones"  # notes
+HDR_AS_IT_IS = "its HDR colours (Dolby Vision) could not be converted"
 UNKNOWN_COLOURS = 14, 15  # AVCOL_SPC_ICTCP, AVCOL_SPC_IPT_C2: Dolby Vision without a base layer
 REFERENCE_WHITE = 203  # candela per square metre, ITU-R BT.2408
 BRIGHTEST = 10_000 / REFERENCE_WHITE  # that PQ can say, in units of white: 49.3
@@ -75,11 +77,12 @@ class Display:
                 settings |= {"src_colorspace": "bt2020"}
             wide = self.reformatter.reformat(frame, format="bgr48le", **settings).to_ndarray()
             image = map_to_sdr(wide, frame.color_primaries)
+            note = HDR_CONVERTED
         else:
             image = self.reformatter.reformat(frame, format="bgr24", **settings).to_ndarray()
-            note = "its HDR colours (Dolby Vision) could not be converted"
-            if frame.color_trc == PQ and note not in self.notes:
-                self.notes.append(note)
+            note = HDR_AS_IT_IS
+        if frame.color_trc == PQ and note not in self.notes:
+            self.notes.append(note)
         if matrix := self._find_matrix(frame):
             image = turn(image, np.frombuffer(matrix, np.int32))
         return image

@@ -173,6 +173,31 @@ def test_a_stream_that_was_not_looked_at_is_named(detector: Detector, tmp_path: 
     assert result.faces or "stream 1" in " ".join(result.notes)
 
 
+# HDR
+
+
+@pytest.mark.parametrize("person", [PERSON, (*PERSON, True)])
+def test_an_hdr_video_is_undecided_with_the_reason(
+    detector: Detector, tmp_path: Path, person: tuple
+) -> None:
+    path = tmp_path / "hdr.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", 5, options={"crf": "12"})
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p10le"
+        stream.codec_context.color_trc, stream.codec_context.color_primaries = 16, 9
+        stream.codec_context.colorspace = 9
+        for at in range(10):
+            picture = av.VideoFrame.from_ndarray(frame(person), "bgr24")
+            picture = picture.reformat(format="yuv420p10le", dst_colorspace="bt2020")
+            picture.pts, picture.time_base = at, Fraction(1, 5)
+            picture.color_trc, picture.color_primaries = 16, 9
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    result = detector.check(path)
+    assert (result.verdict, "HDR" in result.reason) == ("undecided", True)
+    assert "HDR" in " ".join(result.notes)
+
+
 # What is missing
 
 
