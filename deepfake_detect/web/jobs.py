@@ -38,6 +38,7 @@ WAITING, OPENING, WRITING = "Waiting", "Opening the file", "Writing the report" 
 DONE, DELETED = "Done", "Deleted"
 LEFT_AFTER = 5.0  # seconds after a tab was closed; a reload takes less
 UNSEEN_AFTER = 150.0  # seconds without a question; a tab in the background asks once a minute
+SHOWN = ("verdict", "score", "interval_95", "reason", "advice")  # of an answer, on the page
 EXPECTED = 8.0  # seconds of a check, before there was one
 MB = 10**6
 
@@ -82,7 +83,7 @@ class Job:
     notes: list[str] = field(default_factory=list)  # about the marked copy
     marked: Path | None = None
     report: Future = field(default_factory=Future)  # done when the report is written, or never is
-    checked: Future = field(default_factory=Future)  # of the Result or Failure
+    checked: Future = field(default_factory=Future)  # done when there is an answer
 
     @property
     def upload(self) -> Path:
@@ -242,30 +243,33 @@ class Jobs:
             return said | {"before": before, "seconds_left": before * mean}
         said["seconds_left"] = job.seconds_left()
         if job.answer:
-            shown = ("verdict", "score", "interval_95", "reason", "advice")
-            said |= {key: job.answer[key] for key in shown if key in job.answer}
+            said |= {key: job.answer[key] for key in SHOWN if key in job.answer}
             said |= {"marked": job.marked and job.marked.name, "ready": job.report.done()}
             said["notes"] = job.notes
         return said
 
     # --- In the threads ---------------------------------------------------------------------------
 
-    def work(self, job: Job, step: Callable[[Job], object]) -> object:
+    def work(self, job: Job, step: Callable[[Job], None]) -> None:
         """Take a step of a job unless nobody waits for it any more."""
         with self.lock:
             job.busy = not job.stop.is_set()
         if not job.busy:
-            return None
+            return
         try:
-            return None if job.is_unwanted() else step(job)
+            if not job.is_unwanted():
+                step(job)
         finally:
             with self.lock:
                 job.busy = False
             if job.is_unwanted():
                 self.remove(job)
 
-    def check(self, job: Job) -> Result | Failure:
-        """Check the upload; its report follows in the other thread."""
+    def check(self, job: Job) -> None:
+        """Check the upload; its report follows in the other thread.
+
+        The result itself goes when that is written: it has pictures, and results may be many.
+        """
         began = time.monotonic()
         job.enter(OPENING)
         try:
@@ -278,23 +282,23 @@ class Jobs:
                 job.article.write_text(article, encoding="utf-8", errors="replace")
                 numbers = json.dumps(result.to_dict())
                 (job.folder / "result.json").write_text(numbers, encoding="utf-8")
-            job.answer = result.to_dict()
+            whole = result.to_dict()  # of a long video some megabytes, so a page keeps a part
+            job.answer = {key: whole.get(key) for key in SHOWN} if job.marks else whole
         except Exception as error:  # of this file alone
-            return self.fail(job, error)
+            self.fail(job, error)
+            return
         self.durations.append(time.monotonic() - began)
         if job.marks and not job.is_unwanted():
             self.drawing.submit(self.work, job, lambda job: self.draw(job, result))
         else:
             self.finish(job)
-        return result
 
-    def fail(self, job: Job, error: Exception) -> Failure:
+    def fail(self, job: Job, error: Exception) -> None:
         """Note why a file could not be checked."""
         reason = describe_error(error).replace(f"{job.upload}: ", "").replace(str(job.upload), "")
         failure = Failure(job.name, reason, error)
         job.answer = failure.to_dict() | {"advice": advise(error)}
         self.finish(job)
-        return failure
 
     def draw(self, job: Job, result: Result) -> None:
         """Write the marked copy and the report; what fails is noted, and the verdict stays."""
@@ -318,7 +322,7 @@ class Jobs:
 
     def finish(self, job: Job) -> None:
         """End a job: its upload goes, its results stay for a while."""
-        job.upload.unlink(missing_ok=True)
+        delete(job.upload)
         job.measure()
         job.ended = time.monotonic()
         job.enter(DONE)
