@@ -3,7 +3,9 @@
 import base64
 import json
 import re
+import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -373,3 +375,57 @@ def test_a_report_can_be_read_back(detector: Detector, fake: Result, home: Path)
     assert report.read_result(home / "back.html")["tracks"] == json.loads(
         json.dumps(fake.to_dict()["tracks"])
     )
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")  # Debian's plays H.264; Playwright's own does not
+    if not chromium:
+        pytest.skip("there is no chromium")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["fake", "picture", "nobody"])
+def test_axe_finds_nothing_and_a_phone_cuts_nothing(
+    browser: object,
+    detector: Detector,
+    home: Path,
+    name: str,
+    scheme: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    path = home / f"{name}-axe.html"
+    detector.write_report(request.getfixturevalue(name), path, video=False)
+    size = {"width": 390, "height": 844}
+    page = browser.new_page(viewport=size, color_scheme=scheme)
+    page.goto(path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert axe.Axe().run(page).response["violations"] == []
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert axe.Axe().run(page).response["violations"] == []
+    page.close()
+
+
+def test_a_point_leads_to_its_moment_and_copy_copies(
+    browser: object, detector: Detector, fake: Result, home: Path
+) -> None:
+    detector.write_report(fake, home / "clicks.html")
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((home / "clicks.html").as_uri())
+    page.wait_for_function("document.querySelector('video').readyState >= 1")
+    page.locator(".chart a").nth(12).click()
+    assert page.evaluate("document.querySelector('video').currentTime") == pytest.approx(6, abs=0.1)
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    page.emulate_media(media="print")
+    assert not page.locator("video").is_visible() and page.locator("img.still").is_visible()
+    page.close()
