@@ -67,6 +67,7 @@ class Display:
         self.of_container = said if said != self.decoder.sample_aspect_ratio else None
         self.reformatter = VideoReformatter()
         self.asked = 0
+        self.first_has_matrix: bool | None = None
 
     def to_bgr(self, frame: av.VideoFrame) -> np.ndarray:
         """Convert a frame to BGR uint8 (height, width, 3) as displayed."""
@@ -101,8 +102,13 @@ class Display:
         """Return the display matrix of a frame, if it has one.
 
         A frame whose side data was asked for refers to itself: only the garbage collector frees it,
-        and by itself it would let hundreds of frames pile up.
+        and by itself it would let hundreds of frames pile up. So a frame is asked only if the first
+        one has a matrix, or it is turned.
         """
+        if self.first_has_matrix is False and not frame.rotation:
+            return None
+        if self.first_has_matrix is None:
+            self.first_has_matrix = frame.side_data.get(SideData.DISPLAYMATRIX) is not None
         self.asked += 1
         if self.asked % FRAMES_KEPT == 0:
             gc.collect(1)

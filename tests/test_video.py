@@ -274,6 +274,27 @@ def test_frames_are_turned_and_mirrored_by_the_display_matrix(angle: int, mirror
     assert np.array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("turned", [("90",), ("180",), ("0", "-display_vflip")])
+def test_a_turned_video_is_shown_upright(turned: tuple[str, ...], tmp_path: Path) -> None:
+    encode(tmp_path / "a.mp4", draw(3))
+    flip = turned[1:]
+    ffmpeg(
+        "-display_rotation",
+        turned[0],
+        *flip,
+        "-i",
+        tmp_path / "a.mp4",
+        "-c",
+        "copy",
+        tmp_path / "b.mp4",
+    )
+    plain = [frame.image for frame in Video(tmp_path / "a.mp4").frames()]
+    found = [frame.image for frame in Video(tmp_path / "b.mp4").frames()]
+    wanted = [image[::-1] if flip else np.rot90(image, int(turned[0]) // 90) for image in plain]
+    assert len(found) == 3
+    assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
 def to_pq(image: np.ndarray, white: float = 203) -> np.ndarray:
     """Ordinary video, BGR uint8, as BT.709 light in PQ, uint16."""
     light = (image / 255) ** 2.4 * white / 10_000
@@ -316,7 +337,9 @@ def test_an_hdr10_video_looks_like_the_ordinary_one(tmp_path: Path) -> None:
         color_primaries=1,
         colorspace=1,
     )
-    found = list(Video(path).frames())
+    video = Video(path)
+    found = list(video.frames())
+    assert ["HDR" in note for note in video.notes] == [True]
     for frame, image in zip(found, frames, strict=True):
         means = frame.image.mean(axis=(0, 1)) - image.mean(axis=(0, 1))
         assert np.abs(means).max() < 6
