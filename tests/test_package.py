@@ -36,8 +36,9 @@ LARGEST_ENVIRONMENT = 600  # MB
 
 
 def call(command: list[object], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that sees no package but its own, with these variables."""
+    """Run a command that sees no package but its own and the programs of the tests, such as uv."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
     return subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
