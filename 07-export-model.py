@@ -53,8 +53,8 @@ from deepfake_detect.crops import IMAGE_SUFFIXES, prepare_crop
 from deepfake_detect.decision import Decision, calibrate, describe_decision
 from deepfake_detect.detection_model import EVIDENCE, INPUT, OUTPUT, DetectionModel
 from deepfake_detect.model import IMAGENET_MEAN, IMAGENET_STD, sharpen
-from deepfake_detect.model_file import load_model, read_decision, read_saved
-from deepfake_detect.onnx_export import LOGIT_LIMIT, convert_to_onnx
+from deepfake_detect.model_file import load_model, read_decision
+from deepfake_detect.onnx_export import LOGIT_LIMIT, convert_to_onnx, read_training
 from deepfake_detect.scoring import predict_both_ways
 from deepfake_detect.shipped import find_shipped
 
@@ -100,7 +100,7 @@ def main(settings: Settings = Settings()) -> dict[str, dict[str, float]]:
     if settings.export_dir.exists():  # a refusal comes before the conversion
         files.claim(settings.export_dir, "--export-dir", __file__).check(names)
 
-    onnx = convert_to_onnx(model, decision, read_saved(path, "training.json")).SerializeToString()
+    onnx = convert_to_onnx(model, decision, read_training(path)).SerializeToString()
     tflite = convert_to_tflite(model, decision)
     scorers = {
         "keras": run_keras(model, decision),

@@ -109,8 +109,10 @@ class FaceDetector:
 
 def normalise(frame: np.ndarray) -> np.ndarray:
     """Bring a frame, BGR uint8, to the range of the networks: RGB float32, -1 to 1."""
-    rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-    return (rgb.astype(np.float32) - 127.5) / 128
+    image = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype(np.float32)
+    image -= 127.5
+    image /= 128
+    return image
 
 
 def list_scales(height: int, width: int, min_face_size: float, scale_factor: float) -> np.ndarray:

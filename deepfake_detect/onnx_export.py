@@ -1,24 +1,37 @@
 """Write a trained model as ONNX: what detection loads, with OpenCV or any other runtime.
 
-The graph is built node by node from the layers of the Keras model. Converters such as tf2onnx trace
-it instead, and fold constants while they do so: with this model that took 13 GB of memory.
+    python -m deepfake_detect.onnx_export weights/deepfake-detector.keras
+
+writes weights/deepfake-detector.onnx. The graph is built node by node from the layers of the Keras
+model. Converters such as tf2onnx trace it instead, and fold constants while they do so: with this
+model that took 13 GB of memory.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import deepfake_detect.keras_setup  # noqa: F401 - first, before others load Keras  # isort: skip
 import keras
 import numpy as np
 import onnx
+import tyro
 from onnx import TensorProto, helper, numpy_helper
 
+from deepfake_detect import cli
 from deepfake_detect.decision import SMALLEST_P, Decision, describe_decision
-from deepfake_detect.detection_model import EVIDENCE, INPUT, OUTPUT, WRITTEN_BY
+from deepfake_detect.detection_model import (
+    EVIDENCE,
+    INPUT,
+    OUTPUT,
+    WRITTEN_BY,
+    read_facts,
+    read_model_file,
+)
 from deepfake_detect.files import write_whole
 from deepfake_detect.model import BELL, GREY, IMAGENET_MEAN, IMAGENET_STD, LAPLACIAN, MOST_ADDED
 from deepfake_detect.model_file import load_model, read_decision, read_saved
@@ -295,11 +308,31 @@ def make_file(graph: Graph, size: int, decision: Decision, training: dict) -> on
     return file
 
 
-def main(path: Path) -> None:
-    """Write the ONNX file beside a .keras model that 04-train-cnn.py wrote."""
-    training = read_saved(path, "training.json")
-    write_onnx(load_model(path), read_decision(path), path.with_suffix(".onnx"), training)
+def read_training(path: Path) -> dict:
+    """Read the facts about the training from a .keras file; empty if it has none."""
+    with suppress(LookupError, ValueError, RecursionError):
+        return read_saved(path, "training.json")
+    return {}
+
+
+def main(model: Annotated[Path, tyro.conf.Positional], /) -> None:
+    """Write the ONNX file beside a .keras file that 04-train-cnn.py wrote.
+
+    Args:
+        model: the .keras file
+
+    Raises:
+        FileNotFoundError, ValueError: it is not such a file, or another file is in the way
+    """
+    loaded, decision, target = load_model(model), read_decision(model), model.with_suffix(".onnx")
+    try:
+        if target.exists():
+            read_facts(str(target), read_model_file(target))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{target}: it is in the way; move it away ({error})") from error
+    write_onnx(loaded, decision, target, read_training(model))
+    print(target)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    cli.run(main)

@@ -222,6 +222,11 @@ def test_the_command_for_a_keras_file_makes_the_onnx_file(built: Built, tmp_path
     assert result.returncode == 0, result.stderr
     model = DetectionModel.load(tmp_path / "m.onnx")
     assert (model.decision, model.training) == (built.decision, {"epochs": 3})
+    (tmp_path / "m.onnx").write_bytes(b"another's")
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and "m.onnx" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "m.onnx").read_bytes() == b"another's"
 
 
 # --- Bad files ------------------------------------------------------------------------------------
