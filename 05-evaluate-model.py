@@ -64,6 +64,9 @@ if TYPE_CHECKING:
     from deepfake_detect.detection_model import DetectionModel
 
 
+Sizes = Annotated[tuple[float, ...], Between(0.05, 1)]
+
+
 @dataclass(frozen=True)
 class Settings:
     """Edit a default here, or override it for one run: --part val."""
@@ -82,12 +85,7 @@ class Settings:
     # robustness
     sweep: bool = False  # also measure the crops after each of these changes, at their own size
     jpeg_qualities: Annotated[tuple[int, ...], Between(1, 100)] = (90, 70, 50, 30)  # of 100
-    sizes: Annotated[tuple[float, ...], Between(0.05, 1)] = (
-        0.75,
-        0.5,
-        0.35,
-        0.25,
-    )  # share
+    sizes: Sizes = (0.75, 0.5, 0.35, 0.25)  # share of the width and height
     blurs: Annotated[tuple[float, ...], Between(0.1, 100)] = (1.0, 2.0, 3.0)  # pixels, sigma
     noises: Annotated[tuple[float, ...], Between(0, 255)] = (4.0, 8.0, 16.0)  # of 255, sigma
     brightnesses: Annotated[tuple[float, ...], Between(-1, 1)] = (-0.3, -0.15, 0.15, 0.3)  # added
@@ -110,7 +108,10 @@ Predict = Callable[[np.ndarray], np.ndarray]  # RGB uint8 (n, size, size, 3) -> 
 
 
 def main(settings: Settings = Settings()) -> dict:
-    """Measure a model on crops, on whole files, or on both; return what metrics.json holds.
+    """Measure how often a model is right: on crops of faces, on whole files, or on both.
+
+    Returns:
+        what metrics.json holds
 
     Raises:
         ValueError, OSError: a setting, the model, a folder or the report folder cannot be used
