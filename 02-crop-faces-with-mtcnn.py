@@ -128,7 +128,7 @@ def main(settings: Settings = Settings()) -> list[dict] | None:
         except OSError as error:
             raise OSError(
                 f"{faces_dir}: stopped by an error ({error}); fix it and run the same command "
-                "again: what is finished is kept."
+                "again: finished videos are kept."
             ) from error
     print_counts(inputs, rows, skipped, faces_dir)
     if not rows:
@@ -213,7 +213,7 @@ def list_frames(folder: Path) -> dict[int, Path]:
 
 
 def process_videos(settings: Settings, rule: CropRule, inputs: dict[str, dict]) -> dict[str, str]:
-    """Write the crops of the videos that are not done, and delete those of videos that are gone.
+    """Write the crops of the videos that are not done, and delete those whose video is gone.
 
     Returns:
         The videos whose worker crashed, with what happened; they get no folder.

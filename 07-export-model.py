@@ -15,7 +15,7 @@ Next    08-web-page.py
 
 Both take `rgb_0_to_255`, float32 (n, size, size, 3): crops of faces as docs/onnx.md describes them.
 They give `p_fake`, float32 (n, 1), 0..1: the scores of 06, with the mirror image, normalisation and
-calibration inside. Weights have 16 bits. Files are written only if their scores agree with those of
+calibration inside. Weights have 16 bits. Files are written only if their scores match the scores of
 the Keras model.
 """
 
@@ -293,7 +293,7 @@ def print_table(
     differences: dict[str, float],
     speeds: dict[str, float],
 ) -> None:
-    """Print what was written, how far its scores are from those of Keras, and how fast it is."""
+    """Print what was written, how much its scores differ from Keras, and how fast it is."""
     cli.print_facts(folder, {"model": model, "checked on": crops})
     print(f"  {'':15} largest difference      size   crops/s")
     for name, difference in differences.items():

@@ -75,7 +75,7 @@ def crop_face(frame: np.ndarray, box: Box, margin: float, square: bool = False) 
     Args:
         frame: uint8 (height, width, 3)
         margin: share of the box's width and height, added on each side
-        square: the side is that of the longer side of the box, with two margins
+        square: its side is the longer side of the box plus a margin on both sides
     """
     x, y, width, height = box
     left, top = x - round(margin * width), y - round(margin * height)

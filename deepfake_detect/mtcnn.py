@@ -3,7 +3,7 @@
 MTCNN (Zhang et al., 2016, "Joint Face Detection and Alignment Using Multitask Cascaded
 Convolutional Networks") looks for faces with three networks: P-Net, a small one, proposes boxes all
 over the frame at many scales, R-Net refines them, and O-Net, the largest, decides. The weights and
-the steps between the networks are those of the mtcnn package (weights/make_mtcnn.py).
+the steps between the networks come from the mtcnn package (weights/make_mtcnn.py).
 
 Boxes are float64 (n, 6): the index of the frame in its batch, left, top, right and bottom in
 pixels, the score, 0 to 1.

@@ -2,7 +2,7 @@
 
     python examples/onnx_minimal.py photo.png X Y WIDTH HEIGHT
 
-The box is that of the face, as MTCNN finds it; docs/onnx.md says how the crop must look.
+The box is around the face, as MTCNN finds it; docs/onnx.md says how the crop must look.
 """
 
 import json

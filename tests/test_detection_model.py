@@ -99,7 +99,7 @@ def built_plain(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 @pytest.mark.parametrize("which", ["built", "built_plain"])
-def test_scores_are_those_of_keras(which: str, request: pytest.FixtureRequest) -> None:
+def test_scores_match_keras(which: str, request: pytest.FixtureRequest) -> None:
     built = request.getfixturevalue(which)
     crops = make_crops(built.decision.image_size)
     predict = lambda images: built.keras(images, training=False)  # noqa: E731
@@ -166,7 +166,7 @@ def test_threads_share_a_model(built: Built) -> None:
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_the_shipped_model_is_that_of_the_keras_file() -> None:
+def test_the_shipped_model_matches_the_keras_file() -> None:
     path = SHIPPED.with_suffix(".keras")
     model, decision = DetectionModel.load(SHIPPED), read_decision(path)
     assert model.decision == decision

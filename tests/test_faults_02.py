@@ -349,7 +349,7 @@ def test_broken_frames_are_named_and_odd_ones_searched(tmp_path: Path) -> None:
     assert skipped[12] == "is an empty file"
 
 
-def test_what_is_no_file_is_skipped_and_counted(
+def test_pipes_and_broken_links_are_skipped_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     frames = write_videos(tmp_path / "frames", videos=1, frames=2)

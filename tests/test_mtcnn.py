@@ -30,7 +30,7 @@ def find_with(package: MTCNN, frame: np.ndarray) -> list[tuple[tuple, float]]:
     return sorted(faces, key=lambda face: -face[1])
 
 
-def test_the_faces_are_those_of_the_package(package: MTCNN) -> None:
+def test_the_faces_match_the_package(package: MTCNN) -> None:
     for name, frame, faces in zip(
         FRAMES, FRAMES.values(), FaceDetector().detect(FRAMES.values()), strict=True
     ):
@@ -42,9 +42,7 @@ def test_the_faces_are_those_of_the_package(package: MTCNN) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_faces_are_those_of_the_package_in_frames_of_odd_sizes(
-    package: MTCNN, seed: int
-) -> None:
+def test_the_faces_match_the_package_in_frames_of_odd_sizes(package: MTCNN, seed: int) -> None:
     """Three portraits of random sizes on noise: boxes within a pixel of the package's."""
     rng = np.random.default_rng(seed)
     height, width = rng.integers(150, 420, 2)
@@ -61,7 +59,7 @@ def test_the_faces_are_those_of_the_package_in_frames_of_odd_sizes(
 
 
 @pytest.mark.parametrize("size", [(12, 12), (13, 40), (57, 38), (64, 64), (101, 77), (40, 12)])
-def test_p_net_is_that_of_the_package(size: tuple[int, int]) -> None:
+def test_p_net_matches_the_package(size: tuple[int, int]) -> None:
     images = np.random.default_rng(0).uniform(-1, 1, (3, *size, 3)).astype(np.float32)
     offsets, probabilities = StagePNet()._model(tf.constant(images))
     cells = mtcnn.run_network("pnet", images)
@@ -70,7 +68,7 @@ def test_p_net_is_that_of_the_package(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("name", "stage"), [("rnet", StageRNet), ("onet", StageONet)])
-def test_the_other_networks_are_those_of_the_package(name: str, stage: type) -> None:
+def test_the_other_networks_match_the_package(name: str, stage: type) -> None:
     side = mtcnn.SIDES[name]
     patches = np.random.default_rng(0).uniform(-1, 1, (5, side, side, 3)).astype(np.float32)
     offsets, *_, probabilities = stage()._model(tf.constant(patches))
@@ -81,7 +79,7 @@ def test_the_other_networks_are_those_of_the_package(name: str, stage: type) -> 
 
 @given(st.integers(0, 999), st.sampled_from([24, 48]))
 @settings(max_examples=30)
-def test_patches_are_those_of_the_package(seed: int, side: int) -> None:
+def test_patches_match_the_package(seed: int, side: int) -> None:
     """Boxes inside the image, across its edges and outside."""
     rng = np.random.default_rng(seed)
     smooth = rng.uniform(-1, 1, (2, 6, 7, 3)).astype(np.float32)
@@ -97,7 +95,7 @@ def test_patches_are_those_of_the_package(seed: int, side: int) -> None:
 
 
 @given(st.integers(0, 999), st.floats(0.1, 0.9), st.booleans())
-def test_suppression_is_that_of_the_package(seed: int, threshold: float, by_smaller: bool) -> None:
+def test_suppression_matches_the_package(seed: int, threshold: float, by_smaller: bool) -> None:
     rng = np.random.default_rng(seed)
     low, sides = rng.uniform(0, 50, (40, 2)), rng.uniform(5, 40, (40, 2))
     boxes = np.column_stack((rng.integers(0, 3, 40), low, low + sides, rng.permutation(40) / 40))
@@ -116,7 +114,7 @@ def test_suppression_of_many_boxes_takes_little_memory(monkeypatch: pytest.Monke
 
 
 @given(st.integers(12, 2000), st.integers(12, 2000), st.integers(12, 400))
-def test_the_scales_are_those_of_the_package(height: int, width: int, min_face_size: int) -> None:
+def test_the_scales_match_the_package(height: int, width: int, min_face_size: int) -> None:
     package = build_scale_pyramid(width, height, 20, 0.709)
     assert mtcnn.list_scales(height, width, 20, 0.709) == pytest.approx(package)
     ours = mtcnn.list_scales(height, width, min_face_size, 0.709)
