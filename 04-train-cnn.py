@@ -114,6 +114,7 @@ class Settings:
     # crops
     image_size: int = IMAGE_SIZE  # pixels per side of the network's input, a multiple of 32
     sharpen_to: Annotated[float, Between(0)] = 0.0  # sharpen softer crops to this; 0: never
+    darken_to: Annotated[float, Between(0, 255)] = 0.0  # darken brighter crops to this; 0: never
     margin: Annotated[float, Between(0, 10)] = 0.3  # of the crops, if crop-rule.json is missing
     square: bool = False  # whether crops are squares, if crop-rule.json is missing
     frames: Literal["reduced", "full"] = "reduced"  # source, if crop-rule.json is missing
@@ -254,7 +255,8 @@ def train_model(
             print(f"continuing after epoch {len(history)} of {epochs}")
             model = keras.saving.load_model(unfinished)
         else:
-            model = build_model(start_weights, settings.image_size, settings.sharpen_to)
+            shown = settings.image_size, settings.sharpen_to, settings.darken_to
+            model = build_model(start_weights, *shown)
             served = serve_epoch(images, splits["train"], settings, 1)
             compile_model(model, settings, int(served.cardinality()) * epochs)
 
@@ -382,6 +384,7 @@ def decide(
         ),
         image_size=settings.image_size,
         sharpen_to=settings.sharpen_to,
+        darken_to=settings.darken_to,
     )
 
 

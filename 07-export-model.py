@@ -52,7 +52,7 @@ from deepfake_detect.cli import Count, Share
 from deepfake_detect.crops import IMAGE_SUFFIXES, prepare_crop
 from deepfake_detect.decision import Decision, calibrate, describe_decision
 from deepfake_detect.detection_model import EVIDENCE, INPUT, OUTPUT, DetectionModel
-from deepfake_detect.model import IMAGENET_MEAN, IMAGENET_STD, sharpen
+from deepfake_detect.model import IMAGENET_MEAN, IMAGENET_STD, darken, sharpen
 from deepfake_detect.model_file import load_model, read_decision
 from deepfake_detect.onnx_export import LOGIT_LIMIT, convert_to_onnx, read_training
 from deepfake_detect.scoring import predict_both_ways
@@ -188,7 +188,7 @@ def convert_to_tflite(model: keras.Model, decision: Decision) -> bytes:
 
     @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), name=INPUT)])
     def score(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        images = sharpen(images, decision.sharpen_to)
+        images = sharpen(darken(images, decision.darken_to), decision.sharpen_to)
         mean = tf.constant(IMAGENET_MEAN, tf.float32)
         images = (images - mean) / tf.constant(IMAGENET_STD, tf.float32)
         features = tf.concat((images, tf.reverse(images, [2])), 0)

@@ -34,6 +34,7 @@ class Decision(NamedTuple):
     width_rule: WidthRule = WIDTH_RULE  # pairs: frames narrower than this are scaled by this factor
     image_size: int = IMAGE_SIZE  # pixels per side of the network's input
     sharpen_to: float = 0.0  # the network sharpens softer crops to this sharpness; 0: never
+    darken_to: float = 0.0  # the network darkens brighter crops to this mean, of 255; 0: never
     smallest_face: int = 0  # pixels of a crop's shorter side; a smaller one is undecided
     least_sharpness: float = 0.0  # variance of the Laplacian; a softer crop is undecided
 
@@ -77,7 +78,10 @@ def check_decision(saved: dict) -> Decision:
             values[name] = (float if default is None else type(default))(values[name])
     decision = Decision(**values)
     numbers = [value for value in decision if isinstance(value, int | float)]
-    amounts = decision.margin, decision.smallest_face, decision.sharpen_to, decision.least_sharpness
+    amounts = (
+        *(decision.margin, decision.smallest_face, decision.least_sharpness),
+        *(decision.sharpen_to, decision.darken_to),
+    )
     pairs = decision.thresholds_of("video"), decision.thresholds_of("picture")
     if not (
         all(map(math.isfinite, numbers))

@@ -73,7 +73,10 @@ def find_start_weights(start: str | None) -> tuple[Path | None, str]:
 
 
 def build_model(
-    start_weights: Path | None, image_size: int = IMAGE_SIZE, sharpen_to: float = 0.0
+    start_weights: Path | None,
+    image_size: int = IMAGE_SIZE,
+    sharpen_to: float = 0.0,
+    darken_to: float = 0.0,
 ) -> keras.Model:
     """Build the model: RGB images (n, image_size, image_size, 3) in 0..255 to p_real (n, 1).
 
@@ -82,6 +85,7 @@ def build_model(
             (.keras) with any image size; None for random ones
         image_size: pixels per side
         sharpen_to: softer images are sharpened to this sharpness, see sharpen; 0: never
+        darken_to: brighter images are darkened to this mean, see darken; 0: never
 
     Raises:
         ValueError: the weights belong to another architecture
@@ -100,7 +104,7 @@ def build_model(
     images = keras.Input(shape, name="rgb_0_to_255")
     features = keras.layers.Normalization(
         mean=IMAGENET_MEAN, variance=IMAGENET_STD**2, name="imagenet_mean_and_std"
-    )(sharpen(images, sharpen_to))
+    )(sharpen(darken(images, darken_to), sharpen_to))
     features = base(features)
     features = keras.layers.Dense(512, activation="relu")(features)
     features = keras.layers.Dropout(0.5)(features)
@@ -122,6 +126,22 @@ def build_model(
                 "top nor a model of 04-train-cnn.py; name another file with --start."
             ) from error
     return model
+
+
+def darken(images: keras.KerasTensor, target: float) -> keras.KerasTensor:
+    """Darken images whose mean is above the target; darker ones stay as they are.
+
+    The network learns few bright images, and calls more of the real ones fake.
+
+    Args:
+        images: RGB float32 (n, size, size, 3) in 0..255, and so is the result
+        target: mean to reach by subtracting the excess from every pixel; 0 leaves all images
+    """
+    if not target:
+        return images
+    ops = keras.ops
+    excess = ops.mean(images, axis=(1, 2, 3), keepdims=True) - target
+    return ops.clip(images - ops.clip(excess, 0, 255), 0, 255)
 
 
 def sharpen(images: keras.KerasTensor, target: float) -> keras.KerasTensor:

@@ -50,7 +50,7 @@ def write_model(
     """
     keras.config.set_dtype_policy("float32")
     keras.utils.clear_session()  # layer names are counted from 1 again
-    plain = build_model(None, model.input_shape[1], decision.sharpen_to)
+    plain = build_model(None, model.input_shape[1], decision.sharpen_to, decision.darken_to)
     plain.set_weights(model.get_weights())
     if list_layers(json.loads(plain.to_json())) != list_layers(json.loads(model.to_json())):
         raise ValueError(f"{path}: the layers of the model do not fit its decision, {decision}.")
@@ -92,8 +92,8 @@ def load_model(path: Path) -> keras.Model:
             config, decision = json.loads(archive.read("config.json")), {}
             if "decision.json" in archive.namelist():
                 decision = json.loads(archive.read("decision.json"))
-        sharpen_to = float(decision.get("sharpen_to", 0.0))
-        model = build_model(None, read_image_size(config), sharpen_to)
+        before = (float(decision.get(name, 0.0)) for name in ("sharpen_to", "darken_to"))
+        model = build_model(None, read_image_size(config), *before)
         if list_layers(config) != list_layers(json.loads(model.to_json())):
             raise ValueError("its layers are different")
         # Inside the zip file, Keras would unpack all of it for each weight that it reads.

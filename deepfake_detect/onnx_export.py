@@ -69,6 +69,7 @@ def convert_to_onnx(model: keras.Model, decision: Decision, training: dict) -> o
     base, dense = split_model(model)
     graph = Graph()
     images = graph.add("Transpose", INPUT, perm=[0, 3, 1, 2])
+    images = add_darkening(graph, images, decision.darken_to)
     images = add_sharpening(graph, images, decision.sharpen_to)
     images = graph.add("Sub", images, graph.keep(IMAGENET_MEAN.reshape(1, 3, 1, 1)))
     images = graph.add("Div", images, graph.keep(IMAGENET_STD.reshape(1, 3, 1, 1)))
@@ -126,6 +127,17 @@ def split_model(model: keras.Model) -> tuple[keras.Model, list[keras.layers.Dens
     """Return the convolutional network in a model, and the dense layers on top of it."""
     base = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     return base, [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+
+
+def add_darkening(graph: Graph, images: str, target: float) -> str:
+    """Add what deepfake_detect.model.darken does: (n, 3, size, size) to the same shape."""
+    if not target:
+        return images
+    mean = graph.add("ReduceMean", images, axes=[1, 2, 3], keepdims=1)
+    excess = graph.add("Sub", mean, graph.keep([target]))
+    excess = graph.add("Clip", excess, graph.keep(0.0), graph.keep(255.0))
+    darker = graph.add("Sub", images, excess)
+    return graph.add("Clip", darker, graph.keep(0.0), graph.keep(255.0))
 
 
 def add_sharpening(graph: Graph, images: str, wanted: float) -> str:

@@ -72,9 +72,9 @@ class Built:
     path: Path  # of the .onnx file
 
 
-def build(path: Path, size: int, sharpen_to: float) -> Built:
+def build(path: Path, size: int, sharpen_to: float, darken_to: float) -> Built:
     keras.utils.set_random_seed(3)
-    model = build_model(LITE0_WEIGHTS, size, sharpen_to)
+    model = build_model(LITE0_WEIGHTS, size, sharpen_to, darken_to)
     rng = np.random.default_rng(0)
     changed = []
     for weight in model.get_weights():
@@ -82,20 +82,21 @@ def build(path: Path, size: int, sharpen_to: float) -> Built:
             weight = weight + rng.uniform(0, 0.05, weight.shape)
         changed.append(weight.astype(np.float16).astype(np.float32))
     model.set_weights(changed)
-    decision = Decision(temperature=1.3, shift=-0.2, sharpen_to=sharpen_to, frames="full")
+    decision = Decision(temperature=1.3, shift=-0.2, frames="full")
+    decision = decision._replace(sharpen_to=sharpen_to, darken_to=darken_to)
     write_onnx(model, decision, path, {"practice": True, "epochs": 3})
     return Built(model, decision._replace(image_size=size), path)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return build(tmp_path_factory.mktemp("model") / "model.onnx", 96, 60.0)
+    return build(tmp_path_factory.mktemp("model") / "model.onnx", 96, 60.0, 110.0)
 
 
 @pytest.fixture(scope="module")
 def built_plain(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Of another size, and without the sharpening."""
-    return build(tmp_path_factory.mktemp("model") / "plain.onnx", 64, 0.0)
+    """Of another size, and without sharpening and darkening."""
+    return build(tmp_path_factory.mktemp("model") / "plain.onnx", 64, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("which", ["built", "built_plain"])

@@ -18,6 +18,7 @@ from deepfake_detect.model import (
     IMAGENET_FILE,
     LITE0_WEIGHTS,
     build_model,
+    darken,
     find_start_weights,
     sharpen,
 )
@@ -166,3 +167,15 @@ def test_the_network_sharpens_soft_images_only() -> None:
     batch = np.stack(images).astype(np.float32)
     np.testing.assert_allclose(model(batch), plain(sharpened), atol=1e-6)
     assert np.abs(model(batch) - plain(batch)).max() > 1e-4
+
+
+def test_the_network_darkens_bright_images_only() -> None:
+    noise = np.random.default_rng(1).integers(0, 100, (3, 64, 64, 3))
+    images = (noise + np.array((0, 60, 200)).reshape(3, 1, 1, 1)).clip(0, 255).astype(np.float32)
+    inputs = keras.Input((64, 64, 3))
+    dark, middle, bright = keras.Model(inputs, darken(inputs, 100.0))(images).numpy()
+    assert np.array_equal(dark, images[0])
+    assert middle.mean() == pytest.approx(100, abs=0.1)
+    assert np.abs(middle - images[1] + images[1].mean() - 100).max() < 1e-3
+    assert bright.min() >= 0 and bright.mean() == pytest.approx(100, abs=0.1)
+    assert keras.Model(inputs, darken(inputs, 0.0))(images).numpy().max() == 255

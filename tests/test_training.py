@@ -125,7 +125,7 @@ def test_training_on_without_a_test_split(
     settings = train.Settings(
         split_dir=split_dir, model_dir=model_dir, start=start, epochs=1, learning_rate=1e-6
     )
-    settings = replace(settings, frames="full", image_size=160, sharpen_to=60)
+    settings = replace(settings, frames="full", image_size=160, sharpen_to=60, darken_to=90)
     training = train.main(settings)
     assert training["started_from"] == start
     for split in ("train", "val"):
@@ -135,7 +135,7 @@ def test_training_on_without_a_test_split(
     decision = read_decision(model_dir / "best_model.keras")
     assert (decision.margin, decision.square, decision.frames) == (0.1, True, "full")
     assert decision.width_rule == ((500, 1.0), (math.inf, 0.5))
-    assert (decision.image_size, decision.sharpen_to) == (160, 60)
+    assert (decision.image_size, decision.sharpen_to, decision.darken_to) == (160, 60, 90)
     model = load_model(model_dir / "best_model.keras")
     assert model.input_shape == (None, 160, 160, 3)
     summary = capsys.readouterr().out

@@ -108,14 +108,14 @@ def test_networks_of_both_libraries_agree(recipe: object) -> None:
 
     crops = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
     crops = np.stack([cv2.resize(crop, (96, 96)) for crop in crops]).astype(np.float32)  # soft ones
-    for sharpen_to in (0, 60):
-        student = build_student(96, sharpen_to, LITE0_WEIGHTS).eval()
-        model = build_model(None, 96, sharpen_to)
+    for shown in ((0, 0), (60, 110)):
+        student = build_student(96, *shown, LITE0_WEIGHTS).eval()
+        model = build_model(None, 96, *shown)
         fill_keras(model, student)
         with torch.no_grad():
             p_real = student(torch.from_numpy(crops.transpose(0, 3, 1, 2))).sigmoid().numpy()
         assert np.abs(p_real - model.predict(crops, verbose=0)[:, 0]).max() < 1e-4
-        other = build_student(96, sharpen_to).eval()
+        other = build_student(96, *shown).eval()
         fill_torch(other, model)
         pairs = zip(student.state_dict().values(), other.state_dict().values(), strict=True)
         assert all(torch.equal(one, another) for one, another in pairs if one.ndim)
@@ -124,7 +124,7 @@ def test_networks_of_both_libraries_agree(recipe: object) -> None:
 def test_both_libraries_start_from_the_same_weights(recipe: object) -> None:
     from weights.networks import build_student, pair_weights
 
-    student, model = build_student(96, 0, LITE0_WEIGHTS), build_model(LITE0_WEIGHTS, 96)
+    student, model = build_student(96, 0, 0, LITE0_WEIGHTS), build_model(LITE0_WEIGHTS, 96)
     (base,) = (layer for layer in model.layers if isinstance(layer, keras.Model))
     same = 0
     for tensor, variable, order in pair_weights(student.base, base):

@@ -36,11 +36,17 @@ class Network(nn.Module):
     """A feature extractor and a head, with sharpening and normalisation in front."""
 
     def __init__(
-        self, base: nn.Module, head: nn.Module, size: int, sharpen_to: float = 0.0
+        self,
+        base: nn.Module,
+        head: nn.Module,
+        size: int,
+        sharpen_to: float = 0.0,
+        darken_to: float = 0.0,
     ) -> None:
         """Join base and head, for images of size x size pixels."""
         super().__init__()
-        self.base, self.head, self.size, self.sharpen_to = base, head, size, sharpen_to
+        self.base, self.head, self.size = base, head, size
+        self.sharpen_to, self.darken_to = sharpen_to, darken_to
         for layer in base.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = MOMENTUM
@@ -50,9 +56,18 @@ class Network(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits of p_real."""
-        images = (sharpen(images.float(), self.sharpen_to) - self.mean) / self.std
+        images = darken(images.float(), self.darken_to)
+        images = (sharpen(images, self.sharpen_to) - self.mean) / self.std
         images = images.contiguous(memory_format=torch.channels_last)
         return self.head(self.base(images)).float()[:, 0]
+
+
+def darken(images: torch.Tensor, target: float) -> torch.Tensor:
+    """Darken images as deepfake_detect.model.darken does."""
+    if not target:
+        return images
+    excess = (images.mean(dim=(1, 2, 3), keepdim=True) - target).clamp(0, 255)
+    return (images - excess).clamp(0, 255)
 
 
 def sharpen(images: torch.Tensor, target: float) -> torch.Tensor:
@@ -85,7 +100,9 @@ def build_teacher() -> Network:
     return Network(base, head, TEACHER_SIZE)
 
 
-def build_student(size: int, sharpen_to: float, lite0: Path | None = None) -> Network:
+def build_student(
+    size: int, sharpen_to: float, darken_to: float, lite0: Path | None = None
+) -> Network:
     """Build EfficientNet-B0 and its head; lite0 is a file of ImageNet weights to start from."""
     base = timm.create_model(
         "tf_efficientnet_b0", num_classes=0, global_pool="max", drop_path_rate=0.2
@@ -94,7 +111,7 @@ def build_student(size: int, sharpen_to: float, lite0: Path | None = None) -> Ne
     head = nn.Sequential(*head, nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 1))
     if lite0:
         fill_from_lite0(base, lite0)
-    return Network(base, head, size, sharpen_to)
+    return Network(base, head, size, sharpen_to, darken_to)
 
 
 def fill_from_lite0(base: nn.Module, path: Path) -> None:

@@ -92,6 +92,7 @@ class Settings:
     # network
     image_size: int = 224  # pixels per side of the student's input, a multiple of 32
     sharpen_to: Annotated[float, Between(0)] = 40.0  # sharpen softer crops to this; 0: never
+    darken_to: Annotated[float, Between(0, 255)] = 120.0  # darken brighter crops to this; 0: never
     # crops
     margin: Annotated[float, Between(0, 10)] = 0.0  # of the crops, if crop-rule.json is missing
     square: bool = True  # whether crops are squares, if crop-rule.json is missing
@@ -110,7 +111,7 @@ class Settings:
 
 PREDICTED = 128  # crops at a time
 # Settings that change only what comes after the teacher, and after the student.
-OF_STUDENT = "student_crops", "student_rate", "own_label", "image_size", "sharpen_to"
+OF_STUDENT = "student_crops", "student_rate", "own_label", "image_size", "sharpen_to", "darken_to"
 OF_FINISH = (
     *("margin", "square", "frames"),
     *("most_wrong", "robust", "smallest_face", "softest_share"),
@@ -146,7 +147,9 @@ def main(settings: Settings = Settings()) -> None:
     run_stage("teacher", teacher, learn_labels, data, output)
 
     start = Path(__file__).with_name("efficientnet-lite0-imagenet.npz")
-    student = build_student(settings.image_size, settings.sharpen_to, start).to(device)
+    student = build_student(settings.image_size, settings.sharpen_to, settings.darken_to, start).to(
+        device
+    )
 
     def follow_teacher(seen: dict[int, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -404,7 +407,8 @@ def write_detector(
     from weights.half_precision import write_in_16_bits
 
     settings, train, val = data.settings, data.train, data.val
-    model = build_model(None, settings.image_size, settings.sharpen_to)
+    shown = settings.image_size, settings.sharpen_to, settings.darken_to
+    model = build_model(None, *shown)
     fill_keras(model, student)
     images = np.stack([crops.squeeze(data.images[row], settings.image_size) for row in val.index])
     val = val.reset_index(drop=True)
@@ -422,6 +426,7 @@ def write_detector(
         ),
         image_size=settings.image_size,
         sharpen_to=settings.sharpen_to,
+        darken_to=settings.darken_to,
         **rule,
     )
     seen = settings.student_crops * settings.scale
