@@ -57,7 +57,7 @@ from deepfake_detect.decision import (
     check_decision,
     describe_decision,
 )
-from deepfake_detect.files import Output, claim, read_image
+from deepfake_detect.files import Output, claim, make_safe_cell, read_image
 from deepfake_detect.shipped import find_shipped
 
 if TYPE_CHECKING:
@@ -408,7 +408,8 @@ def write_report(
     draw = choose_pictures(metrics, tables.get("predictions.csv"), settings)
     columns = {"predictions.csv": CROP_COLUMNS, "clips.csv": CLIP_COLUMNS}
     texts = {"metrics.json": json.dumps(metrics, indent=2) + "\n"}
-    texts |= {name: table[columns[name]].to_csv(index=False) for name, table in tables.items()}
+    for name, table in tables.items():  # safe to open in a spreadsheet
+        texts[name] = table[columns[name]].map(make_safe_cell).to_csv(index=False)
     texts["README.md"] = model_card.render(metrics)
     for name in (*texts, *draw):
         if not report.is_free([name]):
