@@ -355,7 +355,7 @@ def count_crops(people: pd.DataFrame) -> str:
 
 
 def list_left_out(videos: pd.DataFrame, taken: pd.Series, split_by: str) -> list[tuple[str, str]]:
-    """List what is in no split, and why, as lines for the summary."""
+    """List the videos and crops that are not used, and why, as lines for the summary."""
     facts = []
     between = videos[videos["split"] == ""]
     why = "between people of two splits" if split_by == "identity" else "not in the official list"

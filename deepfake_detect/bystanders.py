@@ -40,7 +40,7 @@ def find_originals(videos: pd.DataFrame) -> dict[str, str]:
         videos: columns video_id, source, dataset, label, compression (may be missing), identities
 
     Returns:
-        The video_id of the original, by that of the fake.
+        The video_id of the original, by the video_id of the fake.
     """
     reals: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
     videos = videos.assign(stem=videos["source"].map(lambda source: PurePosixPath(source).stem))
@@ -114,8 +114,8 @@ def compare_faces(
         boxes: int (n, 4): x, y, width, height, in pixels
 
     Returns:
-        The difference that is allowed, and that of each face: the largest mean of a block, in grey
-        levels.
+        The difference that is allowed, and the difference of each face, in grey levels: the largest
+        mean of a block.
 
     Raises:
         ValueError: the frames cannot be compared

@@ -76,7 +76,7 @@ def check_ranges(settings: object) -> None:
 def settings_of_result(settings: object) -> dict:
     """Return the settings that a result depends on, as JSON has them.
 
-    Left out are folders and files, which move, and what is marked as MACHINE.
+    Left out are folders and files, which move, and the settings marked as MACHINE.
     """
     kept = {
         name: value
@@ -121,7 +121,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def parse(main: Callable[..., object], arguments: list[str] | None = None) -> object:
-    """Call main with the settings that the arguments give; None takes those of the shell."""
+    """Call main with the settings that the arguments give; None: those given in the shell."""
     script = Path(sys.argv[0]).name
     return tyro.cli(main, prog=script, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
 
@@ -147,7 +147,7 @@ def run(main: Callable[..., object]) -> None:
     except filelock.Timeout as error:
         folder = Path(error.lock_file).parent
         sys.exit(f"{script}: {folder}: another run is using this folder; wait for it to finish.")
-    except BrokenPipeError:  # as in `... | head`: nobody reads what is printed
+    except BrokenPipeError:  # as in `... | head`: nobody reads the output
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except (ValueError, OSError, MemoryError) as error:

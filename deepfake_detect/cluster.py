@@ -2,7 +2,7 @@
 
 Each Dask worker opens the step's own pool for the run, with one process for each of its threads: a
 crash, a hang or a full memory costs there what it costs on one machine, and is reported in the same
-words. Dask hands out the tasks, and gives those of a lost worker to another one. Any
+words. Dask hands out the tasks; another worker gets the tasks of a lost one. Any
 `dask scheduler` and `dask worker` will do as they are: they need no settings, only the same folders
 under the same paths, the project's own included.
 """
@@ -39,7 +39,7 @@ PATIENCE = 15  # seconds that a scheduler has to answer
 class Cluster:
     """A running Dask cluster, for the tasks of one run of a step."""
 
-    workers = 500  # so many are kept busy at least: each has TASKS_AT_ONCE begun or waiting
+    workers = 500  # are kept busy: each has TASKS_AT_ONCE begun or waiting
 
     def __init__(
         self, scheduler: str, start_pool: Callable[[int], Pool], run: Path, probe: Path
@@ -48,7 +48,7 @@ class Cluster:
 
         Args:
             scheduler: its address, as it prints it: tcp://host:8786
-            start_pool: the function of a step that starts a pool of so many workers
+            start_pool: the function of a step that starts a pool of a given number of workers
             run: a folder that lives as long as the run; once it is gone, the workers stop
             probe: a file that every worker must see, too
 
@@ -62,7 +62,7 @@ class Cluster:
             raise ValueError(
                 f"--scheduler needs Dask ({error}); pip install '.[cluster]'."
             ) from error
-        logging.disable()  # Dask would print pages on what is said here in a sentence.
+        logging.disable()  # Dask would print pages about what these messages say in a sentence.
         try:
             if "://" not in scheduler or not scheduler.rpartition(":")[2].isdecimal():
                 raise ValueError("this is not an address such as tcp://host:8786")
@@ -92,7 +92,7 @@ class Cluster:
     ) -> Future[dict]:
         """Run a function of the step in a process of the cluster; pebble's method of this name."""
 
-        # It goes to the worker as it stands here: nothing of this project is loaded there yet.
+        # It is sent to the worker as it is: nothing of this project is loaded there yet.
         def begin(script: Path, *call: object) -> dict:
             sys.path[:] = dict.fromkeys([str(script.parent), *sys.path])
             return importlib.import_module("deepfake_detect.cluster").run_task(script, *call)

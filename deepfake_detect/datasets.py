@@ -167,9 +167,9 @@ def find_files(
     """Walk through videos/, links included; a folder that a link leads back to is seen once.
 
     Returns:
-        Videos (files, and folders of numbered stills), lists, and what is neither or cannot be
-        read, with the reason; as paths below videos/, sorted, so that the order on the disk changes
-        nothing.
+        Videos (files, and folders of numbered stills), lists, and files that are neither or cannot
+        be read, with the reason; as paths below videos/, sorted, so that the order on the disk
+        changes nothing.
     """
     videos, lists, left_out, seen = [], [], {}, set()
 
@@ -273,7 +273,7 @@ def list_files(path: Path) -> list[Path]:
 
 
 def read_list(path: Path, row: Row) -> dict[str, Any]:
-    """Read a list: of videos, each with an object or a row of the table; or of what is in a split.
+    """Read a list of videos, each with an object or a row of the table, or of a split's members.
 
     Raises:
         ValueError: the file holds anything else.

@@ -7,7 +7,7 @@
     files.write_whole(path, write)                                # a file of no output folder
     with files.replacing(folder, "--split-dir", __file__) as new: # a whole folder in place of one
 
-What is written gets a temporary name that nobody else can have, and its own name once it is whole.
+A file gets a temporary name that nobody else can have, and its own name once it is whole.
 Each output folder has a list, `.made-by`: a line for each file that a script wrote, with its size
 and SHA-256 (of hard links: its time). A file is replaced or deleted only if the list has exactly
 this content under this name, so a list that came with somebody's files gives none of them up, and
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 LIST = ".made-by"  # in an output folder: what the scripts wrote there
-UNFINISHED = ".unfinished"  # begins the name of what is not whole yet
+UNFINISHED = ".unfinished"  # begins the name of a file or folder that is not whole yet
 LEFT_BEHIND = re.compile(r"\.unfinished-[0-9a-f]{32}.*")
 LONGEST_WRITE = 3600  # seconds; what was not written to for longer was left by a killed run
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # begin a formula in a spreadsheet
@@ -50,7 +50,7 @@ Write = Callable[[Path], object]  # writes a file of the given path
 
 
 def check_plain_file(path: Path) -> None:
-    """Refuse what is not a file: to read a pipe or a device may never end.
+    """Refuse anything but a plain file: reading a pipe or a device may never end.
 
     Raises:
         FileNotFoundError: nothing is there, or a link that leads nowhere
@@ -183,7 +183,7 @@ class Output:
         return all(self.owns(name, source) for name in there)
 
     def check(self, names: Iterable[str], source: Path | str | None = None) -> None:
-        """Refuse to replace what is not ours.
+        """Refuse to replace files that are not ours.
 
         Raises:
             ValueError: a file of such a name is there, and not as a script wrote it from `source`

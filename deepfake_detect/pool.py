@@ -52,7 +52,7 @@ def open_pool(
     """Start the workers of a step, on this machine or a cluster; they end with the block.
 
     Args:
-        start_pool: the function of the step that starts a pool of so many workers
+        start_pool: the function of the step that starts a pool of a given number of workers
         workers: on this machine
         scheduler: address of a Dask cluster, whose workers do it instead; None is this machine
         run: a folder that lives as long as the run; a cluster's workers must see it
@@ -156,9 +156,9 @@ def make_processes(
     """Make a pool of processes, each prepared by the step's own function.
 
     Unlike the standard library's, the pool survives a process that crashes. On Linux the processes
-    are copies of one that has loaded the modules that all need, those that it finds; elsewhere a
-    copy of it may fail, and each loads them for itself. By the last lines of each script, it finds
-    those of this project, and none in the folder that the user is in.
+    are copies of one that has loaded the modules that all need; elsewhere a copy may fail, and each
+    loads them for itself. They find the modules of this project, and none in the folder that the
+    user is in, see start.py.
     """
     # That one is asked for copies by a socket in the temporary folder, with 107 bytes for its path.
     copied = sys.platform == "linux" and len(os.fsencode(tempfile.gettempdir())) < LONGEST_FOLDER

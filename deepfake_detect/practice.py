@@ -201,7 +201,7 @@ def film_person(clip: Clip, frames: int, rng: np.random.Generator) -> Filmed:
         turned = np.array(((np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))))
         matrix = scale * (1 + zoom) * turned @ np.diag((mirror * widen, 1 / widen))
         camera = np.column_stack((matrix, place + move - matrix @ FACE_CENTER))
-        # What is behind the person is farther away and moves less.
+        # The background is farther away and moves less.
         behind = np.column_stack((matrix, place + move / 2 - matrix @ FACE_CENTER))
         front = cv2.warpAffine(person, camera, size, flags=cv2.INTER_CUBIC)
         back = cv2.warpAffine(background, behind, size, borderMode=cv2.BORDER_REFLECT)
@@ -252,7 +252,7 @@ def make_person(rng: np.random.Generator) -> np.ndarray:
 def load_portrait() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Load the portrait, BGR float32 (512, 512, 3) in 0..1, and a soft mask of each of its parts.
 
-    The masks are float32 (512, 512, 1) in 0..1; those of skin, hair and clothes add up to 1.
+    The masks are float32 (512, 512, 1) in 0..1; skin, hair and clothes add up to 1.
     """
     # GrabCut finds the person's edge between two outlines drawn by hand.
     portrait = cv2.imdecode(np.frombuffer(PORTRAIT.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
@@ -300,7 +300,7 @@ class Swap:
     def __init__(self, clip: Clip, rng: np.random.Generator) -> None:
         self.rng = rng
         self.donor = make_person(rng)
-        # Of the pixels that the face has in the clip, the swap has so many along each side.
+        # Pixels of the swapped face along each side, as a share of those it has in the clip
         self.resolution = min(1.0, clip.width / CANVAS_WIDTH) * rng.uniform(0.26, 0.34)
         self.likeness = rng.uniform(0.6, 0.8)  # share of the difference in colour that is removed
         self.feather = rng.uniform(0.7, 1.3)  # pixels of the canvas

@@ -26,7 +26,7 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # all end a run as Ctrl-C does
 
 
 def prepare(name: str) -> None:
-    """Prepare the process, if `name` is that of the main program; once or many times."""
+    """Prepare the process, if `name` is __main__; it may be called again."""
     if name != "__main__":
         return
     open_streams()
@@ -37,7 +37,7 @@ def prepare(name: str) -> None:
 def open_streams() -> None:
     """Open standard streams that are closed, and let those of any encoding take any name.
 
-    A file that is opened while one is closed would get its number, and what is printed.
+    A file that is opened while a stream is closed would get its number, and then the output.
     """
     for number in range(3):
         try:
@@ -55,7 +55,7 @@ def open_streams() -> None:
 
 def clean_environment() -> None:
     """Take away settings of the user that are meant for other programs."""
-    # Worker processes start Python anew: they find the project, and nothing in the user's folder.
+    # Worker processes find the project, and no module in the folder that the user is in.
     os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(PROJECT)}
     for name in [name for name in os.environ if name.startswith("TQDM_")]:
         del os.environ[name]

@@ -15,7 +15,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-# A busy machine is no fault: an example may take as long as it takes.
+# An example may take as long as it takes: the machine may be busy.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
 
@@ -79,7 +79,7 @@ def assert_stops(result: subprocess.CompletedProcess[str], *words: str) -> None:
 
 @pytest.fixture
 def snapshot() -> callable:
-    """A function that tells all files below a folder, with their content and time of writing."""
+    """A function that lists all files below a folder, with their content and time of writing."""
 
     def take(folder: Path) -> dict[str, tuple[bytes, int]]:
         return {

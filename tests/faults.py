@@ -103,7 +103,7 @@ def read_tree(folder: Path) -> dict[str, bytes]:
 
 
 def finished_folders(frames_dir: Path) -> dict[str, tuple[int, int]]:
-    """The folders with a final name; each with what tells it from one that was made again."""
+    """The folders with a final name, and their inode and time: new ones if made again."""
     folders = [path for path in frames_dir.glob("*/") if not path.name.startswith(".unfinished-")]
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folders}
 
@@ -157,7 +157,7 @@ def write_avi(
     claimed: int | None = None,
     audio: bool = False,
 ) -> Path:
-    """An AVI of encoded frames whose header says what it is told to, true or not."""
+    """An AVI of encoded frames whose header has the values given, true or not."""
 
     def chunk(name: bytes, *content: bytes) -> bytes:
         content = b"".join(content)

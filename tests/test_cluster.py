@@ -123,7 +123,7 @@ def long_videos(tmp_path: Path) -> Path:
 
 
 def two_are_begun(folder: Path) -> bool:
-    """Tell whether both of the long videos are being converted."""
+    """Return whether both of the long videos are being converted."""
     return len({path.parent for path in folder.glob("frames/.unfinished*/plain-real-*/*.png")}) == 2
 
 

@@ -28,7 +28,7 @@ FOLDERS = ("prepared_dataset", "split_dataset")
 
 
 def write_input(folder: Path, people: int = 12, crops: int = 8, size: int = 30) -> Path:
-    """frames/videos.csv and faces/ of so many people, each with a real and a fake video."""
+    """frames/videos.csv and faces/ of some people, each with a real and a fake video."""
     videos, faces = [], []
     for person in range(people):
         for label in ("real", "fake"):

@@ -14,7 +14,7 @@ ROWS, _ = datasets.read_data_sets(ROOT / "data-sets.toml")
 
 
 def faceforensics(people: int) -> pd.DataFrame:
-    """videos.csv of so many people of FaceForensics++, and a fake of each with the next one."""
+    """videos.csv of some people of FaceForensics++, and a fake of each with the next one."""
     rows = []
     for person in range(people):
         real, other = f"{person:03d}", f"{person ^ 1:03d}"
