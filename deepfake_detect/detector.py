@@ -52,6 +52,7 @@ from deepfake_detect.search import CONFIDENCE, USUAL, Way, find_faces, list_trie
 from deepfake_detect.source import (
     Frames,
     Opened,
+    Sample,
     Source,
     batch_frames,
     open_source,
@@ -66,7 +67,6 @@ from deepfake_detect.verdict import (
     judge_file,
     mean_score,
 )
-from deepfake_detect.video import Frame
 
 __all__ = [
     "CancelledError",
@@ -278,7 +278,7 @@ class Detector:
         return self._describe(opened, seen, judgement)
 
     def _look(
-        self, frames: Iterator[Frame], way: Way, watch: Watch, phase: tuple[str, int | None]
+        self, frames: Iterator[Sample], way: Way, watch: Watch, phase: tuple[str, int | None]
     ) -> Seen:
         """Find and score the faces of frames, a few frames at a time: memory does not grow.
 
@@ -289,7 +289,7 @@ class Detector:
         watch.step(words, 0, total)
         batches = batch_frames(frames, self.settings.frames_at_once, self.settings.pixels_at_once)
 
-        def search() -> Iterator[tuple[list[Frame], list, float]]:
+        def search() -> Iterator[tuple[list[Sample], list, float]]:
             for batch in read_ahead(batches, 1):
                 yield batch, *find_faces([frame.image for frame in batch], decision, way)
 
@@ -305,17 +305,21 @@ class Detector:
             watch.step(words, len(seen.times), total)
         return seen
 
-    def _score(self, frame: Frame, found: list, seen: Seen) -> None:
+    def _score(self, frame: Sample, found: list, seen: Seen) -> None:
         """Score the faces of a frame and add them to what was seen."""
         if not found:
             return
         seen.first.clear()
         p_fake, evidence = self.model.score(np.stack([face.crop for face in found]))
         for face, p, places in zip(found, p_fake.tolist(), evidence, strict=True):
+            x, y, width, height = face.box
             row = Face(
-                frame.index,
-                round(frame.seconds, 3),
-                *face.box,
+                frame=frame.index,
+                seconds=round(frame.seconds, 3),
+                x=x,
+                y=y,
+                width=width,
+                height=height,
                 confidence=round(face.confidence, 6),
                 crop_side=face.crop_side,
                 sharpness=round(face.sharpness, 2),
@@ -433,10 +437,10 @@ class Detector:
             kind=opened.kind,
             verdict=judgement.verdict,
             reason=reason,
-            p_fake=track and track.p_fake,
-            interval=track and track.interval,
-            part=track and track.part,
-            track=track and track.number,
+            p_fake=track.p_fake if track else None,
+            interval=track.interval if track else None,
+            part=track.part if track else None,
+            track=track.number if track else None,
             tracks=judgement.tracks,
             threshold=round(thresholds.fake, 4),
             real_below=round(thresholds.real, 4),
@@ -521,22 +525,24 @@ class Detector:
         """
         from deepfake_detect import marked_video
 
-        watch, notes = Watch(progress, cancelled), []
+        watch = Watch(progress, cancelled)
+        notes: list[str] = []
         source = find_source(result)
         boxes_at = marked_video.interpolate(result.tracks)
 
         def write(partial: Path) -> None:
-            if result.kind == "video":
+            if not isinstance(source, np.ndarray) and result.kind == "video":
                 step = functools.partial(watch.step, DRAWING)
                 also = (Path(small), list_moments(result)) if small else None
                 marked_video.write_marked_video(
                     source, boxes_at, partial, notes, progress=step, small=also
                 )
                 return
-            picture = source
-            if not isinstance(picture, np.ndarray):
+            if isinstance(source, np.ndarray):
+                picture = source.copy()
+            else:
                 picture = read_picture(source, self.settings.most_pixels)
-            marked_video.write_marked_picture(picture.copy(), boxes_at(0.0), partial)
+            marked_video.write_marked_picture(picture, boxes_at(0.0), partial)
 
         write_whole(Path(path), write)
         return notes
@@ -563,7 +569,8 @@ def find_source(result: Result) -> Path | bytes | np.ndarray:
 
 def list_moments(result: Result) -> list[tuple[float, float]]:
     """List the suspicious moments, which a small copy shows in full: first and last seconds."""
-    spans = [(face.seconds, face.seconds) for _, face in result.evidence.crop_faces]
+    faces = result.evidence.crop_faces if result.evidence else ()
+    spans = [(face.seconds, face.seconds) for _, face in faces]
     parts = [track.part for track in result.tracks if track.part]
     return spans + [(part.first_seconds, part.last_seconds) for part in parts]
 
@@ -583,6 +590,8 @@ def embed_video(result: Result, made: Path | None) -> str | None:
             if made is None:
                 boxes_at = marked_video.interpolate(result.tracks)
                 source, moments = find_source(result), list_moments(result)
+                if isinstance(source, np.ndarray):
+                    return None
                 marked_video.write_small_copy(source, boxes_at, moments, path)
             if path.stat().st_size <= LARGEST_VIDEO:
                 return report.embed(path.read_bytes(), "video/mp4")
@@ -596,7 +605,7 @@ def merge(seen: Seen, more: Seen, explained: int) -> Seen:
     extra = {id(face): replace(face, extra=True) for face, _ in more.faces}
     seen.times += more.times
     seen.faces += [(extra[id(face)], look) for face, look in more.faces]
-    seen.worst += [(extra[id(face)], *pictures) for face, *pictures in more.worst]
+    seen.worst += [(extra[id(face)], crop, places) for face, crop, places in more.worst]
     seen.worst = sorted(seen.worst, key=lambda one: -one[0].p_fake)[:explained]
     if more.still_face and (not seen.still_face or more.still_face.p_fake > seen.still_face.p_fake):
         seen.still, seen.still_face = more.still, more.still_face

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import av
 import cv2
@@ -26,6 +26,9 @@ from deepfake_detect.display import image_to_yuv
 from deepfake_detect.inputs import read_ahead
 from deepfake_detect.kinds import Source
 from deepfake_detect.video import Chooser, Video, choose_by_rate, read_packets
+
+if TYPE_CHECKING:
+    from deepfake_detect.result import Track
 
 WORDS = "DeepFake-Detect: score of this frame, no proof"
 AHEAD = 4  # frames decoded while those before are drawn on
@@ -53,30 +56,12 @@ class Box(NamedTuple):
     score: int  # 0 to 100
 
 
-class SeenFace(Protocol):
-    """What is needed of a face in a scored frame."""
-
-    seconds: float
-    x: float
-    y: float
-    width: float
-    height: float
-    p_fake: float
-
-
-class SeenTrack(Protocol):
-    """What is needed of a track: its faces in the order of time."""
-
-    number: int
-    faces: Collection[SeenFace]
-
-
 BoxesAt = Callable[[float], Iterable[Box]]
 Moments = Collection[tuple[float, float]]  # first and last second of each
 Progress = Callable[[int, int | None], object]  # called with frames done, and all or None
 
 
-def interpolate(tracks: Iterable[SeenTrack]) -> BoxesAt:
+def interpolate(tracks: Iterable[Track]) -> BoxesAt:
     """Make a function that gives the boxes at any second; between scored frames they move evenly.
 
     Where a face was not scored for longer than LONGEST_GAP there is no box in between.

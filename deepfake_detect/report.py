@@ -43,8 +43,11 @@ MOST_ROWS = 3000  # of the table of all faces
 PICTURE_WIDTH = 960  # pixels of the still
 SIGNS = {FAKE: "▲", REAL: "○", UNDECIDED: "◇", NO_FACE: "□", NOT_CHECKED: "✕"}
 TONES = {FAKE: "fake", REAL: "real"}
-BAD_FILE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
-BAD_FILE += (RecursionError,)  # what reading a damaged or made-up JSON file can raise
+# What reading a damaged or made-up JSON file can raise.
+BAD_FILE: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    RecursionError,
+)
 
 
 class Rate(NamedTuple):
@@ -52,13 +55,13 @@ class Rate(NamedTuple):
 
     Attributes:
         label: "real" or "fake"
-        count, files: so many of so many
+        hits, files: so many of so many
         low, high: exact 95 % interval of the share, in 100
         by_crops: measured on one or two crops of each video, not on whole files
     """
 
     label: str
-    count: int
+    hits: int
     files: int
     low: int
     high: int
@@ -195,14 +198,12 @@ def write_sentence(result: Result, track: Track | None, rates: Iterable[Rate]) -
 
 def describe_rate(rate: Rate, what: str) -> str:
     """Say how many of the other kind got the same verdict."""
-    if rate.files < 30 or rate.count == 0:
+    if rate.files < 30 or rate.hits == 0:
         up_to = f"up to {rate.high} in 100 are possible"
         between = f"{rate.low} to {rate.high} in 100 are possible" if rate.low else up_to
-        return (
-            f"Of {rate.files:,} {rate.label} {what}s, {rate.count:,} got this answer ({between})."
-        )
+        return f"Of {rate.files:,} {rate.label} {what}s, {rate.hits:,} got this answer ({between})."
     return (
-        f"Of 100 {rate.label} {what}s, {100 * rate.count / rate.files:.0f} get this answer, too "
+        f"Of 100 {rate.label} {what}s, {100 * rate.hits / rate.files:.0f} get this answer, too "
         f"({rate.low} to {rate.high}, measured on {rate.files:,})."
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from deepfake_detect.provenance import Provenance
 
 SCHEMA = 2  # of to_dict(); it changes where a key changes its meaning or goes
-FAKE, REAL, UNDECIDED = "likely fake", "likely real", "undecided"
-NO_FACE, NOT_CHECKED = "no face", "not checked"
+FAKE: Final = "likely fake"
+REAL: Final = "likely real"
+UNDECIDED: Final = "undecided"
+NO_FACE: Final = "no face"
+NOT_CHECKED: Final = "not checked"
 Verdict = Literal["likely fake", "likely real", "undecided", "no face", "not checked"]
 Interval = tuple[float, float]
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeAlias
+from typing import BinaryIO, Literal, NamedTuple, TypeAlias, cast
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from deepfake_detect.errors import (
 from deepfake_detect.files import check_plain_file
 from deepfake_detect.inputs import read_picture
 from deepfake_detect.kinds import kind_of
-from deepfake_detect.video import Frame, Video
+from deepfake_detect.video import Video
 
 Frames: TypeAlias = Iterable[tuple[float, np.ndarray]]  # seconds and BGR uint8 (height, width, 3)
 Source: TypeAlias = Path | str | bytes | BinaryIO | np.ndarray | Frames
@@ -30,6 +30,14 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are 
 
 EXTRA_FRAMES = 2  # times the fewest that a verdict needs: what is taken of a short video
 LEAST_SEEN = 0.5  # share of a file that must have been seen for a verdict
+
+
+class Sample(NamedTuple):
+    """A frame to score: its index, when it is shown, and BGR uint8 (height, width, 3)."""
+
+    index: int
+    seconds: float
+    image: np.ndarray
 
 
 @dataclass
@@ -59,26 +67,26 @@ class Opened:
     seconds: float = 0.0
     state: tuple[int, ...] | None = None
 
-    def sample(self, rate: float, fewest: int) -> Iterator[Frame]:
+    def sample(self, rate: float, fewest: int) -> Iterator[Sample]:
         """Yield the frames to score: `rate` a second, and more of a short video.
 
         A video that gives too few for a verdict is gone through once more for some in between: how
         long it is, its header may not know.
         """
         if self.picture is not None:
-            yield Frame(0, 0.0, self.picture)
+            yield Sample(0, 0.0, self.picture)
         elif self.video is None:
             yield from self._check_frames()
         else:
             yield from self._sample_video(self.video, rate, EXTRA_FRAMES * fewest)
 
-    def _sample_video(self, video: Video, rate: float, wanted: int) -> Iterator[Frame]:
+    def _sample_video(self, video: Video, rate: float, wanted: int) -> Iterator[Sample]:
         taken: set[int] = set()
         for _ in range(2):
             for frame in video.sampled(rate):
                 if frame.image is not None and frame.index not in taken:
                     taken.add(frame.index)
-                    yield frame
+                    yield Sample(frame.index, frame.seconds, frame.image)
             self.seconds = video.seen_seconds
             if len(taken) >= min(wanted, video.seen_frames) or not video.seen_seconds:
                 break
@@ -86,12 +94,15 @@ class Opened:
         if not taken:
             raise SourceUnreadableError("no frame of it decodes")
 
-    def sample_at(self, times: list[float]) -> Iterator[Frame]:
+    def sample_at(self, times: list[float]) -> Iterator[Sample]:
         """Yield the frames at some more seconds; nothing where frames can be read only once."""
         if self.video is not None and times:
-            seen = self.video.seen_frames, self.video.seen_seconds
-            yield from self.video.sampled(times=times)
-            self.video.seen_frames, self.video.seen_seconds = seen
+            video = self.video
+            seen = video.seen_frames, video.seen_seconds, video.lost_frames
+            for frame in video.sampled(times=times):
+                if frame.image is not None:
+                    yield Sample(frame.index, frame.seconds, frame.image)
+            video.seen_frames, video.seen_seconds, video.lost_frames = seen
 
     def guess_count(self, rate: float, fewest: int) -> int | None:
         """Guess how many frames `sample` yields; None where the header does not say."""
@@ -134,7 +145,7 @@ class Opened:
         if isinstance(self.source, Path) and self.state != read_state(self.source):
             raise SourceChangedError("it changed while it was read; check it again")
 
-    def _check_frames(self) -> Iterator[Frame]:
+    def _check_frames(self) -> Iterator[Sample]:
         last = -1.0
         for index, given in enumerate(self.frames or ()):
             try:
@@ -147,7 +158,7 @@ class Opened:
             if not last < seconds < float("inf"):
                 raise SourceUnreadableError(f"frame {index} is not later than the one before it")
             last = self.seconds = seconds
-            yield Frame(index, seconds, check_image(image))
+            yield Sample(index, seconds, check_image(image))
         if last < 0:
             raise SourceUnreadableError("there are no frames in it")
 
@@ -166,7 +177,8 @@ def open_source(source: Source, name: str | None, most_pixels: int) -> Opened:
         picture = check_image(source)
         return Opened(source, name or "picture", "picture", picture=picture)
     if hasattr(source, "read"):
-        return open_bytes(read_all(source), name or name_of(source), most_pixels)
+        file = cast(BinaryIO, source)
+        return open_bytes(read_all(file), name or name_of(file), most_pixels)
     if isinstance(source, Iterable):
         return Opened(source, name or "frames", "video", frames=source)
     raise SourceUnreadableError(
@@ -287,9 +299,9 @@ def translate(error: Exception) -> DetectionError:
     return kind(words)
 
 
-def batch_frames(frames: Iterator[Frame], most: int, most_pixels: int) -> Iterator[list[Frame]]:
+def batch_frames(frames: Iterator[Sample], most: int, most_pixels: int) -> Iterator[list[Sample]]:
     """Yield frames in lists of at most so many frames and pixels, but one at least."""
-    batch: list[Frame] = []
+    batch: list[Sample] = []
     pixels = 0
     for frame in frames:
         size = frame.image.shape[0] * frame.image.shape[1]

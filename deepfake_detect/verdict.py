@@ -31,7 +31,6 @@ RISE_BY_WINDOWS = 0.25
 # What a part must score more than a whole video, where the model's decision does not say it: on the
 # same crops 2 of 100 do.
 PART_ABOVE_WHOLE = 1.3  # logits
-LEAST_SEEN = 0.5  # share of a file that must have been seen for a verdict
 BURST, BURST_SECONDS = 3, 0.75  # frames, and seconds, that can forbid "likely real"
 ADVICE = "try --frames-per-second 10"
 
