@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, TypeAlias, cast
+from typing import BinaryIO, Literal, TypeAlias, cast
 
 import cv2
 import numpy as np
@@ -32,7 +32,8 @@ EXTRA_FRAMES = 2  # times the fewest that a verdict needs: what is taken of a sh
 LEAST_SEEN = 0.5  # share of a file that must have been seen for a verdict
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True)
+class Sample:
     """A frame to score: its index, when it is shown, and BGR uint8 (height, width, 3)."""
 
     index: int
