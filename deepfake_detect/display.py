@@ -8,10 +8,14 @@ brighter than white is rolled off smoothly instead of cut.
 from __future__ import annotations
 
 import gc
+import io
+import re
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from functools import cache
+from typing import BinaryIO, NamedTuple
 
 import av
 import cv2
@@ -21,6 +25,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
 FRAMES_KEPT = 16  # at most, by side data that refers to its frame
+LARGEST_HEADER = 2**26  # bytes of an MP4 that are searched for its clean aperture
 LONGEST_PIXEL = 4  # width to height of a pixel, or the inverse; more is not believed
 PQ = 16  # AVCOL_TRC_SMPTE2084
 BT709, NOT_SAID = 1, 2  # AVCOL_PRI_BT709, AVCOL_SPC_UNSPECIFIED
@@ -48,6 +53,15 @@ TO_BT709 = {
 }
 
 
+class Aperture(NamedTuple):
+    """The clean aperture of a QuickTime or MP4 file: pixels as stored, ISO 14496-12, 12.1.4."""
+
+    width: float
+    height: float
+    right: float  # of its middle from the middle of the frame
+    down: float
+
+
 class Display:
     """Converts the decoded frames of one stream.
 
@@ -55,13 +69,17 @@ class Display:
         notes: sentences about what could not be shown right
     """
 
-    def __init__(self, stream: av.VideoStream, notes: list[str]) -> None:
+    def __init__(
+        self, stream: av.VideoStream, notes: list[str], aperture: Aperture | None = None
+    ) -> None:
         """Take the shape of the pixels from the container, or else from each frame.
 
         Args:
             stream: of the frames
             notes: gets a sentence about what cannot be shown right
+            aperture: part of the frames that is shown; None is all
         """
+        self.aperture = aperture
         self.decoder, self.notes = stream.codec_context, notes
         said = stream.sample_aspect_ratio
         self.of_container = said if said != self.decoder.sample_aspect_ratio else None
@@ -84,6 +102,8 @@ class Display:
             note = HDR_AS_IT_IS
         if frame.color_trc == PQ and note not in self.notes:
             self.notes.append(note)
+        if self.aperture:
+            image = crop_to_aperture(image, self.aperture, self._pixel())
         if matrix := self._find_matrix(frame):
             image = turn(image, np.frombuffer(matrix, np.int32))
         return image
@@ -94,6 +114,7 @@ class Display:
             frame.format.name in ("yuv420p", "yuvj420p")
             and not (frame.width % 2 or frame.height % 2)
             and frame.color_trc != PQ
+            and self.aperture is None
             and self._find_matrix(frame) is None
             and self._pixel() == 1
         )
@@ -130,7 +151,42 @@ def image_to_yuv(image: np.ndarray) -> av.VideoFrame:
     return frame.reformat(format="yuv420p", dst_colorspace="itu709", threads=1)
 
 
-# --- Interlacing and orientation ------------------------------------------------------------------
+# --- Clean aperture, interlacing and orientation --------------------------------------------------
+
+
+def read_aperture(file: BinaryIO) -> Aperture | None:
+    """Read the clean aperture of an MP4 or MOV file; None if it has none, or several."""
+    file.seek(0)
+    head = file.read(8)
+    while len(head) == 8:
+        size, kind, read = int.from_bytes(head[:4]), head[4:], 8
+        if size == 1:
+            size, read = int.from_bytes(file.read(8)), 16
+        if kind == b"moov":
+            boxes = file.read(min(size - read, LARGEST_HEADER) if size else LARGEST_HEADER)
+            found = re.findall(rb"\0\0\0\x28clap(.{32})", boxes, re.DOTALL)
+            numbers = struct.unpack(">IIIIiIiI", found[0]) if found else ()
+            if len(found) != 1 or not all(numbers[1::2]):
+                return None
+            ratios = (up / by for up, by in zip(numbers[::2], numbers[1::2], strict=True))
+            return Aperture(*ratios)
+        if size < read:
+            return None
+        file.seek(size - read, io.SEEK_CUR)
+        head = file.read(8)
+    return None
+
+
+def crop_to_aperture(image: np.ndarray, aperture: Aperture, pixel: float) -> np.ndarray:
+    """Cut a frame to its clean aperture, where that is inside; `pixel` is its width to height."""
+    height, width = image.shape[:2]
+    wide, high = round(aperture.width * pixel), round(aperture.height)
+    left = round((width - wide) / 2 + aperture.right * pixel)
+    top = round((height - high) / 2 + aperture.down)
+    inside = 0 <= left <= width - wide and 0 <= top <= height - high
+    if not inside or wide < 1 or high < 1:
+        return image
+    return np.ascontiguousarray(image[top : top + high, left : left + wide])
 
 
 def deinterlace(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from av.stream import Disposition
 
-from deepfake_detect.display import Display, deinterlace, image_to_yuv
+from deepfake_detect.display import Aperture, Display, deinterlace, image_to_yuv, read_aperture
 from deepfake_detect.kinds import Source, kind_of
 
 av.logging.set_libav_level(av.logging.PANIC)  # what is wrong with a file is said once, by us
@@ -136,6 +136,8 @@ class Video:
                 self.streams = list_streams(container)
                 self.stream = choose_stream(self.streams, stream)
                 self._read_claims(container)
+                is_mov = name_container(container) == "mov"
+            self.aperture = self._read_aperture() if is_mov else None
         else:
             self.streams, self.stream = [StreamFacts(0, "stills", 0, 0)], 0
             self.rate, self.claimed_frames = 1 / FRAME_SECONDS, len(self.stills)
@@ -298,6 +300,14 @@ class Video:
         believed = self.claimed_seconds if self.claimed_seconds < LONGEST_VIDEO else 0
         self.claimed_frames = stream.frames or round(believed * self.rate)
 
+    def _read_aperture(self) -> Aperture | None:
+        """Read the part of the frames that an MP4 or MOV wants shown."""
+        if isinstance(self.source, Path):
+            with self.source.open("rb") as file:
+                return read_aperture(file)
+        is_bytes = isinstance(self.source, bytes)
+        return read_aperture(io.BytesIO(self.source) if is_bytes else OwnPlace(self.source))
+
     def _is_cut_off(self) -> bool:
         """Return True if the end of the file is missing, not only shorter than claimed.
 
@@ -362,7 +372,7 @@ class Video:
         clock = Clock(self.rate)
         with self.open_container() as container:
             stream = container.streams[self.stream]
-            display = Display(stream, self.notes)
+            display = Display(stream, self.notes, self.aperture)
             for index, picture in enumerate(deinterlace(self._decode(container, stream))):
                 seconds = clock.read(picture.time)
                 self.start = clock.first or 0.0
@@ -415,7 +425,7 @@ class Video:
             }
             container.seek(0)
             stream = container.streams[self.stream]
-            display = Display(stream, self.notes)
+            display = Display(stream, self.notes, self.aperture)
             self._set_up(stream.codec_context)
             waiting = iter(chosen)
             for packet in container.demux(stream):

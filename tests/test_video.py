@@ -3,6 +3,7 @@
 import io
 import itertools
 import random
+import struct
 import subprocess
 import tempfile
 import threading
@@ -272,6 +273,31 @@ def test_frames_are_turned_and_mirrored_by_the_display_matrix(angle: int, mirror
     matrix = [sign * cos, sign * sin, 0, -sin, cos, 0, 0, 0, 1]
     found = display.turn(image, 65536 * np.array(matrix, np.int32))
     assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [
+        ((100, 1, 80, 1, 0, 1, 0, 1), np.s_[20:100, 30:130]),
+        ((100, 1, 160, 2, 20, 2, -5, 1), np.s_[15:95, 40:140]),
+        ((1000, 1, 80, 1, 0, 1, 0, 1), np.s_[:, :]),
+        ((100, 0, 80, 1, 0, 1, 0, 1), np.s_[:, :]),
+    ],
+)
+def test_the_clean_aperture_is_what_is_shown(numbers: tuple, shown: tuple, tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", draw(3))
+    content = bytearray(path.read_bytes())
+    box = b"\0\0\0\x28clap" + struct.pack(">IIIIiIiI", *numbers)
+    at = content.index(b"moov")
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        at = content.index(name, at)
+        size = int.from_bytes(content[at - 4 : at])
+        content[at - 4 : at] = (size + len(box)).to_bytes(4)
+    content[at - 4 + size : at - 4 + size] = box
+    found = list(Video(bytes(content)).frames())
+    assert len(found) == 3
+    for frame, whole in zip(found, Video(path).frames(), strict=True):
+        assert np.array_equal(frame.image, whole.image[shown])
 
 
 @pytest.mark.parametrize("turned", [("90",), ("180",), ("0", "-display_vflip")])
