@@ -96,7 +96,8 @@ class Sidecar:
 
         The side file may be damaged if there are images.
         """
-        image = re.compile(re.escape(folder.name) + r"-\d{6,12}(-\d{2,9})?\.png")
+        # On some disks A and a are one name, and the folder may have been named by the other.
+        image = re.compile(re.escape(folder.name) + r"-\d{6,12}(-\d{2,9})?\.png", re.IGNORECASE)
         try:
             if not (folder / self.name).is_file():
                 return False

@@ -132,6 +132,19 @@ def test_another_source_takes_another_name(tmp_path: Path) -> None:
     assert str(tmp_path) not in (tmp_path / files.LIST).read_text()
 
 
+@pytest.mark.parametrize(
+    ("written", "found"), [("Clip.png", "clip.PNG"), ("caf\u00e9.png", "cafe\u0301.png")]
+)
+def test_a_name_is_the_same_as_on_disks_that_change_it(
+    written: str, found: str, tmp_path: Path
+) -> None:
+    output = claim(tmp_path)
+    output.write(written, text("ours"))
+    (tmp_path / written).rename(tmp_path / found)
+    assert output.owns(found)
+    output.write(found, text("new"))
+
+
 @pytest.mark.parametrize("failing", ["a.onnx", "a.tflite", "a.json"])
 def test_a_set_is_replaced_as_a_set(failing: str, tmp_path: Path) -> None:
     output = claim(tmp_path)

@@ -43,6 +43,11 @@ def test_a_damaged_folder_is_not_done_and_still_ours(damage: str, tmp_path: Path
     SIDE.check(target, "--out-dir")
 
 
+def test_letter_case_is_not_another_video(tmp_path: Path) -> None:
+    """As on a disk of FAT, where Clip and clip are one name."""
+    assert SIDE.owns(finish(tmp_path, "Clip").rename(tmp_path / "clip"))
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "clip-1.png", "other-000001.png", "folder"])
 def test_a_folder_with_a_file_of_the_user_is_not_ours(name: str, tmp_path: Path) -> None:
     target = finish(tmp_path)
