@@ -38,10 +38,9 @@ start.prepare(__name__)
 import contextlib
 import json as to_json  # the option --json has its name
 import os
-import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, TextIO
 
 import filelock
@@ -51,7 +50,7 @@ from tqdm import tqdm
 from deepfake_detect import cli, inputs, report
 from deepfake_detect.cli import printable
 from deepfake_detect.detector import DetectionError, DetectionSettings, Detector
-from deepfake_detect.files import Output, claim, write_table
+from deepfake_detect.files import Output, claim, name_unfinished, write_table
 from deepfake_detect.result import (
     FAKE,
     NOT_CHECKED,
@@ -130,9 +129,11 @@ def main(settings: Settings = Settings()) -> list[Result | Failure]:
                 results.append(check_file(source, detector))
                 print(describe(results[-1], min(width, 40), to.isatty()), file=to, flush=True)
                 if isinstance(results[-1], Result):
+                    said = len(results[-1].notes)
                     results[-1] = write_outputs(
                         results[-1], source, name, detector, output, settings
                     )
+                    print_notes(results[-1], said, to)
                 print_item(results[-1])
         write_summary(results, names, output)
         print_summary(results, names, found, settings, to)
@@ -159,13 +160,13 @@ def check_file(source: Path, detector: Detector) -> Result | Failure:
 
 def write_outputs(
     result: Result, source: Path, name: str, detector: Detector, output: Output, settings: Settings
-) -> Result:
-    """Write the report and the JSON, then the marked copy; what cannot be written becomes a note.
+) -> Result | Failure:
+    """Write the report, then the marked copy and the JSON; what cannot be written becomes a note.
 
     The report is there before the copy is, and is written again with a small copy inside.
 
-    Raises:
-        ValueError, OSError: the JSON cannot be written.
+    Returns:
+        the result with its notes and without its pictures, or a failure if the JSON is not written
     """
     ending = "-marked.png" if result.kind == "picture" else "-marked.mp4"
     output.delete([name + end for end in OUTPUTS if end.startswith("-marked")], source)
@@ -179,19 +180,26 @@ def write_outputs(
 
     write(".html", lambda path: detector.write_report(result, path, video=False))
     if settings.annotate and result.tracks:
-        with tempfile.TemporaryDirectory() as folder, open_bar(source) as progress:
-            small = Path(folder) / "small.mp4"
+        small = name_unfinished(output.folder, ".mp4")  # for the report alone
+        with open_bar(source) as progress:
 
             def draw(path: Path) -> None:
                 options = {"small": small, "progress": progress}
                 notes.extend(detector.write_marked_copy(result, path, **options))
 
-            write(ending, draw)
-            if small.is_file() and (output.folder / (name + ending)).is_file():
-                write(".html", lambda path: detector.write_report(result, path, video=small))
-    result = result.with_notes(notes)
+            try:
+                write(ending, draw)
+                if small.is_file() and (output.folder / (name + ending)).is_file():
+                    write(".html", lambda path: detector.write_report(result, path, video=small))
+            finally:
+                small.unlink(missing_ok=True)
+    result = replace(result, notes=(*result.notes, *notes), evidence=None)  # it takes memory
     text = to_json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
-    output.write(f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"), source)
+    try:
+        output.write(f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"), source)
+    except (OSError, ValueError) as error:  # such as a full disk: the next file may be smaller
+        reason = f"{name}.json is not written: {cli.describe_error(error)}"
+        return Failure(str(source), reason, error)
     return result
 
 
@@ -301,6 +309,13 @@ def describe(result: Result | Failure, width: int, colour: bool) -> str:
     more = [f"note: {note}" for note in result.notes]
     more += [f"file: {result.provenance.sentence()}"] if result.provenance else []
     return "\n".join([line, *(f"{'':11}  {printable(said)}" for said in more)])
+
+
+def print_notes(result: Result | Failure, said: int, to: TextIO) -> None:
+    """Print what became known after the verdict: notes about the outputs, or that they are not."""
+    later = [result.reason] if isinstance(result, Failure) else result.notes[said:]
+    for note in later:
+        print(f"{'':11}  note: {printable(note)}", file=to, flush=True)
 
 
 def print_summary(

@@ -584,20 +584,21 @@ def embed_video(result: Result, made: Path | None) -> str | None:
     """
     from deepfake_detect import marked_video, report
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = made or Path(folder) / "small.mp4"
-        try:
-            if made is None:
-                boxes_at = marked_video.interpolate(result.tracks)
-                source, moments = find_source(result), list_moments(result)
-                if isinstance(source, np.ndarray):
-                    return None
+    try:
+        if made is not None:
+            data = made.read_bytes()
+        else:
+            source = find_source(result)
+            if isinstance(source, np.ndarray):
+                return None
+            boxes_at, moments = marked_video.interpolate(result.tracks), list_moments(result)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "small.mp4"
                 marked_video.write_small_copy(source, boxes_at, moments, path)
-            if path.stat().st_size <= LARGEST_VIDEO:
-                return report.embed(path.read_bytes(), "video/mp4")
-        except (OSError, ValueError):
-            return None
-    return None
+                data = path.read_bytes()
+    except (OSError, ValueError):
+        return None
+    return report.embed(data, "video/mp4") if len(data) <= LARGEST_VIDEO else None
 
 
 def merge(seen: Seen, more: Seen, explained: int) -> Seen:

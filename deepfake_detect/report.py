@@ -109,7 +109,7 @@ def collect(result: Result, model: DetectionModel) -> dict:
 
 def render(content: dict) -> str:
     """Fill in templates/report.html; everything that a stranger's file says is escaped."""
-    return load_template().render(content)
+    return load_template().render(content).lstrip()
 
 
 def render_index(results: list[Result | Failure], links: list[str], there: list[bool]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
@@ -220,10 +220,6 @@ class Result:
     def faces_judged(self) -> int:
         """The number of faces that were fit for a verdict."""
         return sum(track.judged for track in self.tracks)
-
-    def with_notes(self, notes: Iterable[str]) -> Result:
-        """Return the same result with more notes."""
-        return replace(self, notes=(*self.notes, *notes))
 
     def to_dict(self) -> dict:
         """Give all of it but the pictures as plain values: the JSON of 06-detect-deepfake.py."""

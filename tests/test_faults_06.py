@@ -219,6 +219,39 @@ def test_outputs_that_cannot_be_written_are_notes(
     assert listed(here / "detections") == ["photo.json", "results.csv"]
 
 
+def test_a_json_that_cannot_be_written_costs_its_file(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk; the others go on."""
+    write = detect.Output.write
+
+    def fill(self: object, name: str, *more: object) -> None:
+        if name == "clip.json":
+            raise OSError(28, "No space left on device")
+        write(self, name, *more)
+
+    monkeypatch.setattr(detect.Output, "write", fill)
+    results = run("in", failed=1)
+    assert "No space" in reason(results["clip.mp4"])
+    assert results["photo.png"].verdict == "likely real"
+
+
+def test_results_keep_no_pictures(here: Path) -> None:
+    """A folder of thousands of files would fill the memory."""
+    assert all(result.evidence is None for result in run("in").values())
+
+
+def test_without_a_temporary_folder_all_is_written(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.setenv(name, "/nowhere")
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    assert not run("in/clip.mp4")["clip.mp4"].notes
+    assert "video/mp4" in (here / "detections" / "clip.html").read_text()
+    assert not list((here / "detections").glob(".unfinished*"))
+
+
 def test_a_video_that_vanishes_costs_its_copy(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check = Detector.check
 
