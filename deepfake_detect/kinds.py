@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import threading
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -11,6 +13,7 @@ from deepfake_detect.files import check_plain_file
 HEAD_BYTES = 1024  # at the start of a file that say what kind it is
 
 Source = Path | bytes | BinaryIO
+READING = threading.Lock()  # of file objects, which have but one place
 
 # How a file of each format begins. The formats of pictures and videos are those that are read.
 PICTURES = {
@@ -94,3 +97,30 @@ def read_head(source: Source) -> bytes:
             return file.read(HEAD_BYTES)
     source.seek(0)
     return source.read(HEAD_BYTES)
+
+
+class OwnPlace:
+    """A file object that is read from a place of its own, so that several can read the same."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.place = file, 0
+
+    def read(self, count: int = -1) -> bytes:
+        """Read from this reader's own place."""
+        with READING:
+            self.file.seek(self.place)
+            data = self.file.read(count)
+        self.place += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move this reader's own place."""
+        with READING:
+            end = self.file.seek(0, io.SEEK_END)
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: end}[whence]
+        self.place = max(0, start + offset)
+        return self.place
+
+    def tell(self) -> int:
+        """Return this reader's own place."""
+        return self.place

@@ -25,7 +25,8 @@ import numpy as np
 from deepfake_detect.display import image_to_yuv
 from deepfake_detect.inputs import read_ahead
 from deepfake_detect.kinds import Source
-from deepfake_detect.video import Chooser, Video, choose_by_rate, read_packets
+from deepfake_detect.sampling import Chooser, choose_by_rate
+from deepfake_detect.video import Video, read_packets
 
 if TYPE_CHECKING:
     from deepfake_detect.result import Track

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import io
 import math
-import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import av
 import av.logging
@@ -22,16 +21,23 @@ import numpy as np
 from av.stream import Disposition
 
 from deepfake_detect.display import Aperture, Display, deinterlace, image_to_yuv, read_aperture
-from deepfake_detect.kinds import Source, kind_of
+from deepfake_detect.kinds import OwnPlace, Source, kind_of
+from deepfake_detect.sampling import (
+    FRAME_SECONDS,
+    HIGHEST_RATE,
+    LONGEST_VIDEO,
+    Chooser,
+    Clock,
+    choose_by_index,
+    choose_by_rate,
+    choose_by_time,
+)
 
 av.logging.set_libav_level(av.logging.PANIC)  # what is wrong with a file is said once, by us
 
 # Containers that FFmpeg may open. Playlists are excluded: they can point at other files.
 CONTAINERS = "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpegts,mpeg,flv,asf,ogg"
 MOST_PIXELS = 100_000_000  # of a frame; memory would not hold many that are larger
-FRAME_SECONDS = 1 / 25  # of a still, and of a frame of which nothing better is known
-HIGHEST_RATE = 240  # frames a second that are believed where time stamps are missing
-LONGEST_VIDEO = 864_000  # seconds, 10 days; a time stamp beyond that is not believed
 MISSING_SHARE = 0.02  # of the frames or seconds claimed; if fewer are missing, that is not said
 READ_ERRORS = 100  # damaged places in a container after which reading ends
 PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")  # of covers, beside a video
@@ -49,9 +55,6 @@ FFMPEG_NAMES = {
     **{"AVI": "avi", "Matroska or WebM": "matroska", "MP4 or MOV": "mov", "FLV": "flv"},
     **{"WMV or ASF": "asf", "OGG": "ogg", "MPEG": "mpeg", "MPEG-TS": "mpegts"},
 }
-
-READING = threading.Lock()  # of file objects, which have but one place
-Chooser = Callable[[int, float], bool]  # is this frame wanted? Asked for each frame, in order
 
 
 class Frame(NamedTuple):
@@ -444,58 +447,8 @@ class Video:
             self._count(len(listed) - 1, listed[-1][1])
 
 
-class OwnPlace:
-    """A file object that is read from a place of its own, so that several can read the same."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.place = file, 0
-
-    def read(self, count: int = -1) -> bytes:
-        """Read from this reader's own place."""
-        with READING:
-            self.file.seek(self.place)
-            data = self.file.read(count)
-        self.place += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move this reader's own place."""
-        with READING:
-            end = self.file.seek(0, io.SEEK_END)
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: end}[whence]
-        self.place = max(0, start + offset)
-        return self.place
-
-    def tell(self) -> int:
-        """Return this reader's own place."""
-        return self.place
-
-
 class Inexact(ValueError):
     """A video is not simple enough to be read without decoding every frame."""
-
-
-class Clock:
-    """Seconds since the first frame, from time stamps that may be missing or wrong.
-
-    Where stamps are missing, stand still, run back or pass 10 days, a frame lasts 1/25 s, or what
-    the file claims as its rate.
-    """
-
-    def __init__(self, rate: float = 0) -> None:
-        self.frame_seconds = 1 / rate if 1 <= rate <= HIGHEST_RATE else FRAME_SECONDS
-        self.first: float | None = None
-        self.seconds: float | None = None
-
-    def read(self, stamp: float | None) -> float:
-        """Return the seconds of the next frame, whose time stamp in the file is `stamp`."""
-        due = 0.0 if self.seconds is None else self.seconds + self.frame_seconds
-        if self.first is None and stamp is not None:
-            self.first = stamp - due
-        passed = due if stamp is None else stamp - self.first
-        usable = self.seconds is not None and self.seconds < passed < LONGEST_VIDEO
-        self.seconds = passed if usable else due
-        return self.seconds
 
 
 # --- Streams and packets --------------------------------------------------------------------------
@@ -564,44 +517,6 @@ def list_stamps(container: av.container.InputContainer, index: int) -> list[tupl
         raise Inexact("begins with frames that cannot be decoded")
     clock, base = Clock(), stream.time_base
     return [(stamp, clock.read(float(stamp * base))) for stamp in stamps]
-
-
-# --- Which frames ---------------------------------------------------------------------------------
-
-
-def choose_by_rate(frames_per_second: float) -> Chooser:
-    """Choose so many frames of each second, evenly in time."""
-    due = 0.0
-
-    def wanted(index: int, seconds: float) -> bool:
-        nonlocal due
-        if seconds <= due - 1e-6:
-            return False
-        # The next sampling time after this frame: a video with fewer frames a second than asked
-        # for gives all it has, and a gap in it is not made up for.
-        due = (math.floor(seconds * frames_per_second + 1e-6) + 1) / frames_per_second
-        return True
-
-    return wanted
-
-
-def choose_by_time(times: Collection[float]) -> Chooser:
-    """Choose for each time the first frame that is not earlier."""
-    waiting = sorted(times, reverse=True)
-
-    def wanted(index: int, seconds: float) -> bool:
-        found = False
-        while waiting and waiting[-1] <= seconds + 1e-6:
-            found = bool(waiting.pop()) or True
-        return found
-
-    return wanted
-
-
-def choose_by_index(indices: Collection[int]) -> Chooser:
-    """Choose the frames with these numbers."""
-    known = set(indices)
-    return lambda index, seconds: index in known
 
 
 def list_stills(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ each_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.nam
 GROUPS = {
     "plumbing": "start shipped cli files resume pool cluster",
     "data": "datasets identities bystanders splits practice video inputs faces mtcnn crops"
-    " augmentation provenance display kinds",
+    " augmentation provenance display kinds sampling",
     "model": "decision model model_file scoring checkpoint keras_setup onnx_export detection_model"
     " explanation export_formats batches",
     "detection": "errors result tracks verdict search source detector",

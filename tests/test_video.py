@@ -21,12 +21,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deepfake_detect import display
-from deepfake_detect.video import (
-    Clock,
-    Video,
-    choose_by_rate,
-    choose_by_time,
-)
+from deepfake_detect.sampling import Clock, choose_by_rate, choose_by_time
+from deepfake_detect.video import Video
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 DRAWN = "-f", "lavfi", "-i", "testsrc2=size=160x120:rate=25:duration=2"
