@@ -354,8 +354,12 @@ def check_report(page: Path, settings: Settings) -> Result:
     stored = report.read_result(page)
     known = {field.name for field in fields(DetectionSettings)}
     try:
-        given = {name: value for name, value in stored["settings"].items() if name in known}
-        detection = DetectionSettings(**given)
+        numbers = {  # and no path that a stranger's report names
+            name: value
+            for name, value in stored["settings"].items()
+            if name in known and isinstance(value, int | float)
+        }
+        detection = DetectionSettings(**numbers)
         cli.check_ranges(detection)
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{page}: its settings make no sense.") from error

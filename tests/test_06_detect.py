@@ -292,7 +292,11 @@ def test_another_file_is_not_that_of_the_report(report: Path, tmp_path: Path) ->
         '<script type="application/json" id="result">[' + "[" * 10_000 + "</script>",
         '<script type="application/json" id="result">{"tracks": 1}</script>',
         '<script type="application/json" id="result">'
-        '{"tracks": [], "sha256": "", "settings": {"window": "x"}}</script>',
+        '{"tracks": [], "sha256": "", "settings": {"window": -1}}</script>',
+        '<script type="application/json" id="result">'
+        '{"tracks": [], "sha256": "", "settings": {"trust_list": "x", "window": []}}</script>',
+        '<script type="application/json" id="result">'
+        '{"tracks": [{"faces": [1]}], "sha256": "", "settings": []}</script>',
     ],
 )
 def test_what_is_no_report_is_one_sentence(inputs: Path, tmp_path: Path, content: str) -> None:
