@@ -44,10 +44,9 @@ import filelock
 import keras
 import numpy as np
 import onnxruntime
-import skimage.data
 import tensorflow as tf
 
-from deepfake_detect import cli, files
+from deepfake_detect import cli, files, practice
 from deepfake_detect.cli import Count, Share
 from deepfake_detect.crops import IMAGE_SUFFIXES, prepare_crop
 from deepfake_detect.decision import Decision, calibrate, describe_decision
@@ -169,7 +168,7 @@ def make_practice_crops(count: int, size: int) -> np.ndarray:
     Returns:
         RGB uint8 (count, size, size, 3)
     """
-    portrait, rng, crops = skimage.data.astronaut()[..., ::-1], np.random.default_rng(0), []
+    portrait, rng, crops = files.read_image(practice.PORTRAIT), np.random.default_rng(0), []
     for _ in range(count):
         side, left, top = rng.integers((90, 140, 20), (200, 220, 80))
         crop = portrait[top : top + side, left : left + side]
