@@ -26,7 +26,7 @@ from deepfake_detect.mtcnn import FaceDetector
 CONFIDENCE = 0.95  # a face below it is not scored, as 02 does not save it
 SIZES = (0.5, 0.7, 1.4, 2.0)  # times the size that is searched first
 TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
-LARGEST_SEARCH = 4_000_000  # pixels of an enlarged frame
+LARGEST_SEARCH = 4_000_000  # pixels of a frame in a second look
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def find_faces(
     """
     turned = [turn_frame(frame, way.turn) for frame in frames]
     small = [resize_by_width(frame, decision.width_rule) for frame in turned]
-    searched = [resize(frame, way.size) for frame in small]
+    searched = small if way == USUAL else [resize(frame, way.size) for frame in small]
     found: list[list[Found]] = []
     unsure = 0.0
     for frame, shown, image, faces in zip(
@@ -145,9 +145,9 @@ def list_tried() -> Iterator[str]:
 
 
 def resize(frame: np.ndarray, factor: float) -> np.ndarray:
-    """Resize a frame, less where it would become too large to search."""
+    """Resize a frame for a second look, to LARGEST_SEARCH pixels at most."""
     height, width = frame.shape[:2]
-    factor = min(factor, max(1.0, (LARGEST_SEARCH / (height * width)) ** 0.5))
+    factor = min(factor, (LARGEST_SEARCH / (height * width)) ** 0.5)
     if factor == 1:
         return frame
     size = max(1, round(width * factor)), max(1, round(height * factor))
