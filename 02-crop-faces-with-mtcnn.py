@@ -1,23 +1,23 @@
-"""Find the faces in the frames and save each as an image of its own.
+"""Find the faces in the frames and save a crop of each as a PNG image.
 
     python 02-crop-faces-with-mtcnn.py
     python 02-crop-faces-with-mtcnn.py --min-face-size 40
     python 02-crop-faces-with-mtcnn.py --frames-dir my-frames --faces-dir my-faces
 
-Reads   frames/videos.csv                            the list of the videos, by 01
+Reads   frames/videos.csv                            list of the videos, written by 01
         frames/<video_id>/<video_id>-000042.png      frame 42 of a video
-        frames/crop-rule.json                        whether 01 reduced the frames, and how
+        frames/crop-rule.json                        whether and how 01 reduced the frames
 Writes  faces/<video_id>/<video_id>-000042-00.png    its faces, highest confidence first
         faces/faces.csv                              one row per crop
-        faces/skipped.csv                            each frame that could not be read, and why
+        faces/skipped.csv                            unreadable frames, with the reason
         faces/crop-rule.json                         how the crops were cut
 Next    03-prepare-fake-real-dataset.py
 
-The faces are those that MTCNN (Zhang et al., 2016) finds, as the mtcnn package has it. Here its
-three networks run on OpenCV and get many frames at a time, which is several times as fast: see
-deepfake_detect/mtcnn.py, and benchmarks/crop_faces.py, which compares the two. Every core works in
-a process of its own. A run that was stopped continues where it was: a video is done again only if
-its frames or the settings below have changed.
+The detector is MTCNN (Zhang et al., 2016) with the weights of the mtcnn package. Its three networks
+run on OpenCV and process many frames at a time, which is several times as fast as the package: see
+deepfake_detect/mtcnn.py, and benchmarks/crop_faces.py for the comparison. One process runs per
+core. A stopped run continues where it stopped: a video is processed again only if its frames or the
+settings below have changed.
 """
 
 import sys
@@ -60,26 +60,26 @@ class Settings:
 
     # folders
     frames_dir: Path = Path("frames")  # what 01 wrote
-    faces_dir: Path = Path("faces")  # gets one folder per video
+    faces_dir: Path = Path("faces")  # output folder, with one folder per video
     # crops
-    confidence: Share = 0.95  # faces below this are not saved (MTCNN gives none below 0.8)
+    confidence: Share = 0.95  # lowest confidence of a saved face (MTCNN returns 0.8 or more)
     margin: Annotated[float, Between(0, 10)] = 0.3  # share of the face box, added on each side
     square: bool = False  # square crops; side = longer side of the box plus a margin on both sides
     # detector
-    min_face_size: Annotated[float, Between(12, 10_000)] = 20  # pixels of the frame
+    min_face_size: Annotated[float, Between(12, 10_000)] = 20  # smallest face, in frame pixels
     scale_factor: Annotated[float, Between(0.1, 0.99)] = 0.709  # between scales; higher finds more
-    thresholds: Scores = (0.6, 0.7, 0.8)  # score that a box needs to pass each of the networks
+    thresholds: Scores = (0.6, 0.7, 0.8)  # lowest score to pass P-Net, R-Net and O-Net
     # machine
-    workers: Annotated[Count | None, cli.MACHINE] = None  # processes, 0.2 GB each; None: one a core
+    workers: Annotated[Count | None, cli.MACHINE] = None  # 0.2 GB each; None: one per core
     scheduler: Annotated[str | None, cli.MACHINE] = None  # Dask cluster: tcp://host:8786
     part: Annotated[str | None, cli.MACHINE] = None  # 3/10: every tenth video from the third
 
 
-FRAMES_PER_TASK = {"reduced": 32, "full": 8}  # that a worker has in memory before it reports
-MORE_FRAMES = 4  # times as many on a cluster, whose scheduler hands out some 300 tasks a second
+FRAMES_PER_TASK = {"reduced": 32, "full": 8}  # a worker holds the frames of a task in memory
+MORE_FRAMES = 4  # factor on a cluster, whose scheduler starts about 300 tasks per second
 LOADED = ["deepfake_detect.mtcnn", "tyro", "pebble"]  # see make_processes
-MOST_FRAMES = 10**12  # of a video; the names of the files have room for as many
-SHOWN = 10  # videos, and skipped frames, that are named at the end
+MOST_FRAMES = 10**12  # per video: a file name has 12 digits for the frame
+SHOWN = 10  # faceless videos and skipped frames listed at the end
 FACES_COLUMNS = ["crop", "video_id", "frame", "face", "confidence", "x", "y", "width", "height"]
 SKIPPED_COLUMNS = ["video_id", "frame", "reason"]
 TABLES = ("skipped.csv", "crop-rule.json", "faces.csv")
@@ -87,15 +87,15 @@ SIDE = resume.Sidecar("faces.json", __file__)
 
 
 def main(settings: Settings = Settings()) -> list[dict] | None:
-    """Find the faces in the frames and save each as an image of its own.
+    """Find the faces in the frames and save a crop of each as a PNG image.
 
     Returns:
-        The rows of faces.csv; None for a part, which writes no table.
+        The rows of faces.csv; None for a part, which does not write tables.
 
     Raises:
-        FileNotFoundError: frames_dir is not there, or is not what 01 wrote
-        ValueError: frames_dir has no frames, no face is in them, a setting is out of its range, or
-            faces_dir holds what this script did not make
+        FileNotFoundError: frames_dir does not exist, or 01 did not write it
+        ValueError: frames_dir has no frames, the frames have no face, a setting is out of range, or
+            faces_dir holds files that this script did not make
         filelock.Timeout: another run is writing to faces_dir
         OSError: faces_dir cannot be written to, such as when the disk is full
     """
@@ -118,10 +118,10 @@ def main(settings: Settings = Settings()) -> list[dict] | None:
             for name in video_ids:
                 SIDE.check(faces_dir / name, "--faces-dir")
             if not part:
-                output.delete(["faces.csv"])  # it may name crops that now change
+                output.delete(["faces.csv"])  # it may list crops that change now
             crashed = process_videos(settings, rule, inputs)
             if part:
-                print(f"part {part} is done; after all of them a plain run writes the tables")
+                print(f"part {part} is done; after all parts, run without --part to write tables")
                 return None
             rows, skipped = gather_results(inputs, crashed, faces_dir)
             write_tables(output, rows, skipped, rule)
@@ -133,28 +133,28 @@ def main(settings: Settings = Settings()) -> list[dict] | None:
     print_counts(inputs, rows, skipped, faces_dir)
     if not rows:
         raise ValueError(
-            f"{frames_dir}: no face of confidence {settings.confidence} was found in the frames; "
+            f"{frames_dir}: the frames have no face with confidence {settings.confidence} or more; "
             "lower --confidence or --min-face-size."
         )
     return rows
 
 
-# --- What 01 wrote --------------------------------------------------------------------------------
+# --- The output of 01 -----------------------------------------------------------------------------
 
 
 def read_videos(frames_dir: Path) -> list[str]:
     """Read the video_ids in videos.csv that have frames.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no videos.csv in it
-        ValueError: the table is not one that 01 writes, or no video in it has frames
+        FileNotFoundError: the folder or its videos.csv does not exist
+        ValueError: 01 did not write the table, or no video in it has frames
     """
     path = frames_dir / "videos.csv"
     advice = "run 01-convert-video-to-image.py first, or name another folder with --frames-dir."
     if not frames_dir.is_dir():
-        raise FileNotFoundError(f"{frames_dir}: there is no such folder; {advice}")
+        raise FileNotFoundError(f"{frames_dir}: the folder does not exist; {advice}")
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such table; {advice}")
+        raise FileNotFoundError(f"{path}: the table does not exist; {advice}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, strict=True))
@@ -162,26 +162,26 @@ def read_videos(frames_dir: Path) -> list[str]:
         if max(frames.values(), default=0) > MOST_FRAMES:
             raise ValueError("a video has too many frames")
         for video_id in frames:
-            # A video_id becomes a folder's name: refuse any that could escape the folder.
+            # A video_id becomes a folder name: refuse one that could escape frames_dir.
             if not re.fullmatch(r"(?!\.)[A-Za-z0-9_.-]*[A-Za-z0-9_-]", video_id or ""):
                 raise ValueError(f"{str(video_id)[:100]!r} is not a video_id")
         if len(frames) < len(rows):
-            raise ValueError("a video_id is in it twice")
+            raise ValueError("two rows have the same video_id")
         failed = {row["video_id"] for row in rows if row["status"] == "failed"}
     except (ValueError, TypeError, KeyError, OSError, csv.Error) as error:
-        reason = f"there is no column {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path}: it is not a table that 01 writes ({reason}); {advice}") from None
+        reason = f"the column {error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path}: 01 did not write this table ({reason}); {advice}") from None
     video_ids = sorted(name for name in frames if frames[name] > 0 and name not in failed)
     if not video_ids:
-        raise ValueError(f"{path}: no video in it has frames; {advice}")
+        raise ValueError(f"{path}: no video in the table has frames; {advice}")
     return video_ids
 
 
 def read_frame_rule(frames_dir: Path) -> CropRule:
-    """Read how 01 reduced the frames; without its file they are reduced by the usual rule.
+    """Read how 01 reduced the frames; without crop-rule.json, return the default rule.
 
     Raises:
-        ValueError: the file does not give that
+        ValueError: crop-rule.json is not valid
     """
     path, rule = frames_dir / "crop-rule.json", CropRule("reduced", 0, False)
     if not path.exists():
@@ -196,14 +196,14 @@ def read_frame_rule(frames_dir: Path) -> CropRule:
             rule = rule._replace(width_rule=read_width_rule(content["width_rule"]))
     except (ValueError, TypeError, LookupError, OSError, RecursionError) as error:
         raise ValueError(
-            f"{path}: it does not say how the frames were made ({cli.describe_error(error)}); run "
+            f"{path}: the file is not a valid crop rule ({cli.describe_error(error)}); run "
             "01-convert-video-to-image.py again."
         ) from None
     return rule
 
 
 def list_frames(folder: Path) -> dict[int, Path]:
-    """List the frames in the folder of a video, by their index in the video."""
+    """Return the frame files in a video's folder, by the index of the frame in the video."""
     pattern = re.compile(re.escape(folder.name) + r"-([0-9]{6,12})\.png")
     matches = (pattern.fullmatch(path.name) for path in folder.glob("*.png"))
     return dict(sorted((int(match[1]), folder / match[0]) for match in matches if match))
@@ -213,10 +213,10 @@ def list_frames(folder: Path) -> dict[int, Path]:
 
 
 def process_videos(settings: Settings, rule: CropRule, inputs: dict[str, dict]) -> dict[str, str]:
-    """Write the crops of the videos that are not done, and delete those whose video is gone.
+    """Write the crops of unfinished videos, and delete the crops of removed videos.
 
     Returns:
-        The videos whose worker crashed, with what happened; they get no folder.
+        The videos whose worker crashed, with the reason; they do not get a folder.
 
     Raises:
         OSError: the crops cannot be written
@@ -249,7 +249,7 @@ def process_videos(settings: Settings, rule: CropRule, inputs: dict[str, dict]) 
 
 
 def find_result(folder: Path, inputs: dict) -> dict | None:
-    """Return the rows that a finished run gave for the inputs, if the crops are those in it."""
+    """Return the finished result for these inputs if the crops on disk match it, else None."""
     result = SIDE.find_result(folder, inputs)
     try:
         crops = {folder.parent / face["crop"] for face in result["faces"]}
@@ -261,7 +261,7 @@ def find_result(folder: Path, inputs: dict) -> dict | None:
 def list_tasks(
     video_ids: Iterable[str], frames_dir: Path, size: int
 ) -> Iterator[tuple[str, dict[int, Path]]]:
-    """Yield parts of the videos, `size` frames each: one long video keeps all workers busy."""
+    """Yield tasks of up to `size` frames, so that one long video keeps all workers busy."""
     for video_id in video_ids:
         frames = iter(list_frames(frames_dir / video_id).items())
         while some := dict(itertools.islice(frames, size)):
@@ -276,10 +276,10 @@ def crop_videos(
     faces_dir: Path,
     pool: AbstractContextManager,
 ) -> dict[str, str]:
-    """Write the crops of the videos; a folder gets its name when all of its crops are there.
+    """Write the crops of the videos; rename a folder to its final name once it is complete.
 
     Returns:
-        The videos whose worker crashed, with what happened; they get no folder.
+        The videos whose worker crashed, with the reason; they do not get a folder.
 
     Raises:
         OSError: the crops cannot be written
@@ -293,7 +293,7 @@ def crop_videos(
                 try:
                     found = future.result()
                 except pebble.ProcessExpired as error:
-                    reason = f"the process that searched it crashed (exit code {error.exitcode})"
+                    reason = f"the worker process crashed (exit code {error.exitcode})"
                     crashed[video_id] = f"{reason}; the next run tries again"
                 else:
                     faces += found[0]
@@ -322,7 +322,7 @@ def write_crops(
         frames: the file of each frame, by its index in the video
 
     Returns:
-        A row of faces.csv for each crop, and one of skipped.csv for each frame that is not read.
+        One row of faces.csv per crop, and one row of skipped.csv per unreadable frame.
 
     Raises:
         OSError: the crops cannot be written
@@ -356,7 +356,7 @@ def start_searchers(workers: int) -> pebble.ProcessPool:
 
 
 def share_cores(workers: int) -> None:
-    """Take this process's share of the cores: `workers` work side by side."""
+    """Limit OpenCV to this process's share of the cores; `workers` processes share them."""
     cv2.setNumThreads(max(1, (os.cpu_count() or 1) // workers))
 
 
@@ -371,9 +371,9 @@ def gather_results(
     skipped = [{"video_id": video_id, "reason": reason} for video_id, reason in crashed.items()]
     for video_id, content in inputs.items():
         if content["files"] == 0:
-            skipped.append({"video_id": video_id, "reason": "has no frames in its folder"})
+            skipped.append({"video_id": video_id, "reason": "its folder has no frames"})
         elif video_id not in crashed:
-            found = find_result(faces_dir / video_id, content) or {}  # or changed meanwhile
+            found = find_result(faces_dir / video_id, content) or {}  # {}: changed meanwhile
             rows += found.get("faces", [])
             skipped += found.get("skipped", [])
     return rows, skipped
@@ -382,7 +382,7 @@ def gather_results(
 def write_tables(
     output: files.Output, rows: list[dict], skipped: list[dict], rule: CropRule
 ) -> None:
-    """Write the tables and the crop rule; faces.csv, the last, only if there are faces."""
+    """Write the tables and the crop rule; write faces.csv last, and only if there are faces."""
 
     def tabulate(columns: list[str], content: list[dict]) -> files.Write:
         cells = [[row.get(name) for name in columns] for row in content]
@@ -396,7 +396,7 @@ def write_tables(
 
 
 def describe_rule(rule: CropRule) -> dict:
-    """Return a crop rule as crop-rule.json has it."""
+    """Return a crop rule in the format of crop-rule.json."""
     described = describe_decision(Decision()._replace(**rule._asdict()))
     return {name: described[name] for name in CROP_RULE}
 
@@ -417,7 +417,7 @@ def print_counts(
         "skipped": f"{len(unreadable):,} frames (skipped.csv)",
     }
     cli.print_facts(faces_dir, facts)
-    notes = [f"{video_id}: no face in its frames" for video_id in faceless]
+    notes = [f"{video_id}: no face found" for video_id in faceless]
     for row in skipped:
         name = f"frame {row['frame']} of {row['video_id']}" if "frame" in row else row["video_id"]
         notes.append(f"{name}: {row['reason']}")

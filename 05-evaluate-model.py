@@ -1,25 +1,25 @@
-"""Measure how often a model is right: on crops of faces, and on whole videos and pictures.
+"""Measure how often a model is right on face crops, and on whole videos and pictures.
 
     python 05-evaluate-model.py
     python 05-evaluate-model.py --split-dirs split_dataset other-split --sweep
     python 05-evaluate-model.py --clips my-videos
 
-Reads   model/best_model.onnx or .keras         a model of 04, with its thresholds
-        split_dataset/{test,val}/{real,fake}/   crops of people whom the model was not trained on
-        split_dataset/crops.csv                 the video, data set and method of each crop
-        CLIPS/                                  videos and pictures in folders called real and fake,
+Reads   model/best_model.onnx or .keras         a model from 04, with its thresholds
+        split_dataset/{test,val}/{real,fake}/   crops of people who are not in the training set
+        split_dataset/crops.csv                 video, data set and method of each crop
+        CLIPS/                                  videos and pictures in folders named real and fake,
                                                 or in the layout of a data set
 Writes  model/README.md                         the model card: how good it is, and where it fails
         model/metrics.json                      every measure
-        model/{predictions,clips}.csv           the score of every crop, the verdict on every file
+        model/{predictions,clips}.csv           score of every crop, verdict on every file
         model/{scores,worst_mistakes,robustness}.png
-                                                all of it in evaluation/ for the included model
+        The report on the included model goes into evaluation/ instead.
 Next    06-detect-deepfake.py
 
 Crops measure the model alone: a video's score is the mean p_fake of its crops. --clips measures the
-whole detection of 06, which finds the faces, follows them and may stay undecided; its rates are the
-ones that belong to a verdict. One class alone is enough: real videos show how often real people
-are called fake. What an earlier run measured on the same model stays in the report.
+whole detection of 06, which finds and tracks the faces and may stay undecided; use its rates to
+judge a verdict. One class alone is enough: real videos show how often real people are called fake.
+The report keeps the results of earlier runs with the same model.
 """
 
 from __future__ import annotations
@@ -71,31 +71,31 @@ Sizes = Annotated[tuple[float, ...], Between(0.05, 1)]
 class Settings:
     """Edit a default here, or override it for one run: --part val."""
 
-    # what is measured
-    model: Path | None = None  # .onnx or .keras; None: in model/, else the one that comes along
+    # input
+    model: Path | None = None  # .onnx or .keras; None: in model/, else the included model
     split_dirs: tuple[Path, ...] | None = None  # folders of crops; None: split_dataset, if no clips
     part: Literal["test", "val", "train"] | None = None  # of each folder; None: test, else val
-    clips: tuple[Path, ...] = ()  # folders of videos and pictures for the whole detection
+    clips: tuple[Path, ...] = ()  # folders of videos and pictures to run the whole detection on
     # report
-    report_dir: Path | None = None  # None: the folder of your model, or evaluation/ for ours
-    resamples: Count = 1000  # of the videos, for the 95 % interval of the AUC
+    report_dir: Path | None = None  # None: the model's folder; evaluation/ for the included model
+    resamples: Count = 1000  # bootstrap samples of the videos, for the 95 % interval of the AUC
     fewest_videos: Annotated[int, Between(2)] = 10  # per class, for an interval of the AUC
-    mistakes: Annotated[int, Between(0)] = 32  # crops on the sheet of the worst mistakes
-    seed: Annotated[int, Between(0)] = 1  # of the resampling and of the noise
+    mistakes: Annotated[int, Between(0)] = 32  # most crops in worst_mistakes.png
+    seed: Annotated[int, Between(0)] = 1  # random seed of the bootstrap and the noise
     # robustness
-    sweep: bool = False  # also measure the crops after each of these changes, at their own size
-    jpeg_qualities: Annotated[tuple[int, ...], Between(1, 100)] = (90, 70, 50, 30)  # of 100
-    sizes: Sizes = (0.75, 0.5, 0.35, 0.25)  # share of the width and height
-    blurs: Annotated[tuple[float, ...], Between(0.1, 100)] = (1.0, 2.0, 3.0)  # pixels, sigma
-    noises: Annotated[tuple[float, ...], Between(0, 255)] = (4.0, 8.0, 16.0)  # of 255, sigma
-    brightnesses: Annotated[tuple[float, ...], Between(-1, 1)] = (-0.3, -0.15, 0.15, 0.3)  # added
+    sweep: bool = False  # also measure the crops after each change below, at their original size
+    jpeg_qualities: Annotated[tuple[int, ...], Between(1, 100)] = (90, 70, 50, 30)  # 1 to 100
+    sizes: Sizes = (0.75, 0.5, 0.35, 0.25)  # factors of width and height
+    blurs: Annotated[tuple[float, ...], Between(0.1, 100)] = (1.0, 2.0, 3.0)  # sigma in pixels
+    noises: Annotated[tuple[float, ...], Between(0, 255)] = (4.0, 8.0, 16.0)  # sigma, of 255
+    brightnesses: Annotated[tuple[float, ...], Between(-1, 1)] = (-0.3, -0.15, 0.15, 0.3)  # offsets
     # machine
     batch_size: Annotated[Count, cli.MACHINE] = 64  # crops scored at once
 
 
 DATA_SETS = Path(__file__).with_name("data-sets.toml")
-MODELS = (Path("model/best_model.onnx"), Path("model/best_model.keras"))  # the first that is there
-SHIPPED = "weights/deepfake-detector.onnx"  # where neither is
+MODELS = (Path("model/best_model.onnx"), Path("model/best_model.keras"))  # the first that exists
+SHIPPED = "weights/deepfake-detector.onnx"  # if neither exists
 PICTURES = ("scores.png", "worst_mistakes.png", "robustness.png")
 SECTIONS = {"folders": {}, "groups": [], "robustness": [], "clips": None}  # of metrics.json
 UNCHANGED = {"JPEG quality": 100, "size": 1, "blur": 0, "noise": 0, "brightness": 0}
@@ -108,10 +108,10 @@ Predict = Callable[[np.ndarray], np.ndarray]  # RGB uint8 (n, size, size, 3) -> 
 
 
 def main(settings: Settings = Settings()) -> dict:
-    """Measure how often a model is right: on crops of faces, on whole files, or on both.
+    """Measure how often a model is right on face crops, on whole files, or on both.
 
     Returns:
-        what metrics.json holds
+        the content of metrics.json
 
     Raises:
         ValueError, OSError: a setting, the model, a folder or the report folder cannot be used
@@ -119,7 +119,7 @@ def main(settings: Settings = Settings()) -> dict:
     cli.check_ranges(settings)
     model = settings.model or next(filter(Path.is_file, MODELS), find_shipped(SHIPPED))
     predict, decision, training = load_model(model, settings.batch_size)
-    # Every folder is looked at before the first one is measured.
+    # Check every folder before measuring the first one.
     split_dirs = settings.split_dirs or (() if settings.clips else (Path("split_dataset"),))
     parts = {folder: settings.part or choose_part(folder) for folder in split_dirs}
     listed = {
@@ -134,7 +134,7 @@ def main(settings: Settings = Settings()) -> dict:
     report = claim(report_dir, "--report-dir", __file__, shared=report_dir == model.parent)
     with filelock.FileLock(report_dir / ".lock", timeout=0):
         earlier = read_earlier(report)
-        same = earlier.get("decision") == describe_decision(decision)  # measured on this very model
+        same = earlier.get("decision") == describe_decision(decision)  # the same model
         metrics = {
             "made_by": Path(__file__).name,
             "model": str(model),
@@ -164,12 +164,12 @@ def main(settings: Settings = Settings()) -> dict:
 
 
 def load_model(path: Path, batch_size: int) -> tuple[Predict, Decision, dict]:
-    """Load a model: what scores crops with it, its decision, and how it was trained.
+    """Return a function that scores crops with the model, its decision, and its training facts.
 
-    An ONNX file runs without TensorFlow, and faster; a .keras file is what training left.
+    An ONNX file runs faster, and without TensorFlow; training also writes a .keras file.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is not a model of this project
+        FileNotFoundError, ValueError: the file does not exist, or is not a model of this project
     """
     if path.suffix == ".onnx":
         from deepfake_detect.detection_model import DetectionModel
@@ -180,11 +180,11 @@ def load_model(path: Path, batch_size: int) -> tuple[Predict, Decision, dict]:
     from deepfake_detect import model_file, scoring
 
     model, training = model_file.load_model(path), {}
-    with suppress(Exception):  # of many kinds: an older file has none
+    with suppress(Exception):  # of many types: an older file has no training.json
         training = model_file.read_saved(path, "training.json")
 
     def predict(images: np.ndarray) -> np.ndarray:
-        # The last batch is filled up: Keras makes a graph for each batch size, which takes seconds.
+        # Pad the last batch: Keras compiles a graph per batch size, which takes seconds.
         missing = batch_size - len(images)
         images = np.concatenate((images, np.repeat(images[-1:], missing, axis=0)))
         return scoring.predict_both_ways(model.predict_on_batch, images)[: batch_size - missing]
@@ -193,7 +193,7 @@ def load_model(path: Path, batch_size: int) -> tuple[Predict, Decision, dict]:
 
 
 def predict_with_onnx(model: DetectionModel, images: np.ndarray) -> np.ndarray:
-    """Score crops: p_real before calibration, which is the inverse of the p_fake of the file."""
+    """Return p_real before calibration, by inverting the calibration inside the ONNX file."""
     p_fake = np.clip(model.score(images)[0].astype(np.float64), SMALLEST_P, 1 - SMALLEST_P)
     logit = np.log(p_fake) - np.log1p(-p_fake)
     return 1 / (1 + np.exp((logit - model.decision.shift) * model.decision.temperature))
@@ -203,7 +203,7 @@ def predict_with_onnx(model: DetectionModel, images: np.ndarray) -> np.ndarray:
 
 
 def choose_part(folder: Path) -> str:
-    """Choose test/ if there is one, else val/, else the folder itself if it has real/ or fake/."""
+    """Return "test" or "val" if the folder has it, or "" if it has real/ or fake/ itself."""
     for part in ("test", "val"):
         if (folder / part).is_dir():
             return part
@@ -211,11 +211,11 @@ def choose_part(folder: Path) -> str:
 
 
 def compare_crop_rules(rule: dict, decision: Decision, folder: Path) -> None:
-    """Warn if the crops of a folder were not cut as the model's training crops were."""
+    """Warn if the crops of a folder were cut by another rule than the training crops."""
     for name in (name for name, value in rule.items() if value != getattr(decision, name)):
         print(
             f"NOTE: {folder}: its crops have {name} {rule[name]}, the model was trained with "
-            f"{getattr(decision, name)}; these measures do not show how the model is used.",
+            f"{getattr(decision, name)}; these results do not reflect how the model is used.",
             file=sys.stderr,
         )
 
@@ -261,9 +261,16 @@ def score_crops(
     batch_size: int,
     table: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Score crops, whose index is their row in images: the table with p_real, p_fake, undecided.
+    """Return the table of crops with columns p_real, p_fake and undecided.
 
-    A crop is undecided here if it is too small or too soft, whatever its score.
+    Here a crop is undecided if it is too small or too blurry, whatever its score.
+
+    Args:
+        predict: returns p_real of images
+        images: RGB uint8 (n, size, size, 3)
+        decision: calibrates the scores
+        batch_size: crops scored at once
+        table: crops; the index holds their rows in images
     """
     rows = table.index.to_numpy()
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
@@ -281,12 +288,15 @@ def sweep_changes(
     decision: Decision,
     settings: Settings,
 ) -> list[dict]:
-    """Measure changed crops by video: one row per change and value, and one row unchanged.
+    """Measure the crops by video after each change: one row per change and value, and unchanged.
 
     Args:
         folder: the folder of the crops
         images: RGB uint8 (n, size, size, 3), overwritten with the changed crops, for `score`
-        predictions: of the unchanged crops; their index is their row in images
+        predictions: scores of the unchanged crops; the index holds their rows in images
+        score: returns the scores of a table of crops
+        decision: thresholds and quality limits
+        settings: the values of each change
     """
     values = (settings.jpeg_qualities, settings.sizes, settings.blurs, settings.noises)
     changes = dict(zip(UNCHANGED, (*values, settings.brightnesses), strict=True))
@@ -315,7 +325,7 @@ def sweep_changes(
 def change_crop(
     image: np.ndarray, kind: str, value: float, seed: tuple[int, int] = (0, 0)
 ) -> np.ndarray:
-    """Change a crop, BGR uint8 (height, width, 3), in one of the ways that UNCHANGED names."""
+    """Apply one change of UNCHANGED to a crop, BGR uint8 (height, width, 3)."""
     if value == UNCHANGED[kind]:
         return image
     if kind == "JPEG quality":
@@ -335,19 +345,19 @@ def change_crop(
 
 
 def list_clips(folders: tuple[Path, ...]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """List the videos and pictures with their labels, and the files without one with the reason.
+    """Return a table of the labelled files, and the reason why each other file is left out.
 
-    The label comes from the layout of a data set, or from a folder called real or fake: below the
-    folder given, or that folder itself.
+    The label comes from the layout of a data set, or from a folder named real or fake: a folder
+    given here or one inside it.
 
     Raises:
-        FileNotFoundError, ValueError: a folder is not there, or no file in it has a label
+        FileNotFoundError, ValueError: a folder does not exist, or no file in it has a label
     """
     rows, list_rows = datasets.read_data_sets(DATA_SETS)
     clips, left_out = [], {}
     for folder in folders:
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: there is no such folder; name one with --clips.")
+            raise FileNotFoundError(f"{folder}: the folder does not exist; correct --clips.")
         sources, list_paths, _ = datasets.find_files(folder, list_rows)
         lists, _ = datasets.read_lists(folder, list_paths, sources, list_rows)
         label, before = folder.resolve().name.lower(), len(clips)
@@ -365,7 +375,7 @@ def list_clips(folders: tuple[Path, ...]) -> tuple[pd.DataFrame, dict[str, str]]
                     left_out[str(file)] = str(error)
         if len(clips) == before:
             raise ValueError(
-                f"{folder}: no video or picture in it has a label; put them into folders called "
+                f"{folder}: no video or picture in it has a label; sort them into folders named "
                 "real and fake, or give a data set's folder to --clips."
             )
     return pd.DataFrame(clips, columns=CLIP_COLUMNS[:4]), left_out
@@ -375,7 +385,7 @@ def measure_clips(
     clips: pd.DataFrame, model: Path, settings: Settings
 ) -> tuple[dict, pd.DataFrame]:
     """Check every file with the detection of 06; return the counts of verdicts and a table."""
-    from deepfake_detect import Detector  # loads what only the detection needs
+    from deepfake_detect import Detector  # here, because only the detection needs its imports
     from deepfake_detect.detection_model import find_model
 
     checks = Detector(find_model(model)).check_all(map(Path, clips["file"]))
@@ -400,10 +410,13 @@ def measure_clips(
 def write_report(
     metrics: dict, tables: dict[str, pd.DataFrame], settings: Settings, report: Output
 ) -> None:
-    """Write the measures and tables, then the card, then the pictures; a file of the user stays.
+    """Write the measures and tables, then the card, then the pictures; keep the user's files.
 
     Args:
-        tables: of this run, by the name of their file
+        metrics: the content of metrics.json
+        tables: the tables of this run, by file name
+        settings: for the pictures
+        report: the folder to write to
     """
     draw = choose_pictures(metrics, tables.get("predictions.csv"), settings)
     columns = {"predictions.csv": CROP_COLUMNS, "clips.csv": CLIP_COLUMNS}
@@ -413,21 +426,21 @@ def write_report(
     texts["README.md"] = model_card.render(metrics)
     for name in (*texts, *draw):
         if not report.is_free([name]):
-            why = "is not as this script wrote it, so it stays; move it, or give --report-dir"
+            why = "was not written by this script, so it is kept; move it, or set --report-dir"
             print(f"NOTE: {report.folder / name} {why}.", file=sys.stderr)
         elif name in texts:
             content = texts[name].encode(errors="backslashreplace")
             report.write(name, partial(Path.write_bytes, data=content))
         else:
             plots.write_picture(report, name, draw[name])
-    if "predictions.csv" in tables:  # such as the picture of an earlier sweep
+    if "predictions.csv" in tables:  # delete outdated pictures, such as from an earlier sweep
         report.delete(set(PICTURES) - set(draw))
 
 
 def choose_pictures(
     metrics: dict, predictions: pd.DataFrame | None, settings: Settings
 ) -> dict[str, Callable]:
-    """Choose the pictures that have something to show, by name, each with what draws it."""
+    """Return the function that draws each picture, by file name; leave out empty pictures."""
     if predictions is None:
         return {}
     decision = check_decision(metrics["decision"])
@@ -441,10 +454,10 @@ def choose_pictures(
 
 
 def read_earlier(report: Output) -> dict:
-    """Read the measures that an earlier run wrote into a folder; empty if there are none.
+    """Return the content of an earlier metrics.json; empty if it does not exist.
 
     Raises:
-        ValueError: a metrics.json is there that this script did not write
+        ValueError: this script did not write the metrics.json
     """
     report.check(["metrics.json"])
     path = report.folder / "metrics.json"

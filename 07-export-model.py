@@ -1,22 +1,22 @@
-"""Write the model as ONNX and as TFLite, for those who serve it without this project.
+"""Export the model as ONNX and TFLite, to run it without this project.
 
     python 07-export-model.py
     python 07-export-model.py --crops-dir split_dataset/val --crops 20
     python 07-export-model.py --model my-model/best_model.keras --export-dir my-export
 
-Reads   model/best_model.keras            the model and its decision, by 04; where there is none,
-                                          the project's own, weights/deepfake-detector.keras
-        split_dataset/test/               crops of faces, to check the exported models on; where
-                                          there are none, practice crops made of a portrait
+Reads   model/best_model.keras            the model and its decision, written by 04; without it,
+                                          the included weights/deepfake-detector.keras
+        split_dataset/test/               face crops to check the exported models on; without
+                                          them, practice crops made from a portrait
 Writes  model/export/detector.onnx        for OpenCV 5, ONNX Runtime and others
-        model/export/detector.tflite      for LiteRT (TFLite), as on phones
-        model/export/detector.json        the decision, and what goes in and comes out
+        model/export/detector.tflite      for LiteRT (TFLite), for example on phones
+        model/export/detector.json        the decision, and the inputs and outputs
 Next    08-web-page.py
 
-Both take `rgb_0_to_255`, float32 (n, size, size, 3): crops of faces as docs/onnx.md describes them.
-They give `p_fake`, float32 (n, 1), 0..1: the scores of 06, with the mirror image, normalisation and
-calibration inside. Weights have 16 bits. Files are written only if their scores match the scores of
-the Keras model.
+Input of both: `rgb_0_to_255`, float32 (n, size, size, 3): face crops; docs/onnx.md describes them.
+Output: `p_fake`, float32 (n, 1), 0..1: the scores of 06; the model contains the mirror image,
+normalisation and calibration. Weights have 16 bits. The script writes the files only if their
+scores match the scores of the Keras model.
 """
 
 import sys
@@ -63,40 +63,40 @@ class Settings:
     """Edit a default here, or override it for one run: --crops 20."""
 
     # folders
-    model: Path | None = None  # a .keras file; None: model/best_model.keras, or the shipped one
-    export_dir: Path = Path("model/export")  # gets the two models and detector.json
-    crops_dir: Path | None = None  # crops of faces; None: split_dataset/test, or practice crops
+    model: Path | None = None  # a .keras file; None: model/best_model.keras, or the included model
+    export_dir: Path = Path("model/export")  # output folder for both models and detector.json
+    crops_dir: Path | None = None  # face crops; None: split_dataset/test, or practice crops
     # check
-    crops: Count = 50  # that the models are compared on
-    tolerance: Share = 0.02  # largest difference of p_fake: weights of 16 bits have three digits
-    rounds: Annotated[Count, cli.MACHINE] = 3  # the speed is the best of these
+    crops: Count = 50  # crops to compare the models on
+    tolerance: Share = 0.02  # largest difference of p_fake: 16-bit weights have three digits
+    rounds: Annotated[Count, cli.MACHINE] = 3  # speed measurements; the best one counts
 
 
 MODEL = Path("model/best_model.keras")
 CROPS_DIR = Path("split_dataset/test")
 SHIPPED = "weights/deepfake-detector.keras"
-AT_ONCE = 8  # crops in a network at once; memory, not speed, depends on it
+AT_ONCE = 8  # crops per network call; more take more memory and are not faster
 Scorer = Callable[[np.ndarray], np.ndarray]  # RGB uint8 (n, size, size, 3) to p_fake (n,)
 
 
 def main(settings: Settings = Settings()) -> dict[str, dict[str, float]]:
-    """Write the model as ONNX and as TFLite, for those who serve it without this project.
+    """Export the model as ONNX and TFLite, to run it without this project.
 
     Returns:
-        For keras, opencv, onnxruntime and tflite: the largest difference of p_fake from the first,
+        For keras, opencv, onnxruntime and tflite: the largest difference of p_fake from keras,
         bytes, and crops per second.
 
     Raises:
-        ValueError: a folder without crops, a file that is not a model of 04, scores that differ, or
-            other files in export_dir
-        OSError: the model is not there, or the folder cannot be written
+        ValueError: the folder has no crops, the file is not a model from 04, the scores differ, or
+            export_dir has other files
+        OSError: the model does not exist, or the folder cannot be written
     """
     cli.check_ranges(settings)
     path = settings.model or (MODEL if MODEL.is_file() else find_shipped(SHIPPED))
     model, decision = load_model(path), read_decision(path)
     images, source = read_crops(settings, decision.image_size)
     names = [f"detector.{ending}" for ending in ("onnx", "tflite", "json")]
-    if settings.export_dir.exists():  # a refusal comes before the conversion
+    if settings.export_dir.exists():  # refuse before the slow conversion
         files.claim(settings.export_dir, "--export-dir", __file__).check(names)
 
     onnx = convert_to_onnx(model, decision, read_training(path)).SerializeToString()
@@ -111,9 +111,9 @@ def main(settings: Settings = Settings()) -> dict[str, dict[str, float]]:
     worst = max(differences, key=lambda name: np.nan_to_num(differences[name], nan=np.inf))
     if not differences[worst] <= settings.tolerance:  # so that NaN stops it too
         raise ValueError(
-            f"{path}: its scores with {worst} differ from its own by up to "
-            f"{differences[worst]:.4f} on {source}, more than {settings.tolerance}; nothing was "
-            "written."
+            f"{path}: the scores of {worst} differ from the scores of Keras by up to "
+            f"{differences[worst]:.4f} on {source}, more than --tolerance {settings.tolerance}; "
+            "nothing was written."
         )
     speeds = measure_speed(scorers, images[: 2 * AT_ONCE], settings.rounds)
 
@@ -137,10 +137,10 @@ def main(settings: Settings = Settings()) -> dict[str, dict[str, float]]:
 
 
 def read_crops(settings: Settings, size: int) -> tuple[np.ndarray, str]:
-    """Read the crops of a folder, evenly, or make practice crops.
+    """Read crops, taken evenly from a folder, or make practice crops.
 
     Returns:
-        RGB uint8 (n, size, size, 3), and what they are
+        RGB uint8 (n, size, size, 3), and a description of them
 
     Raises:
         ValueError: the folder has no crops
@@ -152,18 +152,18 @@ def read_crops(settings: Settings, size: int) -> tuple[np.ndarray, str]:
     paths = sorted(found)
     images = []
     for index in np.unique(np.linspace(0, max(0, len(paths) - 1), settings.crops).astype(int)):
-        with suppress(ValueError, OSError, IndexError):  # the others are enough for a check
+        with suppress(ValueError, OSError, IndexError):  # skip it: the others are enough
             images.append(prepare_crop(files.read_image(paths[index]), size))
     if not images:
         raise ValueError(
-            f"{folder}: there is no crop in it to check the exported models on; name a folder "
-            "with some, such as split_dataset/val, with --crops-dir."
+            f"{folder}: it has no crops to check the exported models on; give a folder with crops, "
+            "such as split_dataset/val, with --crops-dir."
         )
     return np.stack(images), f"crops of {folder}"
 
 
 def make_practice_crops(count: int, size: int) -> np.ndarray:
-    """Make crops of NASA's public-domain portrait of Eileen Collins: moved, blurred, noisy, tinted.
+    """Make moved, blurred, noisy, tinted crops of NASA's public-domain portrait of Eileen Collins.
 
     Returns:
         RGB uint8 (count, size, size, 3)
@@ -182,7 +182,7 @@ def make_practice_crops(count: int, size: int) -> np.ndarray:
 
 
 def convert_to_tflite(model: keras.Model, decision: Decision) -> bytes:
-    """Convert to TFLite with weights of 16 bits; it calculates in 32 where there is no GPU."""
+    """Convert to TFLite with 16-bit weights; without a GPU, TFLite calculates with 32 bits."""
     layers = model.layers[model.layers.index(model.get_layer("imagenet_mean_and_std")) + 1 :]
 
     @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), name=INPUT)])
@@ -193,7 +193,7 @@ def convert_to_tflite(model: keras.Model, decision: Decision) -> bytes:
         features = tf.concat((images, tf.reverse(images, [2])), 0)
         for layer in layers[:-1]:
             features = layer(features, training=False)
-        # On the logit: recovering it from the sigmoid in 32 bits loses digits.
+        # Compute the logit directly: recovering it from a 32-bit sigmoid loses digits.
         logits = tf.linalg.matmul(features, layers[-1].kernel) + layers[-1].bias
         logits = tf.clip_by_value(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
         logit = tf.reduce_mean(tf.reshape(logits, (2, -1, 1)), 0)
@@ -211,25 +211,25 @@ def convert_to_tflite(model: keras.Model, decision: Decision) -> bytes:
 
 
 def run_keras(model: keras.Model, decision: Decision) -> Scorer:
-    """Score crops with the model in Keras: p_fake of each."""
+    """Return a function that scores crops with the Keras model."""
     predict = tf.function(partial(model, training=False))
     return lambda crops: calibrate(predict_both_ways(predict, crops), decision)
 
 
 def run_opencv(content: bytes) -> Scorer:
-    """Score crops with the ONNX file in OpenCV: p_fake of each."""
+    """Return a function that scores crops with the ONNX file in OpenCV."""
     loaded = DetectionModel.load(content)
     return lambda crops: loaded.score(crops)[0]
 
 
 def run_onnxruntime(content: bytes) -> Scorer:
-    """Score crops with the ONNX file in ONNX Runtime: p_fake of each."""
+    """Return a function that scores crops with the ONNX file in ONNX Runtime."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda crops: session.run([OUTPUT], {INPUT: crops.astype(np.float32)})[0][:, 0]
 
 
 def run_tflite(content: bytes) -> Scorer:
-    """Score crops with the TFLite file: p_fake of each."""
+    """Return a function that scores crops with the TFLite file."""
     warnings.filterwarnings("ignore", "(?s).*tf.lite.Interpreter is deprecated")  # it works
     interpreter = tf.lite.Interpreter(model_content=content, num_threads=os.cpu_count())
     runner = interpreter.get_signature_runner()
@@ -240,19 +240,19 @@ def run_tflite(content: bytes) -> Scorer:
 
 
 def score_in_parts(run: Scorer, images: np.ndarray) -> np.ndarray:
-    """Score images a few at a time: memory does not depend on their number."""
+    """Score images in small batches, so that memory does not depend on their number."""
     parts = [run(images[start : start + AT_ONCE]) for start in range(0, len(images), AT_ONCE)]
     return np.concatenate(parts)
 
 
 def compare(scorers: dict[str, Scorer], images: np.ndarray) -> dict[str, float]:
-    """Measure the largest difference of p_fake from the first of the scorers, for each."""
+    """Return the largest difference of each scorer's p_fake from the p_fake of keras."""
     scores = {name: score_in_parts(run, images) for name, run in scorers.items()}
     return {name: float(np.abs(one - scores["keras"]).max()) for name, one in scores.items()}
 
 
 def measure_speed(scorers: dict[str, Scorer], images: np.ndarray, rounds: int) -> dict[str, float]:
-    """Measure the crops per second of each, the best of some rounds, in turn."""
+    """Return the crops per second of each scorer; the scorers take turns, the best round counts."""
     seconds = {name: [] for name in scorers}
     for _ in range(rounds):
         for name, run in scorers.items():
@@ -263,7 +263,7 @@ def measure_speed(scorers: dict[str, Scorer], images: np.ndarray, rounds: int) -
 
 
 def describe(decision: Decision, crops: int, differences: dict[str, float]) -> bytes:
-    """Describe the models in JSON: what goes in and comes out, and the decision."""
+    """Return detector.json: the inputs and outputs of the models, and the decision."""
     size = decision.image_size
     about = {
         "input": {"name": INPUT, "type": "float32", "shape": ["n", size, size, 3]},
@@ -273,10 +273,10 @@ def describe(decision: Decision, crops: int, differences: dict[str, float]) -> b
             "type": "float32",
             "shape": ["n", size // 32, size // 32],
             "in": "detector.onnx",
-            "meaning": "what each place of the crop added to the logit of p_fake",
+            "meaning": "contribution of each place of the crop to the logit of p_fake",
         },
-        "score_of_a_video": "the mean of its crops' p_fake; likely fake from threshold on, likely "
-        "real below real_below, and undecided in between",
+        "score_of_a_video": "mean p_fake of its crops; likely fake from threshold on, likely real "
+        "below real_below, undecided in between",
         **describe_decision(decision),
         "checked_on_crops": crops,
         "largest_difference": differences,
@@ -292,7 +292,7 @@ def print_table(
     differences: dict[str, float],
     speeds: dict[str, float],
 ) -> None:
-    """Print what was written, how much its scores differ from Keras, and how fast it is."""
+    """Print the size, the difference from Keras and the speed of each model."""
     cli.print_facts(folder, {"model": model, "checked on": crops})
     print(f"  {'':15} largest difference      size   crops/s")
     for name, difference in differences.items():

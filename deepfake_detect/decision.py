@@ -12,21 +12,21 @@ from deepfake_detect.faces import WIDTH_RULE, WidthRule
 
 IMAGE_SIZE = 128  # pixels per side of an image, the default of training
 IMAGE_SIZES = range(32, 513, 32)  # allowed sizes: the network halves an image five times
-SMALLEST_P = 1e-7  # probabilities stay this far from 0 and 1, so that their logits are finite
-CROP_RULE = "margin", "square", "frames", "width_rule"  # fields that crop-rule.json has, too
+SMALLEST_P = 1e-7  # probabilities keep this distance from 0 and 1, so that logits are finite
+CROP_RULE = "margin", "square", "frames", "width_rule"  # fields that are also in crop-rule.json
 
 
 class Decision(NamedTuple):
     """Everything that turns a model's output into a verdict; saved with the model."""
 
-    temperature: float = 1.0  # above 0; divides the logit; above 1 if the model is overconfident
-    shift: float = 0.0  # added to the logit of p_fake afterwards
-    threshold: float = 0.5  # of p_fake: a video with this mean or a higher one is likely fake
+    temperature: float = 1.0  # divides the logit; above 1 if the model is overconfident
+    shift: float = 0.0  # added to the divided logit of p_fake
+    threshold: float = 0.5  # a video with this mean p_fake or more is likely fake
     real_below: float = 0.5  # a video with a mean below this is likely real; undecided in between
-    picture_threshold: float | None = None  # the same two for a single picture; None: as for videos
-    picture_real_below: float | None = None
-    part_threshold: float | None = None  # of the most suspicious few seconds; None: as threshold
-    margin: float = 0.3  # how crops are cut: share of the face box, added on each side
+    picture_threshold: float | None = None  # threshold for a single picture; None: as for videos
+    picture_real_below: float | None = None  # real_below for a single picture
+    part_threshold: float | None = None  # for the most suspicious seconds; None: threshold
+    margin: float = 0.3  # share of the face box, added on each side of a crop
     square: bool = False  # whether crops are squares
     frames: str = (
         "reduced"  # the frames that crops are cut from: "reduced" by width_rule, or "full"
@@ -35,8 +35,8 @@ class Decision(NamedTuple):
     image_size: int = IMAGE_SIZE  # pixels per side of the network's input
     sharpen_to: float = 0.0  # the network sharpens softer crops to this sharpness; 0: never
     darken_to: float = 0.0  # the network darkens brighter crops to this mean, of 255; 0: never
-    smallest_face: int = 0  # pixels of a crop's shorter side; a smaller one is undecided
-    least_sharpness: float = 0.0  # variance of the Laplacian; a softer crop is undecided
+    smallest_face: int = 0  # pixels; a crop with a shorter side below this is undecided
+    least_sharpness: float = 0.0  # variance of the Laplacian; a crop below this is undecided
 
     def thresholds_of(self, kind: str) -> tuple[float, float]:
         """Return (threshold, real_below) for a kind of file: "picture" or "video"."""
@@ -47,15 +47,15 @@ class Decision(NamedTuple):
 
     @property
     def threshold_of_part(self) -> float:
-        """Threshold of the most suspicious few seconds of a video."""
+        """Threshold for the most suspicious few seconds of a video."""
         return self.threshold if self.part_threshold is None else self.part_threshold
 
 
 def check_image_size(size: int) -> int:
-    """Return the size if a model can have it: a multiple of 32 up to 512 pixels.
+    """Return the size, if it is a multiple of 32 up to 512 pixels.
 
     Raises:
-        ValueError: it cannot
+        ValueError: it is not
     """
     if size not in IMAGE_SIZES:
         raise ValueError(f"--image-size is {size}; give a multiple of 32, up to 512.")
@@ -63,10 +63,10 @@ def check_image_size(size: int) -> int:
 
 
 def check_decision(saved: dict) -> Decision:
-    """Build a decision from the JSON of a file; fields that it lacks get their defaults.
+    """Build a decision from the JSON of a file; missing fields get their defaults.
 
     Raises:
-        ValueError, TypeError, OverflowError: a value is of another kind or out of its range
+        ValueError, TypeError, OverflowError: a value has a wrong type or is out of range
     """
     if "threshold" in saved:
         saved = {"real_below": saved["threshold"]} | saved
@@ -91,12 +91,12 @@ def check_decision(saved: dict) -> Decision:
         and 0 <= decision.threshold_of_part <= 1
         and decision.frames in ("reduced", "full")
     ):
-        raise ValueError(f"{decision} is out of its range")
+        raise ValueError(f"{decision} is out of range")
     return decision
 
 
 def read_width_rule(saved: list) -> WidthRule:
-    """Read the pairs of a width rule; the last width is infinite, in JSON null or Infinity."""
+    """Read the pairs of a width rule; the last width is infinite (null or Infinity in JSON)."""
     pairs = tuple(
         (math.inf if width is None else float(width), float(factor)) for width, factor in saved
     )
@@ -104,12 +104,12 @@ def read_width_rule(saved: list) -> WidthRule:
     if list(widths) != sorted(set(widths)) or widths[-1] != math.inf:
         raise ValueError(f"the widths {widths} do not rise to infinity")
     if not all(0 < factor < math.inf for factor in factors) or not widths[0] > 0:
-        raise ValueError(f"{pairs} is out of its range")
+        raise ValueError(f"{pairs} is out of range")
     return pairs
 
 
 def describe_decision(decision: Decision) -> dict:
-    """Return a decision as JSON has it: an infinite width is null, as JSON knows no infinity."""
+    """Return a decision for JSON; an infinite width becomes null, as JSON has no infinity."""
     rule = [(None if width == math.inf else width, factor) for width, factor in decision.width_rule]
     return json.loads(json.dumps(decision._asdict() | {"width_rule": rule}))
 
@@ -118,7 +118,7 @@ def calibrate(p_real: np.ndarray, decision: Decision) -> np.ndarray:
     """Return the calibrated p_fake of the model's output p_real, float64 of the same shape, 0..1.
 
     The logit of p_fake is divided by a temperature and shifted (Platt, "Probabilistic Outputs for
-    Support Vector Machines", 1999). That changes how confident scores are, never their order.
+    Support Vector Machines", 1999). This changes how confident scores are, but not their order.
     """
     p_real = np.clip(np.asarray(p_real, np.float64), SMALLEST_P, 1 - SMALLEST_P)
     logit = (np.log1p(-p_real) - np.log(p_real)) / decision.temperature + decision.shift

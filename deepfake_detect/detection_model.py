@@ -1,7 +1,7 @@
-"""The model that detection uses: an ONNX file with its decision inside, run by OpenCV.
+"""The model for detection: an ONNX file that includes its decision, run by OpenCV.
 
-onnx_export.py writes such files. The few fields that are checked here are read from the file's
-protobuf encoding directly: `import onnx` would take 0.16 s and 25 MB of every verdict.
+onnx_export.py writes these files. This module reads the few fields that it checks directly from the
+protobuf encoding: `import onnx` would add 0.16 s and 25 MB to every verdict.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from deepfake_detect.shipped import find_shipped
 
 INPUT, OUTPUT, EVIDENCE = "rgb_0_to_255", "p_fake", "evidence"  # names in the graph
 WRITTEN_BY = "deepfake-detect"
-MODEL = Path("model/best_model.onnx")  # what 04 trained
+MODEL = Path("model/best_model.onnx")  # written by 04
 SHIPPED = "weights/deepfake-detector.onnx"
-LARGEST_FILE = 64 * 2**20  # bytes; ours has 10 MB
-OLDEST_OPENCV = 5  # major version; 4 cannot read the file
-# Crops in the network at once, 0.25 GB of memory. Measured on two cores: 16 take 0.43 GB and 32
-# take 0.76 GB, and are not faster.
+LARGEST_FILE = 64 * 2**20  # bytes; the included model has 10 MB
+OLDEST_OPENCV = 5  # major version; OpenCV 4 cannot read the file
+# Crops per network call, 0.25 GB of memory. Measured on two cores: 16 crops take 0.43 GB, 32 crops
+# 0.76 GB, and neither is faster.
 CROPS_AT_ONCE = 8
 OPERATORS = {
     *("Add", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Div", "Equal", "Flatten"),
@@ -40,22 +40,22 @@ TENSOR_TYPES = {1: np.dtype("<f4"), 7: np.dtype("<i8"), 10: np.dtype("<f2")}  # 
 
 @dataclass(frozen=True)
 class DetectionModel:
-    """A model ready to score crops; made by load, safe to share between threads."""
+    """A model that scores crops; create it with load. Threads can share it."""
 
-    name: str  # the path it was read from, for messages
-    sha256: str  # of the bytes that were loaded
+    name: str  # its path, for messages
+    sha256: str  # of the loaded bytes
     decision: Decision
-    training: dict  # facts about the training, for people
+    training: dict  # facts about the training, for readers
     network: cv2.dnn.Net = field(repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @staticmethod
     def load(source: Path | str | bytes) -> DetectionModel:
-        """Load a model from an ONNX file, or from the bytes of one; a file is read once.
+        """Load a model from an ONNX file, or from its bytes; a file is read only once.
 
         Raises:
-            FileNotFoundError: there is no such file
-            ValueError: it is not a file that write_onnx wrote, or it is damaged
+            FileNotFoundError: the file does not exist
+            ValueError: write_onnx did not write the file, or it is damaged
         """
         name = "the model" if isinstance(source, bytes) else str(source)
         content = source if isinstance(source, bytes) else read_model_file(Path(source))
@@ -73,45 +73,46 @@ class DetectionModel:
         return DetectionModel(name, sha256, decision, training, network)
 
     def score(self, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Score crops of faces, RGB uint8 (n, size, size, 3), as prepare_crop makes them.
+        """Score face crops, RGB uint8 (n, size, size, 3), from prepare_crop.
 
         Returns:
-            p_fake, float32 (n,) in 0..1: calibrated, of each crop and its mirror image; and the
-            evidence, float32 (n, size / 32, size / 32): what each place of 32 x 32 pixels added to
-            the logit of p_fake, see onnx_export.add_evidence.
+            p_fake, float32 (n,) in 0..1: calibrated, from each crop and its mirror image.
+            evidence, float32 (n, size / 32, size / 32): contribution of each 32 x 32 pixels to the
+            logit of p_fake, see onnx_export.add_evidence.
 
         Raises:
-            ValueError: the crops have another shape, or the model gives no number for one
+            ValueError: the crops have another shape, or the model returns NaN for one
         """
         size = self.decision.image_size
         if crops.shape[1:] != (size, size, 3):
-            raise ValueError(f"crops of {crops.shape}; the model takes (n, {size}, {size}, 3).")
+            raise ValueError(f"crops have shape {crops.shape}, not (n, {size}, {size}, 3).")
         scores, evidence = [np.empty((0, 1))], [np.empty((0, size // 32, size // 32))]
         for start in range(0, len(crops), CROPS_AT_ONCE):
             images = crops[start : start + CROPS_AT_ONCE].astype(np.float32)
             try:
-                with self.lock:  # a cv2.dnn.Net serves one thread at a time, on all cores
+                with self.lock:  # cv2.dnn.Net is not thread-safe, and uses all cores by itself
                     self.network.setInput(images, INPUT)
                     outputs = self.network.forward([OUTPUT, EVIDENCE])
             except cv2.error as error:
-                raise ValueError(f"{self.name}: it cannot be run ({error.err}).") from error
+                raise ValueError(f"{self.name}: OpenCV cannot run it ({error.err}).") from error
             scores.append(outputs[0])
             evidence.append(outputs[1])
         p_fake = np.concatenate(scores)[:, 0].astype(np.float32)
         if not np.isfinite(p_fake).all():
-            raise ValueError(f"{self.name}: the model gives no number for a face: it is damaged.")
+            raise ValueError(f"{self.name}: the model returned NaN for a face; it is damaged.")
         return p_fake, np.concatenate(evidence).astype(np.float32)
 
 
 def find_model(path: Path | None = None) -> Path:
-    """Find the ONNX file to detect with.
+    """Return the ONNX file to use for detection.
 
     Args:
-        path: an .onnx file, or a .keras file that has one beside it; None: model/best_model.onnx,
-            unless there is none or it was trained on practice clips; then the shipped model
+        path: an .onnx file, or a .keras file with an .onnx file next to it; None:
+            model/best_model.onnx if it exists and was not trained on practice clips, else the
+            included model
 
     Raises:
-        FileNotFoundError: there is no such file
+        FileNotFoundError: the file does not exist
         ValueError: model/best_model.onnx cannot be read
     """
     shipped = find_shipped(SHIPPED)
@@ -126,17 +127,17 @@ def find_model(path: Path | None = None) -> Path:
 
 
 def find_onnx(path: Path) -> Path:
-    """Return the .onnx file for a model's path, which may be of the .keras file beside it."""
+    """Return the .onnx file of a model; the path may also name the .keras file next to it."""
     onnx = path.with_suffix(".onnx") if path.suffix == ".keras" else path
     if onnx.is_file():
         return onnx
     if path.suffix == ".keras" and path.is_file():
         raise FileNotFoundError(
-            f"{path}: detection needs {onnx.name} beside it; make it with "
+            f"{path}: detection needs {onnx.name} next to it; create it with "
             f"python -m deepfake_detect.onnx_export {path}"
         )
     raise FileNotFoundError(
-        f"{path}: there is no such model; train one with 04-train-cnn.py, or name another."
+        f"{path}: the model does not exist; train one with 04-train-cnn.py, or give another path."
     )
 
 
@@ -144,37 +145,37 @@ def find_onnx(path: Path) -> Path:
 
 
 def read_model_file(path: Path) -> bytes:
-    """Read a model's file.
+    """Return the content of a model's file, at most one byte more than LARGEST_FILE.
 
     Raises:
-        FileNotFoundError: there is no such file
-        ValueError: it is larger than a model can be, or is a folder, pipe or device
+        FileNotFoundError: the path does not exist, or is a folder, pipe or device
+        ValueError: the path names a .keras file
     """
     find_onnx(path)
     if path.suffix == ".keras":
-        raise ValueError(f"{path}: detection takes the .onnx file beside it.")
+        raise ValueError(f"{path}: detection needs the .onnx file next to it.")
     with path.open("rb") as file:
         content = file.read(LARGEST_FILE + 1)
     return content
 
 
 def describe_fault(name: str, reason: str) -> ValueError:
-    """Make the error for a file that is not a model."""
+    """Return the error for a file that is not a model."""
     return ValueError(
-        f"{name}: it is not a model that 04-train-cnn.py or 07-export-model.py wrote ({reason}); "
-        "name one that they wrote."
+        f"{name}: this is not a model from 04-train-cnn.py or 07-export-model.py ({reason}); give "
+        "the path of one."
     )
 
 
 def read_facts(name: str, content: bytes) -> tuple[Decision, dict]:
-    """Read the decision and the facts of training from a model's file, and check all of it.
+    """Return the decision and the training facts of a model's file, and check the whole file.
 
     Raises:
-        ValueError: it is not such a file, it is damaged, or it keeps its weights in other files
+        ValueError: it is not a model's file, it is damaged, or it stores weights in other files
     """
     try:
         if len(content) > LARGEST_FILE:
-            raise ValueError(f"it has more than {LARGEST_FILE / 2**20:.0f} MiB")
+            raise ValueError(f"it is larger than {LARGEST_FILE / 2**20:.0f} MiB")
         if not content:
             raise ValueError("it is empty")
         model = read_message(memoryview(content))
@@ -183,7 +184,7 @@ def read_facts(name: str, content: bytes) -> tuple[Decision, dict]:
             for entry in map(read_message, model.get(14, []))
         }
         if b"".join(model.get(2, [])) != WRITTEN_BY.encode() or "decision" not in facts:
-            raise ValueError("it holds no decision of theirs")
+            raise ValueError("it does not contain a decision")
         decision = read_decision(facts["decision"])
         (graph,) = map(read_message, model[7])
         check_graph(graph, decision.image_size)
@@ -195,22 +196,22 @@ def read_facts(name: str, content: bytes) -> tuple[Decision, dict]:
 
 
 def read_decision(saved: object) -> Decision:
-    """Check a decision.
+    """Return the decision in a file's metadata.
 
     Raises:
-        ValueError: a value is of another kind or out of its range
+        ValueError: a value has a wrong type or is out of range
     """
     try:
         return check_decision(dict(saved))
     except (ValueError, TypeError, LookupError, OverflowError):
-        raise ValueError("its decision is out of its range") from None
+        raise ValueError("its decision is out of range") from None
 
 
 def check_graph(graph: dict[int, list], size: int) -> None:
     """Check the operators, inputs, outputs and weights of a graph.
 
     Raises:
-        ValueError: something in it is not as write_onnx writes it
+        ValueError: the graph differs from the graphs of write_onnx
     """
     if size not in IMAGE_SIZES:
         raise ValueError(f"its image size is {size}")
@@ -227,21 +228,21 @@ def check_graph(graph: dict[int, list], size: int) -> None:
 
 
 def check_tensor(tensor: dict[int, list]) -> None:
-    """Check that a constant is whole, inside the file, and made of finite numbers."""
+    """Check that a constant is complete, inside the file, and finite."""
     if 13 in tensor or any(tensor.get(14, [])):
-        raise ValueError("it keeps its weights in other files")
+        raise ValueError("it stores weights in other files")
     kind, data = TENSOR_TYPES.get(tensor[2][0]), tensor.get(9, [b""])[0]
     dimensions = tensor.get(1, [])
     if kind is None or not all(isinstance(one, int) for one in dimensions):
-        raise ValueError("its weights are of another kind")
+        raise ValueError("its weights have an unknown type")
     if len(data) != math.prod(dimensions) * kind.itemsize:
-        raise ValueError("its weights are not whole")
+        raise ValueError("its weights are incomplete")
     if not np.isfinite(np.frombuffer(data, kind)).all():
-        raise ValueError("some of its weights are not numbers")
+        raise ValueError("some of its weights are NaN or infinite")
 
 
 def read_shape(value: memoryview) -> tuple[str, list[int]]:
-    """Read the name of an input or output, and its shape without the first dimension."""
+    """Return the name of an input or output, and its shape without the first dimension."""
     information = read_message(value)
     tensor = read_message(read_message(information[2][0])[1][0])
     dimensions = [read_message(one) for one in read_message(tensor[2][0])[1]]
@@ -249,12 +250,12 @@ def read_shape(value: memoryview) -> tuple[str, list[int]]:
 
 
 def read_message(data: memoryview) -> dict[int, list]:
-    """Read a message in protobuf's encoding: the values of each field, by the field's number.
+    """Decode a protobuf message: return the values of each field, by the field's number.
 
-    A value is a memoryview, or an int; see https://protobuf.dev/programming-guides/encoding.
+    A value is a memoryview or an int; see https://protobuf.dev/programming-guides/encoding.
 
     Raises:
-        ValueError: it is cut off or is not in that encoding
+        ValueError: the message is truncated or not valid
     """
     fields: dict[int, list] = {}
     for number, value in read_fields(data):
@@ -277,7 +278,7 @@ def read_fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
             result |= (byte & 127) << shift
             if byte < 128:
                 return result
-        raise ValueError("it is cut off or damaged")
+        raise ValueError("it is truncated or damaged")
 
     while at < len(data):
         key = read_varint()
@@ -287,6 +288,6 @@ def read_fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
             continue
         length = read_varint() if wire == 2 else {1: 8, 5: 4}.get(wire, len(data) + 1)
         if at + length > len(data):
-            raise ValueError("it is cut off or damaged")
+            raise ValueError("it is truncated or damaged")
         yield number, data[at : at + length]
         at += length

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 Box = tuple[int, int, int, int]  # x, y, width and height in whole pixels
 WidthRule = tuple[tuple[float, float], ...]
-WIDTH_RULE = ((300, 2.0), (1001, 1.0), (1901, 0.5), (math.inf, 0.33))  # below so many pixels: times
+# (width, factor): frames narrower than the width, in pixels, are scaled by the factor
+WIDTH_RULE = ((300, 2.0), (1001, 1.0), (1901, 0.5), (math.inf, 0.33))
 
 
 class Face(NamedTuple):
@@ -25,30 +26,30 @@ class Face(NamedTuple):
 
 
 class CropRule(NamedTuple):
-    """How crops are cut: a model must be shown such crops as it was trained on."""
+    """How crops are cut; must be the same in training and detection."""
 
     frames: str  # "reduced" by the width rule, or "full"
-    margin: float  # share of the box, added on each of its sides
-    square: bool  # a square around the box, of its longer side
+    margin: float  # share of the box, added on each side
+    square: bool  # cut a square; side = longer side of the box plus a margin on both sides
     width_rule: WidthRule = WIDTH_RULE  # see resize_by_width
 
 
 def crop_faces(
     frames: list[np.ndarray], detector: FaceDetector, confidence: float, rule: CropRule | Decision
 ) -> list[list[tuple[Face, np.ndarray]]]:
-    """Find the faces in frames and cut them out, for training and for detection.
+    """Find the faces in frames and crop them; training and detection both use this function.
 
     Args:
-        frames: BGR uint8 (height, width, 3), of any sizes, as 01 saves them: reduced by the width
-            rule if the crop rule's frames are "reduced", with all their pixels if they are "full"
+        frames: BGR uint8 (height, width, 3), of any size, as 01 saves them: reduced by the width
+            rule if rule.frames is "reduced", in full size if it is "full"
         detector: finds the faces
-        confidence: faces below this are left out; 0 to 1
+        confidence: lowest confidence of a face, 0 to 1
         rule: how crops are cut
 
     Returns:
-        For each frame its faces, best first, in pixels of the frame, with their crops, BGR uint8.
+        For each frame its faces, best first, in frame pixels, with their crops, BGR uint8.
     """
-    # Full frames are searched at the size of reduced ones, and only the crops have all the pixels.
+    # Full frames are searched at reduced size; only the crops have all the pixels.
     searched = frames
     if rule.frames == "full":
         searched = [resize_by_width(frame, rule.width_rule) for frame in frames]
@@ -62,7 +63,7 @@ def crop_faces(
 
 
 def scale_face(face: Face, across: float, down: float) -> Face:
-    """Return a face in a frame that is `across` times as wide and `down` times as high."""
+    """Scale a face box to a frame that is `across` times as wide and `down` times as high."""
     x, y, width, height = face.box
     left, top = round(x * across), round(y * down)
     right, bottom = round((x + width) * across), round((y + height) * down)
@@ -70,12 +71,13 @@ def scale_face(face: Face, across: float, down: float) -> Face:
 
 
 def crop_face(frame: np.ndarray, box: Box, margin: float, square: bool = False) -> np.ndarray:
-    """Cut out a box with a margin on its four sides, or a square around it, within the frame.
+    """Crop a box with a margin on each side, or a square around it, clipped to the frame.
 
     Args:
         frame: uint8 (height, width, 3)
+        box: in frame pixels
         margin: share of the box's width and height, added on each side
-        square: its side is the longer side of the box plus a margin on both sides
+        square: crop a square; side = longer side of the box plus a margin on both sides
     """
     x, y, width, height = box
     left, top = x - round(margin * width), y - round(margin * height)
@@ -90,8 +92,9 @@ def crop_face(frame: np.ndarray, box: Box, margin: float, square: bool = False) 
 def resize_by_width(frame: np.ndarray, width_rule: WidthRule = WIDTH_RULE) -> np.ndarray:
     """Resize an image, uint8 (height, width) or (height, width, 3), by the factor for its width.
 
-    The rule brings faces to a similar size: below 300 pixels 2x, to 1000 1x, to 1900 0.5x, above
-    0.33x, cut to whole pixels. INTER_AREA shrinks by averages, so that nothing aliases.
+    The rule brings faces to a similar size. By default: below 300 pixels 2x, up to 1000 1x, up to
+    1900 0.5x, above 0.33x, rounded down to whole pixels. INTER_AREA averages, so shrinking does not
+    cause aliasing.
     """
     height, width = frame.shape[:2]
     factor = next(factor for limit, factor in width_rule if width < limit)
@@ -101,25 +104,25 @@ def resize_by_width(frame: np.ndarray, width_rule: WidthRule = WIDTH_RULE) -> np
     return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
 
 
-# --- What a model is shown, and what is measured of it --------------------------------------------
+# --- Preparing and measuring crops ----------------------------------------------------------------
 
 
 def prepare_crop(image: np.ndarray, size: int) -> np.ndarray:
     """Resize a crop, BGR uint8 of any shape, to RGB uint8 (size, size, 3).
 
-    Pixels are averaged where the crop shrinks, so nothing aliases, and interpolated where it grows.
+    Pixels are averaged if the crop shrinks, which prevents aliasing, and interpolated if it grows.
     """
     return cv2.cvtColor(squeeze(image, size), cv2.COLOR_BGR2RGB)
 
 
 def squeeze(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize an image, uint8 of any shape, to size x size; the order of its colours stays."""
+    """Resize an image, uint8 of any shape, to size x size; keep the order of its channels."""
     resample = cv2.INTER_AREA if min(image.shape[:2]) > size else cv2.INTER_LINEAR
     return cv2.resize(image, (size, size), interpolation=resample)
 
 
 def measure_sharpness(crop: np.ndarray) -> float:
-    """Return the variance of the Laplacian of a crop in grey, RGB uint8 as prepared.
+    """Return the variance of the Laplacian of a prepared crop, RGB uint8, in grey.
 
     Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000.
     """
@@ -127,11 +130,11 @@ def measure_sharpness(crop: np.ndarray) -> float:
 
 
 def measure_look(face: np.ndarray) -> np.ndarray:
-    """Return the roots of the shares of each colour in a face, BGR uint8: float16 (384,).
+    """Return the square roots of a face's colour histogram, BGR uint8 to float16 (384,).
 
-    The sum of the products of two is their likeness, 0 to 1 (Bhattacharyya, 1943). On real videos
-    of Celeb-DF v2, 95 of 100 pairs of frames of one video have 0.89 or more, and 95 of 100 pairs of
-    two videos 0.75 or less.
+    The dot product of two is their similarity, 0 to 1 (Bhattacharyya, 1943). On real videos of
+    Celeb-DF v2, 95 of 100 pairs of frames from one video have 0.89 or more, and 95 of 100 pairs
+    from two videos have 0.75 or less.
     """
     lab = cv2.cvtColor(face, cv2.COLOR_BGR2LAB)
     lab[..., 1:] = lab[..., 1:].clip(96, 159)  # few faces have stronger colours

@@ -1,7 +1,7 @@
-"""Measure scores against the truth, with confidence intervals; script 05 uses this.
+"""Compare scores with the truth, with confidence intervals, for script 05.
 
-Fake is the positive class everywhere. templates/about-measures.json explains each result. What
-cannot be measured, such as an AUC without a real video, is None.
+Fake is the positive class everywhere. templates/about-measures.json explains each result. A result
+that cannot be measured, such as an AUC without real videos, is None.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from deepfake_detect.crops import CLASSES
 from deepfake_detect.decision import Decision, calibrate
 from deepfake_detect.result import FAKE, NO_FACE, REAL, UNDECIDED
 
-BINS = 10  # of p_fake, for the calibration error
-KINDS = ("video", "picture")  # of files that the detection takes
-VERDICTS = (FAKE, REAL, UNDECIDED, NO_FACE)  # on a file that could be checked
+BINS = 10  # bins of p_fake for the calibration error
+KINDS = ("video", "picture")  # kinds of files that detection accepts
+VERDICTS = (FAKE, REAL, UNDECIDED, NO_FACE)  # verdicts on a file that could be checked
 
-# --- Crops, and videos as the means of their crops ------------------------------------------------
+# --- Crops, and videos as means of their crops ----------------------------------------------------
 
 
 def measure_folder(predictions: pd.DataFrame, decision: Decision) -> dict:
-    """Measure the crops of a folder: by_crop, by_video, confusion and calibration_error."""
+    """Return by_crop, by_video, confusion and calibration_error of a folder's crops."""
     videos = judge_videos(predictions)
     before = calibrate(predictions["p_real"], Decision())
     is_fake = (predictions["label"] == "fake").to_numpy()
@@ -34,7 +34,7 @@ def measure_folder(predictions: pd.DataFrame, decision: Decision) -> dict:
     counts = sklearn.metrics.confusion_matrix(
         videos["label"], call(videos, decision), labels=called
     )
-    counts = counts[: len(CLASSES)]  # nothing is undecided in truth
+    counts = counts[: len(CLASSES)]  # "undecided" is never the truth
     names = [f"{truth}_as_{verdict}" for truth in CLASSES for verdict in called]
     return {
         "by_crop": measure(predictions, decision),
@@ -48,12 +48,12 @@ def measure_folder(predictions: pd.DataFrame, decision: Decision) -> dict:
 
 
 def measure_videos(predictions: pd.DataFrame, decision: Decision) -> dict[str, float | None]:
-    """Measure the predictions of crops by video."""
+    """Return the measures by video of predictions by crop."""
     return measure(judge_videos(predictions), decision)
 
 
 def measure_data_sets(predictions: pd.DataFrame, decision: Decision) -> dict:
-    """Measure a folder's predictions by video, with the AUC of each data set in the folder."""
+    """Return the measures by video of a folder, with the AUC of each data set in it."""
     aucs = {
         names["dataset"]: measure_videos(group, decision)["auc"]
         for names, group in split_groups(predictions)
@@ -63,14 +63,14 @@ def measure_data_sets(predictions: pd.DataFrame, decision: Decision) -> dict:
 
 
 def judge_videos(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Average the p_fake of each video's crops; undecided where more than half of its crops are."""
+    """Return the mean p_fake per video; a video is undecided if more than half of its crops are."""
     videos = predictions.groupby(["label", "video_id"], as_index=False)
     videos = videos.agg({"p_fake": "mean", "undecided": "mean"})
     return videos.assign(undecided=videos["undecided"] > 0.5)
 
 
 def call(table: pd.DataFrame, decision: Decision) -> np.ndarray:
-    """Call crops or videos fake, real or undecided, from the columns p_fake and undecided."""
+    """Return "fake", "real" or "undecided" per row, from the columns p_fake and undecided."""
     p_fake, undecided = table["p_fake"].to_numpy(), table["undecided"].to_numpy()
     low, high = p_fake < decision.real_below, p_fake >= decision.threshold
     return np.select((undecided, high, low), ("undecided", "fake", "real"), "undecided")
@@ -80,7 +80,7 @@ def measure(table: pd.DataFrame, decision: Decision) -> dict[str, float | None]:
     """Measure the scores of crops or videos, from the columns label, p_fake and undecided.
 
     Returns:
-        What templates/about-measures.json explains; None where a class is missing.
+        The measures that templates/about-measures.json explains; None if a class is missing.
     """
     is_fake, p_fake = (table["label"] == "fake").to_numpy(), table["p_fake"].to_numpy()
     called = call(table, decision)
@@ -103,19 +103,19 @@ def measure(table: pd.DataFrame, decision: Decision) -> dict[str, float | None]:
 
 
 def share_of(hits: np.ndarray) -> float | None:
-    """Return the share of True, 0..1; None of nothing."""
+    """Return the share of True values, 0..1; None if the array is empty."""
     return float(hits.mean()) if len(hits) else None
 
 
 def measure_equal_errors(is_fake: np.ndarray, p_fake: np.ndarray) -> float:
-    """Measure the equal error rate, 0..1: the mean of both rates where they come closest."""
+    """Return the equal error rate, 0..1: the mean of both error rates where they are closest."""
     false_alarms, found, _ = sklearn.metrics.roc_curve(is_fake, p_fake, drop_intermediate=False)
     nearest = np.argmin(np.abs(false_alarms - (1 - found)))
     return float(false_alarms[nearest] + 1 - found[nearest]) / 2
 
 
 def measure_calibration(is_fake: np.ndarray, p_fake: np.ndarray) -> float | None:
-    """Measure the expected calibration error, 0..1 (Naeini et al., AAAI 2015)."""
+    """Return the expected calibration error, 0..1 (Naeini et al., AAAI 2015)."""
     if is_fake.all() or not is_fake.any():
         return None
     bins = bin_scores(is_fake, p_fake)
@@ -123,9 +123,9 @@ def measure_calibration(is_fake: np.ndarray, p_fake: np.ndarray) -> float | None
 
 
 def bin_scores(is_fake: np.ndarray, p_fake: np.ndarray) -> pd.DataFrame:
-    """Sort scores into BINS equal bins of p_fake: weight, mean p_fake and share of fakes of each.
+    """Return weight, mean p_fake and share of fakes for each of BINS equal bins of p_fake.
 
-    All fakes together weigh as much as all reals, as in the fit of the calibration.
+    Fakes and reals have the same total weight, as in the fit of the calibration.
     """
     bins = np.minimum((p_fake * BINS).astype(int), BINS - 1)
     weight = compute_sample_weight("balanced", is_fake)
@@ -142,11 +142,10 @@ def bin_scores(is_fake: np.ndarray, p_fake: np.ndarray) -> pd.DataFrame:
 def measure_with_intervals(
     predictions: pd.DataFrame, decision: Decision, resamples: int, fewest_videos: int, seed: int
 ) -> dict:
-    """Count and measure predictions by video, with 95 % intervals of the measures that matter most.
+    """Count and measure predictions by video, with 95 % intervals of the most important measures.
 
-    A rate has the exact interval for its number of videos, the AUC a bootstrap over videos (both
-    draw videos, not crops: crops of one video are nearly the same picture, and intervals over crops
-    would be far too narrow).
+    Rates have an exact interval, the AUC has a bootstrap. Both count videos, not crops: crops of
+    one video are nearly the same picture, so intervals over crops would be far too narrow.
     """
     videos = judge_videos(predictions)
     is_fake, called = (videos["label"] == "fake").to_numpy(), call(videos, decision)
@@ -164,9 +163,9 @@ def measure_with_intervals(
 
 
 def exact_interval(hits: np.ndarray) -> list[float] | None:
-    """Return the exact 95 % interval of a share (Clopper and Pearson, 1934); None of nothing.
+    """Return the exact 95 % interval of a share (Clopper and Pearson, 1934); None without values.
 
-    Of 0 in 22 it is 0 to 0.154, where a bootstrap would say 0 to 0.
+    For 0 of 22 it is 0 to 0.154; a bootstrap would return 0 to 0.
     """
     if not len(hits):
         return None
@@ -179,8 +178,8 @@ def bootstrap_auc(
 ) -> list[float] | None:
     """Return the 95 % interval of the AUC by a bootstrap over videos (Efron, 1979).
 
-    None where a class has fewer than fewest_videos, or where no resample differs, as of videos that
-    are all separated: there the bootstrap has nothing to say.
+    Return None if a class has fewer than fewest_videos, or if all resamples have the same AUC, as
+    with perfectly separated videos: the bootstrap does not work there.
     """
     p_fake = videos["p_fake"].to_numpy()
     rows = [np.flatnonzero(videos["label"] == label) for label in CLASSES]
@@ -188,7 +187,7 @@ def bootstrap_auc(
         return None
 
     def measure_draws(fakes: np.ndarray, reals: np.ndarray, axis: int) -> np.ndarray:
-        """Take rows of videos, (draws, n) of each class, and return the AUC of each draw."""
+        """Return the AUC of each draw, from rows of videos, (draws, n) per class."""
         count, others = fakes.shape[axis], reals.shape[axis]
         scores = np.concatenate((p_fake[fakes], p_fake[reals]), axis)
         ranks = scipy.stats.rankdata(scores, axis=axis)[..., :count].sum(axis)
@@ -202,10 +201,10 @@ def bootstrap_auc(
 
 
 def split_groups(predictions: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
-    """Yield the predictions of each folder, of each data set in it, and of each method.
+    """Yield the predictions of each folder, each data set in it, and each method.
 
-    Names are folder, dataset and method; "" stands for all. A method comes with the reals of its
-    data set, and only where the data set has several.
+    Names are folder, dataset and method; "" means all. A method is yielded together with the reals
+    of its data set, and only if the data set has several methods.
     """
     for folder, part in predictions.groupby("folder", sort=False):
         groups = [("", "", part)]
@@ -223,15 +222,15 @@ def split_groups(predictions: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd
             yield {"folder": folder, "dataset": dataset, "method": method}, of
 
 
-# --- Whole files, by the verdict that the detection gives -----------------------------------------
+# --- Verdicts on whole files ----------------------------------------------------------------------
 
 
 def measure_clips(clips: pd.DataFrame) -> dict:
-    """Count the verdicts on real and fake files, videos and pictures apart.
+    """Count the verdicts on real and fake files, separately for videos and pictures.
 
     Args:
-        clips: one row per file that was checked: kind, label, dataset, method, verdict, p_fake (NaN
-            where no face was found)
+        clips: one row per checked file: kind, label, dataset, method, verdict, p_fake (NaN without
+            a face)
     """
     scored = clips.dropna(subset="p_fake")
     counts = {}
@@ -253,7 +252,7 @@ def measure_clips(clips: pd.DataFrame) -> dict:
 
 
 def count_verdicts(clips: pd.DataFrame) -> dict:
-    """Count files and verdicts, each with the exact 95 % interval of its share of the files."""
+    """Count files and verdicts, with the exact 95 % interval of each verdict's share."""
     verdicts = clips["verdict"].to_numpy(str)
     counts = {verdict: int((verdicts == verdict).sum()) for verdict in VERDICTS}
     intervals = {verdict: exact_interval(verdicts == verdict) for verdict in VERDICTS}

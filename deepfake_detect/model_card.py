@@ -1,4 +1,4 @@
-"""Render the model card and the summary of what script 05 measured."""
+"""Render the model card, and summarise the results of script 05."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from deepfake_detect.measures import KINDS, VERDICTS
 from deepfake_detect.shipped import find_shipped
 
 TEMPLATES = find_shipped("templates")
-FEWEST_FOR_PER_CENT = 30  # of fewer, a share in per cent would promise more than was measured
+FEWEST_FOR_PER_CENT = 30  # with fewer files, a percentage would suggest too much precision
 
 
 def explain_measures() -> dict[str, str]:
-    """Return what each measure of metrics.json means, by its name."""
+    """Return the explanation of each measure in metrics.json, by its name."""
     return json.loads((TEMPLATES / "about-measures.json").read_text(encoding="utf-8"))
 
 
@@ -41,7 +41,7 @@ def render(metrics: dict) -> str:
 
 
 def format_measure(row: dict, name: str) -> str:
-    """Format a measure with its interval, if there is one: "0.840 (0.822 to 0.857)"."""
+    """Format a measure, with its interval if it has one: "0.840 (0.822 to 0.857)"."""
     if row[name] is None:
         return "-"
     interval = row[f"{name}_95"]
@@ -55,12 +55,12 @@ def format_rate(row: dict, name: str) -> str:
 
 
 def format_verdict(row: dict, verdict: str) -> str:
-    """Format how many files got a verdict, with the exact interval: "10 of 14 (42 to 92 %)"."""
+    """Format the count of a verdict with its exact interval: "10 of 14 (42 to 92 %)"."""
     return count_of(row[verdict], row["files"], row["intervals_95"][verdict])
 
 
 def count_of(count: int | None, total: int, interval: list[float] | None) -> str:
-    """Format a count with the exact 95 % interval of its share in per cent; "-" of nothing."""
+    """Format a count with the exact 95 % interval of its share in per cent; "-" if total is 0."""
     if not total or interval is None:
         return "-"
     low, high = (100 * bound for bound in interval)
@@ -71,7 +71,7 @@ def count_of(count: int | None, total: int, interval: list[float] | None) -> str
 
 
 def describe_measures(metrics: dict, crops: bool, clips: bool) -> dict[str, str]:
-    """Describe the few numbers that a reader would check, by label; of crops, of clips, or both."""
+    """Return the most important numbers for the terminal, by label, of crops, clips or both."""
     facts = {}
     for name, folder in metrics["folders"].items() if crops else ():
         count = folder["counts"]
@@ -94,7 +94,7 @@ def describe_group(row: dict) -> str:
     total, why = row["fake videos"] + row["real videos"], row["undecided_for"]
     parts.append(f"undecided {sum(why.values()):,} of {total:,}")
     if any(why.values()):
-        parts[-1] += f" ({why['score']:,} score between the thresholds"
+        parts[-1] += f" ({why['score']:,} scored between the thresholds"
         parts[-1] += f", {why['crops']:,} with crops too small or soft)" if why["crops"] else ")"
     return "; ".join(parts)
 

@@ -1,12 +1,12 @@
-"""MTCNN on OpenCV, many frames at a time: the faces of the mtcnn package, without TensorFlow.
+"""MTCNN on OpenCV, many frames at a time: same faces as the mtcnn package, without TensorFlow.
 
 MTCNN (Zhang et al., 2016, "Joint Face Detection and Alignment Using Multitask Cascaded
 Convolutional Networks") looks for faces with three networks: P-Net, a small one, proposes boxes all
 over the frame at many scales, R-Net refines them, and O-Net, the largest, decides. The weights and
 the steps between the networks come from the mtcnn package (weights/make_mtcnn.py).
 
-Boxes are float64 (n, 6): the index of the frame in its batch, left, top, right and bottom in
-pixels, the score, 0 to 1.
+Boxes are float64 (n, 6): index of the frame in its batch; left, top, right and bottom in pixels;
+score, 0 to 1.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import numpy as np
 from deepfake_detect.faces import Face
 from deepfake_detect.shipped import find_shipped
 
-# More at once takes more memory and is not faster: 8 frames and 600,000 pixels add 45 MB.
-FRAMES_AT_ONCE = 4  # searched together
-PIXELS_AT_ONCE = 1_250_000  # of the frames searched together; a larger frame is searched alone
-STRIP_PIXELS = 300_000  # of an image in P-Net at once, 40 MB of memory
-PATCHES_AT_ONCE = {"rnet": 256, "onet": 64}  # 20 MB of memory
-SIDES = {"rnet": 24, "onet": 48}  # pixels of a patch
-STRIDE, CELL = 2, 12  # pixels of an image from one cell of P-Net to the next, and of a cell
-BOXES_AT_ONCE = 512  # compared with all others at once
-LOADED = threading.local()  # the networks of each thread: a cv2.dnn.Net serves one at a time
+# Larger batches take more memory and are not faster: 8 frames and 600,000 pixels add 45 MB.
+FRAMES_AT_ONCE = 4  # frames searched together
+PIXELS_AT_ONCE = 1_250_000  # pixels searched together; a larger frame is searched alone
+STRIP_PIXELS = 300_000  # pixels per call of P-Net, 40 MB of memory
+PATCHES_AT_ONCE = {"rnet": 256, "onet": 64}  # patches per call, 20 MB of memory
+SIDES = {"rnet": 24, "onet": 48}  # pixels per side of a patch
+STRIDE, CELL = 2, 12  # distance between cells of P-Net, and side of a cell, in image pixels
+BOXES_AT_ONCE = 512  # boxes compared with all others at once
+LOADED = threading.local()  # one set of networks per thread: cv2.dnn.Net is not thread-safe
 
 
 class Thresholds(NamedTuple):
-    """The score that a box needs to pass each network, 0 to 1."""
+    """Lowest score, 0 to 1, of a box that passes P-Net, R-Net and O-Net."""
 
     propose: float = 0.6
     refine: float = 0.7
@@ -44,15 +44,15 @@ class Thresholds(NamedTuple):
 class FaceDetector:
     """MTCNN with the networks and steps of the mtcnn package, on many frames at a time.
 
-    It finds what `mtcnn.MTCNN().detect_faces` finds in one frame at a time, without two faults of
-    the package: with a `min_face_size` above 20 that finds nothing at all, and nothing in a whole
-    batch if one frame fails. A detector is cheap to make, and threads can share it.
+    It finds the same faces as `mtcnn.MTCNN().detect_faces` on single frames, without two faults of
+    the package: the package finds nothing with a `min_face_size` above 20, and nothing in a whole
+    batch if one frame fails. A detector is cheap to create, and threads can share it.
 
     Args:
-        min_face_size: smallest face to look for, pixels of the frame; 12 or more
-        frames_at_once: frames of one size that are searched together
-        scale_factor: from one scale of the search to the next, 0 to 1; higher finds more
-        thresholds: score that a box needs to pass each network, 0 to 1; faces have the last or more
+        min_face_size: smallest face to look for, in frame pixels; 12 or more
+        frames_at_once: frames of the same size that are searched together
+        scale_factor: between the scales of the search, 0 to 1; higher finds more
+        thresholds: lowest score to pass each network, 0 to 1; the last one applies to the faces
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class FaceDetector:
         self.thresholds = Thresholds(*thresholds)
 
     def detect(self, frames: Iterable[np.ndarray]) -> list[list[Face]]:
-        """Find the faces of each frame, BGR uint8 (height, width, 3) of any sizes, best first."""
+        """Return the faces of each frame, BGR uint8 (height, width, 3) of any size, best first."""
         faces = []
         for (height, width, _), of_a_size in itertools.groupby(frames, np.shape):
             at_once = min(self.frames_at_once, max(1, PIXELS_AT_ONCE // (height * width)))
@@ -76,7 +76,7 @@ class FaceDetector:
         return faces
 
     def detect_in_batch(self, frames: list[np.ndarray]) -> list[list[Face]]:
-        """Find the faces of each frame; the frames are of one size."""
+        """Return the faces of each frame; all frames have the same size."""
         images = [normalise(frame) for frame in frames]
         boxes = self.propose(images)
         for network, threshold in (
@@ -95,7 +95,7 @@ class FaceDetector:
         return faces
 
     def propose(self, images: list[np.ndarray]) -> np.ndarray:
-        """Find what P-Net takes for a face, at any scale."""
+        """Return the boxes that P-Net proposes at all scales."""
         height, width = images[0].shape[:2]
         proposed = [np.empty((0, 6))]
         for scale in list_scales(height, width, self.min_face_size, self.scale_factor):
@@ -108,7 +108,7 @@ class FaceDetector:
 
 
 def normalise(frame: np.ndarray) -> np.ndarray:
-    """Bring a frame, BGR uint8, to the range of the networks: RGB float32, -1 to 1."""
+    """Convert a frame, BGR uint8, to the input of the networks: RGB float32, -1 to 1."""
     image = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype(np.float32)
     image -= 127.5
     image /= 128
@@ -116,9 +116,9 @@ def normalise(frame: np.ndarray) -> np.ndarray:
 
 
 def list_scales(height: int, width: int, min_face_size: float, scale_factor: float) -> np.ndarray:
-    """List the scales to search a frame at: faces of min_face_size become 12 pixels at the first.
+    """Return the scales to search; at the first one, a face of min_face_size has 12 pixels.
 
-    The last image measures 12 to 17 pixels. The package lists the same for its default, 20.
+    At the last one, the image has 12 to 17 pixels. The package uses the same for its default, 20.
     """
     smallest = min(height, width) * 20 / min_face_size
     count = round(-(np.log(smallest / CELL) / np.log(scale_factor) + 1))
@@ -129,10 +129,10 @@ def list_scales(height: int, width: int, min_face_size: float, scale_factor: flo
 
 
 def run_network(name: str, images: np.ndarray) -> np.ndarray:
-    """Run a network on images, float32 (n, height, width, 3): offsets and logit of each box.
+    """Run a network on images, float32 (n, height, width, 3).
 
     Returns:
-        float32 (n, 5, rows, columns)
+        float32 (n, 5, rows, columns): four offsets and the logit of each box
     """
     if not hasattr(LOADED, name):
         path = find_shipped(f"weights/mtcnn-{name}.onnx")
@@ -143,12 +143,12 @@ def run_network(name: str, images: np.ndarray) -> np.ndarray:
 
 
 def scan(images: list[np.ndarray], threshold: float) -> np.ndarray:
-    """Find the cells of images that P-Net takes for a face; the images are of one size.
+    """Return the boxes that P-Net finds in images of the same size.
 
-    Large images are scanned in strips, which overlap by what a cell needs.
+    Large images are scanned in strips that overlap by one cell.
     """
     height, width = images[0].shape[:2]
-    rows = (height - CELL) // STRIDE + 1  # of cells; the network rounds up at the lower edge
+    rows = (height - CELL) // STRIDE + 1  # rows of cells; P-Net rounds up at the lower edge
     step = max(1, STRIP_PIXELS // (len(images) * width * STRIDE))
     found = [np.empty((0, 6))]
     for first in range(0, rows, step):
@@ -160,10 +160,12 @@ def scan(images: list[np.ndarray], threshold: float) -> np.ndarray:
 
 
 def make_boxes(cells: np.ndarray, first: int, threshold: float) -> np.ndarray:
-    """Make boxes of P-Net's output, float32 (n, 5, rows, columns), in pixels of its images.
+    """Convert the output of P-Net to boxes in image pixels.
 
     Args:
-        first: row of cells that the output begins with
+        cells: float32 (n, 5, rows, columns), from run_network
+        first: index of the first row of cells
+        threshold: lowest score of a box
     """
     image, row, column = np.nonzero(cells[:, 4] > logit(threshold))
     offsets = cells[image, :4, row, column] * (CELL - 1)
@@ -175,7 +177,7 @@ def make_boxes(cells: np.ndarray, first: int, threshold: float) -> np.ndarray:
 def examine(
     network: str, images: list[np.ndarray], boxes: np.ndarray, threshold: float
 ) -> np.ndarray:
-    """Examine square boxes with R-Net or O-Net: refine those that reach the threshold."""
+    """Score square boxes with R-Net or O-Net; return the ones above the threshold, refined."""
     found = [np.empty((0, 6))]
     for start in range(0, len(boxes), PATCHES_AT_ONCE[network]):
         some = boxes[start : start + PATCHES_AT_ONCE[network]]
@@ -192,8 +194,8 @@ def examine(
 def cut_patches(images: list[np.ndarray], boxes: np.ndarray, side: int) -> np.ndarray:
     """Cut boxes out of images as TensorFlow's crop_and_resize does: bilinear, 0 outside.
 
-    The first and last pixels of a patch are on the corners of its box. Within 1e-4 of TensorFlow's:
-    coordinates have 32 bits in both.
+    The corner pixels of a patch are on the corners of its box. The pixels are within 1e-4 of
+    TensorFlow's: both use 32-bit coordinates.
 
     Returns:
         float32 (n, side, side, 3)
@@ -226,13 +228,17 @@ def cut_patches(images: list[np.ndarray], boxes: np.ndarray, side: int) -> np.nd
 
 
 def suppress(boxes: np.ndarray, threshold: float, by_smaller: bool = False) -> np.ndarray:
-    """Leave out each box that overlaps a better one of its frame: best first, frame by frame.
+    """Remove each box that overlaps a better one in its frame (non-maximum suppression).
 
-    As in the package, a box that is left out itself still leaves out others.
+    As in the package, a removed box can still remove others.
 
     Args:
-        threshold: intersection over union, above which the lesser box is left out
-        by_smaller: take the intersection over the area of the smaller box instead
+        boxes: the boxes of several frames
+        threshold: intersection over union above which the box with the lower score is removed
+        by_smaller: divide the intersection by the area of the smaller box instead
+
+    Returns:
+        The remaining boxes, frame by frame, best first.
     """
     kept = [np.empty((0, 6))]
     for frame in np.unique(boxes[:, 0]):
@@ -247,19 +253,19 @@ def suppress(boxes: np.ndarray, threshold: float, by_smaller: bool = False) -> n
 
 
 def overlap(some: np.ndarray, others: np.ndarray, by_smaller: bool) -> np.ndarray:
-    """Measure the overlap of each of some boxes (n, 6) with others (m, 6): (n, m), 0 to 1."""
+    """Return the overlap of boxes (n, 6) with others (m, 6): float64 (n, m), 0 to 1."""
     left, top, right, bottom = some[:, 1:5].T[..., None]
     left2, top2, right2, bottom2 = others[:, 1:5].T
     width = np.minimum(right, right2) - np.maximum(left, left2)
     height = np.minimum(bottom, bottom2) - np.maximum(top, top2)
     shared = width.clip(0) * height.clip(0)
     area, other = (right - left) * (bottom - top), (right2 - left2) * (bottom2 - top2)
-    with np.errstate(invalid="ignore", divide="ignore"):  # a box without an area overlaps nothing
+    with np.errstate(invalid="ignore", divide="ignore"):  # an empty box does not overlap anything
         return shared / (np.minimum(area, other) if by_smaller else area + other - shared)
 
 
 def make_square(boxes: np.ndarray) -> np.ndarray:
-    """Make boxes square about their centres, with the longer side."""
+    """Enlarge the shorter side of each box to the longer one, around the same centre."""
     sides = boxes[:, 3:5] - boxes[:, 1:3]
     longer = sides.max(axis=1, keepdims=True)
     low = boxes[:, 1:3] + (sides - longer) / 2

@@ -1,10 +1,10 @@
-"""Write a trained model as ONNX: what detection loads, with OpenCV or any other runtime.
+"""Export a trained model to the ONNX file that detection loads.
 
     python -m deepfake_detect.onnx_export weights/deepfake-detector.keras
 
-writes weights/deepfake-detector.onnx. The graph is built node by node from the layers of the Keras
-model. Converters such as tf2onnx trace it instead, and fold constants while they do so: with this
-model that took 13 GB of memory.
+writes weights/deepfake-detector.onnx. This module builds the graph node by node from the layers of
+the Keras model. Converters such as tf2onnx trace the model and fold constants instead, which took
+13 GB of memory with this model.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from deepfake_detect.files import write_whole
 from deepfake_detect.model import BELL, GREY, IMAGENET_MEAN, IMAGENET_STD, LAPLACIAN, MOST_ADDED
 from deepfake_detect.model_file import load_model, read_decision, read_saved
 
-OPSET = 17  # ONNX Runtime reads it since 1.12 (2022), OpenCV since 5.0
-IR_VERSION = 8  # of the same age
+OPSET = 17  # needs ONNX Runtime 1.12 (2022) or OpenCV 5.0
+IR_VERSION = 8  # the version that belongs to opset 17
 LOGIT_LIMIT = float(np.log1p(-SMALLEST_P) - np.log(SMALLEST_P))  # as calibrate() clips
 
 
 def write_onnx(model: keras.Model, decision: Decision, path: Path, training: dict) -> None:
-    """Write a model and its decision as an ONNX file, whole or not at all.
+    """Write a model and its decision to an ONNX file, atomically.
 
-    Input `rgb_0_to_255`, float32 (n, size, size, 3): crops as prepare_crop makes them.
-    Outputs `p_fake`, float32 (n, 1) in 0..1: calibrated, of the mean logit of the crop and its
-    mirror image, and `evidence`, float32 (n, size / 32, size / 32): see add_evidence.
+    Input `rgb_0_to_255`, float32 (n, size, size, 3): crops from prepare_crop.
+    Output `p_fake`, float32 (n, 1) in 0..1: calibrated, from the mean logit of a crop and its
+    mirror image. Output `evidence`, float32 (n, size / 32, size / 32): see add_evidence.
 
     Args:
         model: from build_model, RGB float32 (n, size, size, 3) in 0..255 to p_real (n, 1)
-        decision: goes into the metadata, and its calibration into the graph
+        decision: stored in the metadata; its calibration is part of the graph
         path: the .onnx file
-        training: facts about the training, for people; goes into the metadata as JSON
+        training: facts about the training, for readers; stored in the metadata as JSON
 
     Raises:
-        ValueError: the model has a layer that this function does not know
+        ValueError: the model has a layer that this module cannot export
         OSError: the file cannot be written
     """
     content = convert_to_onnx(model, decision, training).SerializeToString()
@@ -73,7 +73,7 @@ def convert_to_onnx(model: keras.Model, decision: Decision, training: dict) -> o
     images = add_sharpening(graph, images, decision.sharpen_to)
     images = graph.add("Sub", images, graph.keep(IMAGENET_MEAN.reshape(1, 3, 1, 1)))
     images = graph.add("Div", images, graph.keep(IMAGENET_STD.reshape(1, 3, 1, 1)))
-    # The mirror image by a slice with a negative step: OpenCV has no ReverseSequence.
+    # Mirror by a slice with a negative step, because OpenCV does not have ReverseSequence.
     window = (graph.keep(numbers, np.int64) for numbers in ([-1], [-(2**31)], [3], [-1]))
     mirrored = graph.add("Slice", images, *window)
     features = add_network(graph, base, graph.add("Concat", images, mirrored, axis=0))
@@ -92,26 +92,26 @@ class Graph:
         self.constants: list[onnx.TensorProto] = []
 
     def add(self, operator: str, *inputs: str, output: str = "", **attributes: object) -> str:
-        """Add a node with one output; return the name of that output."""
+        """Add a node with one output; return the name of the output."""
         output = output or f"{operator.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
     def halve(self, both: str) -> tuple[str, str]:
-        """Split a batch of crops, then mirror images, into the two."""
+        """Split a batch of crops followed by their mirror images; return both names."""
         names = f"crop_{len(self.nodes)}", f"mirror_{len(self.nodes)}"
         self.nodes.append(helper.make_node("Split", [both], names, axis=0))
         return names
 
     def keep(self, array: np.ndarray | list, kind: type = np.float32) -> str:
-        """Keep a constant array; return its name."""
+        """Add a constant array; return its name."""
         name = f"constant_{len(self.constants)}"
         array = np.ascontiguousarray(array, kind)
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 
     def keep_weights(self, array: np.ndarray) -> str:
-        """Keep weights with 16 bits: half the size, and runtimes widen them once, on loading.
+        """Add 16-bit weights: half the file size, and runtimes widen them once, while loading.
 
         Raises:
             ValueError: a weight does not fit into 16 bits, or is NaN
@@ -124,13 +124,13 @@ class Graph:
 
 
 def split_model(model: keras.Model) -> tuple[keras.Model, list[keras.layers.Dense]]:
-    """Return the convolutional network in a model, and the dense layers on top of it."""
+    """Return the convolutional network of a model, and its dense layers."""
     base = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     return base, [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
 
 
 def add_darkening(graph: Graph, images: str, target: float) -> str:
-    """Add what deepfake_detect.model.darken does: (n, 3, size, size) to the same shape."""
+    """Add the operation of model.darken: (n, 3, size, size) to the same shape."""
     if not target:
         return images
     mean = graph.add("ReduceMean", images, axes=[1, 2, 3], keepdims=1)
@@ -141,7 +141,7 @@ def add_darkening(graph: Graph, images: str, target: float) -> str:
 
 
 def add_sharpening(graph: Graph, images: str, wanted: float) -> str:
-    """Add what deepfake_detect.model.sharpen does: (n, 3, size, size) to the same shape."""
+    """Add the operation of model.sharpen: (n, 3, size, size) to the same shape."""
     if not wanted:
         return images
 
@@ -182,7 +182,7 @@ def add_layer(graph: Graph, layer: keras.Layer, inputs: list[str]) -> str:
     """Add one layer of EfficientNet-B0.
 
     Raises:
-        ValueError: the layer is of another kind
+        ValueError: EfficientNet-B0 does not have this type of layer
     """
     kinds = keras.layers
     weights = [weight.astype(np.float32) for weight in layer.get_weights()]
@@ -207,7 +207,7 @@ def add_layer(graph: Graph, layer: keras.Layer, inputs: list[str]) -> str:
             return graph.add("Mul", *inputs)
         case kinds.Add():
             return graph.add("Add", *inputs)
-    raise ValueError(f"a layer of the kind {type(layer).__name__} cannot be written as ONNX")
+    raise ValueError(f"layers of type {type(layer).__name__} cannot be exported to ONNX")
 
 
 def add_convolution(
@@ -216,7 +216,7 @@ def add_convolution(
     """Add a convolution with its bias and activation; kernel is (out, in / group, h, w)."""
     size, stride = layer.input.shape[1], layer.strides[0]
     window = kernel.shape[2]
-    # As TensorFlow pads for "same", written out: OpenCV reads auto_pad differently.
+    # Explicit padding equal to TensorFlow's "same": OpenCV reads auto_pad differently.
     size = (size or 1) if window > 1 else 1
     missing = max((-(-size // stride) - 1) * stride + window - size, 0)
     pads = [missing // 2] * 2 + [missing - missing // 2] * 2
@@ -233,13 +233,13 @@ def add_activation(graph: Graph, layer: keras.Layer, features: str) -> str:
     """Add the activation of a layer.
 
     Raises:
-        ValueError: it is none of linear, sigmoid and swish
+        ValueError: it is not linear, sigmoid or swish
     """
     name = getattr(layer.activation, "__name__", "")
     if name == "linear":
         return features
     if name not in ("sigmoid", "silu", "swish"):
-        raise ValueError(f"the activation {name} cannot be written as ONNX")
+        raise ValueError(f"the activation {name} cannot be exported to ONNX")
     gate = graph.add("Sigmoid", features)
     return gate if name == "sigmoid" else graph.add("Mul", features, gate)
 
@@ -248,8 +248,9 @@ def add_top(graph: Graph, dense: list[keras.layers.Dense], pooled: str) -> tuple
     """Add the dense layers: pooled (n, channels) to the logit of p_real (n, 1) and its gradient.
 
     Returns:
-        The names of the logit and of its gradient by pooled, (n, channels). Between ReLUs the
-        layers are linear, so the gradient is the product of their kernels, less what a ReLU closed.
+        The names of the logit and its gradient with respect to pooled, (n, channels). The layers
+        are linear between ReLUs, so the gradient is the product of their kernels, with zeros where
+        a ReLU is closed.
     """
     steps, features = [], pooled
     for layer in dense:
@@ -267,7 +268,13 @@ def add_top(graph: Graph, dense: list[keras.layers.Dense], pooled: str) -> tuple
 
 
 def add_score(graph: Graph, logit: str, decision: Decision) -> None:
-    """Add the calibrated score: logits of p_real of crops and mirror images (2 n, 1) to p_fake."""
+    """Add the calibrated score p_fake.
+
+    Args:
+        graph: the graph to extend
+        logit: name of the logits of p_real of crops and mirror images, (2 n, 1)
+        decision: its calibration is applied
+    """
     limits = graph.keep(-LOGIT_LIMIT), graph.keep(LOGIT_LIMIT)
     crop, mirror = graph.halve(graph.add("Clip", logit, *limits))
     both = graph.add("Add", crop, mirror)
@@ -277,11 +284,11 @@ def add_score(graph: Graph, logit: str, decision: Decision) -> None:
 
 
 def add_evidence(graph: Graph, features: str, pooled: str, gradient: str) -> None:
-    """Add what each place of the last feature map of a crop added to the logit of p_fake.
+    """Add the contribution of each place of a crop's last feature map to the logit of p_fake.
 
-    Gradient times activation, summed over the channels (HiResCAM, Draelos and Carin, 2020). Global
-    max pooling passes the gradient of a channel to the place of its maximum, in equal shares where
-    there are several. Without the biases of the dense layers the sum is the crop's logit.
+    It is gradient times activation, summed over the channels (HiResCAM, Draelos and Carin, 2020).
+    Global max pooling passes the gradient of a channel to the place of its maximum, in equal shares
+    if there are several. Without the biases of the dense layers, the sum is the crop's logit.
     """
     maximum = graph.add("Cast", graph.add("Equal", features, pooled), to=TensorProto.FLOAT)
     count = graph.add("ReduceSum", maximum, graph.keep([2, 3], np.int64), keepdims=1)
@@ -293,7 +300,7 @@ def add_evidence(graph: Graph, features: str, pooled: str, gradient: str) -> Non
 
 
 def make_file(graph: Graph, size: int, decision: Decision, training: dict) -> onnx.ModelProto:
-    """Make a model file of the graph, with the decision and the facts of training inside."""
+    """Return the ONNX model of a graph, with the decision and training facts in its metadata."""
     shapes = {
         INPUT: ["n", size, size, 3],
         OUTPUT: ["n", 1],
@@ -321,27 +328,30 @@ def make_file(graph: Graph, size: int, decision: Decision, training: dict) -> on
 
 
 def read_training(path: Path) -> dict:
-    """Read the facts about the training from a .keras file; empty if it has none."""
+    """Return the training facts in a .keras file; empty if the file has none."""
     with suppress(LookupError, ValueError, RecursionError):
         return read_saved(path, "training.json")
     return {}
 
 
 def main(model: Annotated[Path, tyro.conf.Positional], /) -> None:
-    """Write the ONNX file beside a .keras file that 04-train-cnn.py wrote.
+    """Write the ONNX file next to a .keras file that 04-train-cnn.py wrote.
 
     Args:
         model: the .keras file
 
     Raises:
-        FileNotFoundError, ValueError: it is not such a file, or another file is in the way
+        FileNotFoundError, ValueError: the file does not exist or is not a model from 04, or a file
+            that is not a model has the name of the ONNX file
     """
     loaded, decision, target = load_model(model), read_decision(model), model.with_suffix(".onnx")
     try:
         if target.exists():
             read_facts(str(target), read_model_file(target))
     except (ValueError, OSError) as error:
-        raise ValueError(f"{target}: it is in the way; move it away ({error})") from error
+        raise ValueError(
+            f"{target}: a file that is not a model has this name; move it away ({error})"
+        ) from error
     write_onnx(loaded, decision, target, read_training(model))
     print(target)
 

@@ -1,4 +1,4 @@
-"""Draw what script 05 measured: scores, the worst mistakes, and scores after changes."""
+"""Draw the results of script 05: scores, worst mistakes, and robustness."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from deepfake_detect.decision import Decision, calibrate
 from deepfake_detect.files import Output
 from deepfake_detect.measures import bin_scores, call, judge_videos, measure_calibration
 
-WIDTH = 10  # inches of a figure: its text is readable at the 900 pixels of the model card
+WIDTH = 10  # inches; text stays readable at the 900 pixels of the model card
 COLORS = {"fake": "C3", "real": "C0"}
 
 
 def write_picture(output: Output, name: str, draw: Callable[[], Figure]) -> None:
-    """Draw a figure and write it as PNG; a failure is printed and costs only this picture."""
+    """Draw a figure and write it as PNG; if that fails, print a note and leave it out."""
     try:
         figure = draw()
         output.write(name, lambda partial: figure.savefig(partial, format="png", dpi=150))
-    except Exception as error:  # of many kinds: the measures are on the disk already
+    except Exception as error:  # of many types; the measures are already written
         print(
             f"NOTE: {output.folder / name}: this picture could not be drawn ({error}).",
             file=sys.stderr,
@@ -35,12 +35,12 @@ def write_picture(output: Output, name: str, draw: Callable[[], Figure]) -> None
 
 
 def draw_scores(predictions: pd.DataFrame, decision: Decision) -> Figure:
-    """Draw two rows of panels per folder: scores, confusion, and three curves if both classes."""
+    """Draw two rows of panels per folder: scores, confusion, and three curves with both classes."""
     folders = predictions.groupby("folder", sort=False)
     figure = Figure(figsize=(WIDTH, 6.6 * len(folders)), layout="constrained")
     blocks = np.atleast_1d(figure.subfigures(len(folders), 1))
     for (folder, part), block in zip(folders, blocks, strict=True):
-        block.suptitle(folder, parse_math=False)  # a $ in it is a $
+        block.suptitle(folder, parse_math=False)  # show "$" literally
         videos = judge_videos(part)
         panels = iter(block.subplots(2, 3).ravel())
         draw_histogram(videos, decision, next(panels))
@@ -54,7 +54,7 @@ def draw_scores(predictions: pd.DataFrame, decision: Decision) -> Figure:
 
 
 def draw_histogram(videos: pd.DataFrame, decision: Decision, axes: Axes) -> None:
-    """Draw how many real and fake videos have which score, and the two thresholds."""
+    """Draw a histogram of the scores of real and fake videos, with the two thresholds."""
     for label, color in COLORS.items():
         scores = videos.loc[videos["label"] == label, "p_fake"]
         look = {"alpha": 0.6, "color": color, "label": f"{label}, {len(scores):,}"}
@@ -67,7 +67,7 @@ def draw_histogram(videos: pd.DataFrame, decision: Decision, axes: Axes) -> None
 
 
 def draw_confusion(videos: pd.DataFrame, decision: Decision, axes: Axes) -> None:
-    """Draw how real and fake videos were called, with the number and the per cent of their row."""
+    """Draw the confusion matrix of videos, with counts and percentages of each row."""
     called, truths = call(videos, decision), sorted(videos["label"].unique())
     columns = (*CLASSES, "undecided")
     counts = np.array(
@@ -88,7 +88,7 @@ def draw_confusion(videos: pd.DataFrame, decision: Decision, axes: Axes) -> None
 
 
 def draw_curves(part: pd.DataFrame, videos: pd.DataFrame, roc: Axes, precision: Axes) -> None:
-    """Draw the ROC curve, and precision against recall, by crop and by video."""
+    """Draw the ROC and precision-recall curves, by crop and by video."""
     for table, unit in ((part, "by crop"), (videos, "by video")):
         is_fake, p_fake = table["label"] == "fake", table["p_fake"]
         false_alarms, found, _ = sklearn.metrics.roc_curve(is_fake, p_fake)
@@ -99,26 +99,26 @@ def draw_curves(part: pd.DataFrame, videos: pd.DataFrame, roc: Axes, precision: 
         precision.step(recall, right, where="post", label=f"{unit}: AP {average:.3f}")
     roc.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="chance")
     roc.set(title="ROC", xlabel="reals called fake", ylabel="fakes found")
-    precision.set(title="precision and recall", xlabel="fakes found", ylabel="of those called fake")
+    precision.set(title="precision and recall", xlabel="fakes found (recall)", ylabel="precision")
     for axes in (roc, precision):
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.legend(loc="lower right" if axes is roc else "lower left", fontsize="small")
 
 
 def draw_calibration(part: pd.DataFrame, decision: Decision, axes: Axes) -> None:
-    """Draw the share of fakes by p_fake, before and after the calibration."""
+    """Draw the share of fakes against p_fake, before and after calibration."""
     is_fake = (part["label"] == "fake").to_numpy()
     for label, fitted in (("before", Decision()), ("after", decision)):
         p_fake = calibrate(part["p_real"], fitted)
         bins, error = bin_scores(is_fake, p_fake), measure_calibration(is_fake, p_fake)
         axes.plot(bins["p_fake"], bins["fakes"], "o-", label=f"{label}: error {error:.3f}")
     axes.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="perfect")
-    axes.set(title="calibration of crops", xlabel="p_fake, mean of a bin", ylabel="share of fakes")
+    axes.set(title="calibration of crops", xlabel="mean p_fake of a bin", ylabel="share of fakes")
     axes.legend(frameon=False, fontsize="small")
 
 
 def find_worst_mistakes(predictions: pd.DataFrame, decision: Decision) -> pd.DataFrame:
-    """Find crops on the wrong side of the other class's threshold, worst first, one per video."""
+    """Return crops of one class that were called the other, worst first, one per video."""
     p_fake, is_fake = predictions["p_fake"], predictions["label"] == "fake"
     wrong_by = np.where(is_fake, decision.real_below - p_fake, p_fake - decision.threshold)
     called = call(predictions, decision)
@@ -128,7 +128,7 @@ def find_worst_mistakes(predictions: pd.DataFrame, decision: Decision) -> pd.Dat
 
 
 def draw_worst_mistakes(worst: pd.DataFrame, decision: Decision) -> Figure:
-    """Draw the crops of find_worst_mistakes, at least one, with truth, p_fake and video."""
+    """Draw the crops from find_worst_mistakes, at least one, with truth, p_fake and video."""
     columns = 6
     rows = math.ceil(len(worst) / columns)
     figure = Figure(figsize=(WIDTH, 0.6 + 2.1 * rows), layout="constrained")
@@ -140,18 +140,18 @@ def draw_worst_mistakes(worst: pd.DataFrame, decision: Decision) -> Figure:
         path = Path(crop["folder"]) / crop["crop"]
         axes.imshow(read_crop(path, decision.image_size))
         title = f"{crop['label']}, {crop['p_fake']:.2f}\n{crop['video_id'][-22:]}"
-        axes.set_title(title, fontsize="small", parse_math=False)  # a $ in it is a $
+        axes.set_title(title, fontsize="small", parse_math=False)  # show "$" literally
     return figure
 
 
 def draw_robustness(rows: pd.DataFrame) -> Figure:
-    """Draw AUC and reals called fake by video against each change, one line per folder.
+    """Draw AUC and reals called fake, by video, against each change, one line per folder.
 
-    Of fakes alone it is the share that is found.
+    Without reals, draw the share of fakes found instead.
     """
     rows = rows.groupby(["change", "folder"]).filter(lambda group: len(group) > 1)
     names = {"auc": "AUC by video", "reals_called_fake": "reals called fake"}
-    names |= {"fakes_found": "fakes found"}  # where there is nothing else to show
+    names |= {"fakes_found": "fakes found"}  # drawn only if one of the others is missing
     names = {name: names[name] for name in names if rows[name].notna().any()}
     names = dict(list(names.items())[:2])
     kinds = rows["change"].unique()
@@ -167,5 +167,5 @@ def draw_robustness(rows: pd.DataFrame) -> Figure:
     lines, folders = panels[0, 0].get_legend_handles_labels()
     legend = figure.legend(lines, folders, loc="outside upper center", frameon=False)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a $ in it is a $
+        text.set_parse_math(False)  # show "$" literally
     return figure

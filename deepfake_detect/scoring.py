@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 TEMPERATURES = 0.5, 5.0  # bounds, because perfectly separated scores would drive it to 0
 SHIFTS = -5.0, 5.0  # bounds for the same reason
 CHANGES = {"jpeg": 30, "size": 0.5, "blur": 2.0, "noise": 8.0, "brightness": 0.3}  # see degrade
-SAMPLED = 2000  # training crops, at most, that are augmented to estimate their sharpness
+SAMPLED = 2000  # most training crops that are augmented to estimate their sharpness
 
 
 def predict_crops(
     model: keras.Model, images: np.ndarray, crops: pd.DataFrame, batch_size: int
 ) -> pd.DataFrame:
-    """Return the table of crops, whose index holds rows of images, with a column p_real."""
-    # The last crop fills the last batch: Keras compiles a graph for each size, which takes seconds.
+    """Return the table of crops with a column p_real; its index holds rows of images."""
+    # Pad the last batch: Keras compiles a graph per batch size, which takes seconds.
     size = min(batch_size, len(crops))
     rows = np.pad(crops.index.to_numpy(), (0, -len(crops) % size), mode="edge")
     batches = (images[part] for part in rows.reshape(-1, size))
@@ -53,10 +53,10 @@ def predict_both_ways(predict: Callable[[np.ndarray], object], images: np.ndarra
 
 
 def measure_auc(scored: pd.DataFrame) -> float:
-    """Return the mean AUC by video of the data sets that have both labels.
+    """Return the mean AUC by video over the data sets that have both labels.
 
-    Measured together, data sets with different levels of score would hide how well each of them is
-    separated.
+    One AUC over all data sets would hide how well each one is separated, because their scores have
+    different levels.
 
     Args:
         scored: crops with dataset, label, video_id and p_fake
@@ -70,7 +70,7 @@ def measure_auc(scored: pd.DataFrame) -> float:
 def predict_changed(
     model: keras.Model, images: np.ndarray, crops: pd.DataFrame, batch_size: int
 ) -> list[pd.DataFrame]:
-    """Return predict_crops of the crops after each of CHANGES, one table per change."""
+    """Return the result of predict_crops after each change in CHANGES, one table per change."""
     tables = []
     for kind, amount in CHANGES.items():
         changed = np.stack(
@@ -87,14 +87,14 @@ def fit_decision(
 ) -> Decision:
     """Return a decision with calibration and thresholds fitted on validation crops.
 
-    Videos and single pictures get thresholds of their own: the score of a video is the mean of its
-    crops. At most the share most_wrong of either label is wrong, and of the reals also after each
-    of the changes.
+    Videos and single pictures have separate thresholds, because the score of a video is a mean over
+    crops. At most the share most_wrong of the reals, and of the fakes, is called wrong; for reals
+    this also holds after each change.
 
     Args:
         val: crops with label, video_id and p_real
         most_wrong: 0..1
-        changed: the same crops after changes that are not forgeries, see predict_changed
+        changed: the same crops after harmless changes, see predict_changed
     """
     fitted = fit_calibration(val)
 
@@ -115,10 +115,10 @@ def fit_decision(
 
 
 def fit_calibration(val: pd.DataFrame) -> Decision:
-    """Return a decision with the temperature and shift of the lowest log loss on these crops.
+    """Return a decision with the temperature and shift that minimise the log loss on these crops.
 
-    Fakes and reals get the same total weight: the class ratio of a validation set says nothing
-    about the real world.
+    Fakes and reals have the same total weight, because the class ratio of the validation set does
+    not reflect the real world.
 
     Args:
         val: validation crops with label and p_real
@@ -130,20 +130,20 @@ def fit_calibration(val: pd.DataFrame) -> Decision:
         p_fake = calibrate(val["p_real"], Decision(temperature=1 / values[0], shift=values[1]))
         return sklearn.metrics.log_loss(is_fake, p_fake, sample_weight=weights)
 
-    # In 1 / temperature and shift this is a logistic regression, so it has one minimum.
+    # In 1 / temperature and shift, this is a logistic regression, so it has one minimum.
     bounds = (1 / TEMPERATURES[1], 1 / TEMPERATURES[0]), SHIFTS
     slope, shift = scipy.optimize.minimize(log_loss, (1.0, 0.0), bounds=bounds).x
     return Decision(temperature=float(1 / slope), shift=float(shift))
 
 
 def choose_thresholds(scores: pd.DataFrame, most_wrong: float) -> tuple[float, float]:
-    """Return the p_fake from which files are called fake, and that below which they are real.
+    """Return (threshold, real_below): fake from the first on, real below the second.
 
-    At most the share most_wrong of either label is then wrong, and what is between the two is
-    undecided. If the two would cross, both are the middle between them.
+    At most the share most_wrong of the reals, and of the fakes, is called wrong; scores between the
+    two are undecided. If the two would cross, both are set to their mean.
 
     Args:
-        scores: a row per file with label and p_fake
+        scores: one row per file, with label and p_fake
         most_wrong: 0..1
     """
     reals, fakes = (np.sort(scores.loc[scores["label"] == k, "p_fake"]) for k in ("real", "fake"))
@@ -161,14 +161,14 @@ def find_least_sharpness(
     softest_share: float,
     seed: int,
 ) -> float:
-    """Return the quantile softest_share of the sharpness of the training crops, as augmented.
+    """Return the quantile softest_share of the sharpness of the augmented training crops.
 
     Args:
-        images: the decoded crops; the index of train holds rows of them
-        train: the training crops
-        augmentation: the random changes of the training
+        images: the decoded crops
+        train: the training crops; the index holds rows of images
+        augmentation: the random changes in training
         softest_share: 0..1
-        seed: of the sample and its changes
+        seed: random seed of the sample and its changes
     """
     rng = np.random.default_rng(seed)
     rows = rng.permutation(train.index)[:SAMPLED]

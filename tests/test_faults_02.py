@@ -83,9 +83,7 @@ def test_a_crash_of_a_worker_costs_its_video_only(tmp_path: Path) -> None:
         assert run.wait() == 0, (tmp_path / "said").read_text()
     skipped = pd.read_csv(faces / "skipped.csv")
     assert skipped.video_id.tolist() == ["v0", "v1"]
-    assert skipped.reason.str.fullmatch(
-        r"the process that searched it crashed \(exit code -9\); the next run tries again"
-    ).all()
+    assert skipped.reason.str.contains(r"crashed \(exit code -9\)").all()
     crashed = set(skipped.video_id)
     assert {folder.name for folder in faces.glob("v?")} == {f"v{n}" for n in range(6)} - crashed
     assert not crashed & set(pd.read_csv(faces / "faces.csv").video_id)
@@ -403,7 +401,7 @@ def test_numbers_without_end_are_one_sentence(name: str, value: str, tmp_path: P
 def test_a_table_that_01_does_not_write_is_one_sentence(content: bytes, tmp_path: Path) -> None:
     frames = write_videos(tmp_path / "frames", videos=1, frames=1)
     (frames / "videos.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=r"is not a table that 01 writes|has frames") as raised:
+    with pytest.raises(ValueError, match=r"01-convert-video-to-image\.py") as raised:
         run_02(frames, tmp_path / "faces")
     assert str(frames / "videos.csv") in str(raised.value)
     assert not (tmp_path / "faces").exists()
