@@ -67,6 +67,7 @@ from deepfake_detect.verdict import (
     judge_file,
     mean_score,
 )
+from deepfake_detect.video import Video
 
 __all__ = [
     "CancelledError",
@@ -255,6 +256,8 @@ class Detector:
         way = USUAL
         seen = self._look(opened.sample(rate, fewest), way, watch, (LOOKING, total))
         if not seen.faces:
+            seen = self._look_at_other_streams(opened, seen, watch)
+        if not seen.faces:
             other, unsure = look_again(seen.first, self.model.decision)
             seen.unsure = max(seen.unsure, unsure)
             if other is not None and opened.frames is None:
@@ -276,6 +279,24 @@ class Detector:
             opened.find_hindrance(),
         )
         return self._describe(opened, seen, judgement)
+
+    def _look_at_other_streams(self, opened: Opened, seen: Seen, watch: Watch) -> Seen:
+        """Look for faces in the further video streams of a file, and stay with one that has some."""
+        rate, fewest = self.settings.frames_per_second, self.settings.fewest_frames
+        first = opened.video
+        for video in opened.open_streams():
+            opened.video = video
+            try:
+                other = self._look(opened.sample(rate, fewest), USUAL, watch, (AGAIN, None))
+            except (OSError, ValueError):
+                opened.notes.append(f"video stream {video.stream} cannot be read")
+                continue
+            if other.faces:
+                said = "was checked, as there is no face in the first"
+                opened.notes.append(f"video stream {video.stream} {said}")
+                return other
+        opened.video = first
+        return seen
 
     def _look(
         self, frames: Iterator[Sample], way: Way, watch: Watch, phase: tuple[str, int | None]
@@ -423,6 +444,7 @@ class Detector:
         evidence = Evidence(
             source=opened.source,
             state=opened.state,
+            stream=opened.video.stream if opened.video is not None else None,
             crops=np.array([crop for _, crop, _ in seen.worst]).reshape(-1, size, size, 3),
             heat=np.array([places for _, _, places in seen.worst]),
             crop_faces=tuple(worst),
@@ -531,7 +553,7 @@ class Detector:
         boxes_at = marked_video.interpolate(result.tracks)
 
         def write(partial: Path) -> None:
-            if not isinstance(source, np.ndarray) and result.kind == "video":
+            if isinstance(source, Video):
                 step = functools.partial(watch.step, DRAWING)
                 also = (Path(small), list_moments(result)) if small else None
                 marked_video.write_marked_video(
@@ -548,7 +570,7 @@ class Detector:
         return notes
 
 
-def find_source(result: Result) -> Path | bytes | np.ndarray:
+def find_source(result: Result) -> Path | bytes | np.ndarray | Video:
     """Return what a result was made from, to read it once more.
 
     Raises:
@@ -564,6 +586,8 @@ def find_source(result: Result) -> Path | bytes | np.ndarray:
         check_plain_file(evidence.source)
         if evidence.state != read_state(evidence.source):
             raise SourceChangedError("it changed since it was checked")
+    if evidence.stream is not None and not isinstance(evidence.source, np.ndarray):
+        return Video(evidence.source, evidence.stream, threads=0)
     return evidence.source
 
 
@@ -589,7 +613,7 @@ def embed_video(result: Result, made: Path | None) -> str | None:
             data = made.read_bytes()
         else:
             source = find_source(result)
-            if isinstance(source, np.ndarray):
+            if not isinstance(source, Video):
                 return None
             boxes_at, moments = marked_video.interpolate(result.tracks), list_moments(result)
             with tempfile.TemporaryDirectory() as folder:

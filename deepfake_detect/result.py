@@ -136,6 +136,7 @@ class Evidence:
     Attributes:
         source: what was checked
         state: of its file when it was checked, see source.read_state; None where there is none
+        stream: of its video streams, the one that was checked; None of a picture
         crops: the most suspicious crops, RGB uint8 (n, size, size, 3), worst first
         heat: what each place of a crop added to the logit of p_fake, float32 (n, k, k)
         crop_faces: the track's number and the face of each crop
@@ -145,6 +146,7 @@ class Evidence:
 
     source: object
     state: tuple[int, ...] | None
+    stream: int | None
     crops: np.ndarray
     heat: np.ndarray
     crop_faces: tuple[tuple[int, Face], ...]

@@ -54,6 +54,7 @@ class Opened:
         seconds: how far the frames went that were read
         picture, video, frames: what is read, one of the three
         state: of the file, see read_state
+        looked_at: further video streams that were read
     """
 
     source: object
@@ -67,6 +68,7 @@ class Opened:
     frames: Frames | None = None
     seconds: float = 0.0
     state: tuple[int, ...] | None = None
+    looked_at: set[int] = field(default_factory=set)
 
     def sample(self, rate: float, fewest: int) -> Iterator[Sample]:
         """Yield the frames to score: `rate` a second, and more of a short video.
@@ -105,6 +107,15 @@ class Opened:
                     yield Sample(frame.index, frame.seconds, frame.image)
             video.seen_frames, video.seen_seconds, video.lost_frames = seen
 
+    def open_streams(self) -> Iterator[Video]:
+        """Open the further video streams of a file, one after another."""
+        if self.video is not None:
+            first = self.video
+            for stream in first.streams:
+                if stream.index != first.stream:
+                    self.looked_at |= {first.stream, stream.index}
+                    yield Video(first.source, stream.index, most_pixels=first.most_pixels)
+
     def guess_count(self, rate: float, fewest: int) -> int | None:
         """Guess how many frames `sample` yields; None where the header does not say."""
         if self.picture is not None:
@@ -134,7 +145,9 @@ class Opened:
         notes = list(self.notes)
         if self.video is not None:
             missing = self.video.missing()
-            notes += [*self.video.notes, *([f"the video {missing}"] if missing else [])]
+            known = tuple(f"video stream {index} (" for index in self.looked_at)
+            notes += [note for note in self.video.notes if not note.startswith(known)]
+            notes += [f"the video {missing}"] if missing else []
         return notes
 
     def check_unchanged(self) -> None:

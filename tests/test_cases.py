@@ -156,7 +156,7 @@ def test_faces_of_another_size_are_found(detector: Detector, side: int) -> None:
     assert len(result.faces) == 1
 
 
-def test_a_stream_that_was_not_looked_at_is_named(detector: Detector, tmp_path: Path) -> None:
+def test_faces_in_the_second_stream_are_found(detector: Detector, tmp_path: Path) -> None:
     path = tmp_path / "two.mp4"
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("libx264", 5) for _ in range(2)]
@@ -170,7 +170,13 @@ def test_a_stream_that_was_not_looked_at_is_named(detector: Detector, tmp_path: 
         for stream in streams:
             container.mux(stream.encode(None))
     result = detector.check(path)
-    assert result.faces or "stream 1" in " ".join(result.notes)
+    assert result.verdict == "likely real" and len(result.tracks) == 1
+    assert "stream 1 was checked" in " ".join(result.notes)
+    assert "not looked at" not in " ".join(result.notes)
+    detector.write_marked_copy(result, tmp_path / "marked.mp4")
+    with av.open(str(tmp_path / "marked.mp4")) as container:
+        first = next(container.decode(video=0)).to_ndarray(format="bgr24")
+    assert np.abs(first[110:330, 210:430].astype(int) - 90).mean() > 20  # not the grey one
 
 
 # HDR
