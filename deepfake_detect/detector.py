@@ -281,7 +281,7 @@ class Detector:
         return self._describe(opened, seen, judgement)
 
     def _look_at_other_streams(self, opened: Opened, seen: Seen, watch: Watch) -> Seen:
-        """Look for faces in the further video streams of a file, and stay with one that has some."""
+        """Look for faces in the further video streams; stay with the first that has some."""
         rate, fewest = self.settings.frames_per_second, self.settings.fewest_frames
         first = opened.video
         for video in opened.open_streams():
