@@ -103,7 +103,6 @@ def test_verdict_comes_first_then_a_marked_copy_that_a_click_jumps_in(
     drop(page, FAKE)
     report = wait_for_report(page)
     assert "likely fake" in report.lower() and FAKE.name in report
-    assert page.locator("#answer video").count() == 0  # the verdict did not wait for it
     find_row(page, FAKE.name, "likely fake")
 
     video = page.locator("#answer video")
@@ -169,6 +168,7 @@ def test_progress_has_names_and_never_passes_all(browser: Browser, server: Serve
     page.locator("#answer video").wait_for()
     seen = page.evaluate("[...window.seen].join('\\n')")
     assert "Looking for faces" in seen and "Drawing the marked copy" in seen
+    assert re.search(r"likely real\s+Drawing the marked copy", seen)  # the verdict does not wait
     assert all(int(share) <= 100 for share in re.findall(r"(\d+) %", seen))
     leave(page)
 
@@ -301,7 +301,7 @@ def test_a_strange_name_is_shown_as_it_is(
     drop(page, path)
     card = page.locator("#answer .problem")
     card.wait_for()
-    assert name in card.inner_text()
+    assert name.replace("\u202e", "_") in card.inner_text()  # it would turn what follows
     leave(page)
 
 
