@@ -4,12 +4,12 @@
     python 00-make-sample-videos.py --people 48 --fakes 96
 
 Writes  practice/videos/practice/*.mp4            real clips of invented people, and fakes of them
-        practice/videos/practice/practice.json    which is which, a list as the data set DFDC has it
-Next    cd practice, then 01-convert-video-to-image.py, and so on: what it makes stays in there
+        practice/videos/practice/practice.json    their labels, in the format of the data set DFDC
+Next    cd practice, then run 01-convert-video-to-image.py there, so its outputs stay in practice/
 
-The people are one portrait with other colours, light and proportions; in a fake, the face of one
-is swapped for the face of another: see deepfake_detect/practice.py. A model that does well on these
-clips shows that the pipeline works, and says nothing about deepfakes in the wild.
+All people are variants of one portrait with different colours, light and proportions. In a fake,
+one person's face replaces another's, see deepfake_detect/practice.py. A model that does well on
+these clips shows that the pipeline works; it does not show that the model detects real deepfakes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent))  # python -P leaves it out
+sys.path.append(str(Path(__file__).resolve().parent))  # python -P omits this folder
 from deepfake_detect import start
 
-start.prepare(__name__)  # Ctrl-C while the rest is loading ends it with a sentence
+start.prepare(__name__)  # Ctrl-C during the imports below ends the run with one sentence
 
 import json
 import os
@@ -36,8 +36,8 @@ from tqdm import tqdm
 from deepfake_detect import cli, files, practice
 
 FOLDER = "practice"  # below the folder for videos
-MADE_WITH = "settings.json"  # is written first: clips of other settings are never added
-LABELS = "practice.json"  # is written last: the set is whole
+MADE_WITH = "settings.json"  # written first, so that clips with other settings are never added
+LABELS = "practice.json"  # written last, so its presence means that the set is complete
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,18 @@ class Settings:
     """Edit a default here, or override it for one run: --people 48."""
 
     # folders
-    videos_dir: Path = Path("practice/videos")  # the clips go into practice/ below it
+    videos_dir: Path = Path(
+        "practice/videos"
+    )  # output folder; the clips go into practice/ below it
     # clips
-    people: cli.Count = 24  # real clips, one of each person
-    fakes: Annotated[int, cli.Between(0)] = 36  # fake clips, made of the real ones in turn
-    frames: cli.Count = 40  # frames of each clip
+    people: cli.Count = 24  # real clips, one per person
+    fakes: Annotated[int, cli.Between(0)] = 36  # fake clips, spread evenly over people
+    frames: cli.Count = 40  # frames per clip
     fps: cli.Positive = practice.FPS  # frames per second
     seed: Annotated[int, cli.Between(0)] = 1  # the same seed makes the same frames
     widths: Annotated[tuple[int, ...], cli.Between(32)] = practice.WIDTHS  # of persons 0, 1, 2, ...
     # machine
-    workers: Annotated[cli.Count | None, cli.MACHINE] = None  # at once; None: one per core
+    workers: Annotated[cli.Count | None, cli.MACHINE] = None  # threads; None: one per core
 
 
 def main(settings: Settings = Settings()) -> list[practice.Clip]:
@@ -64,16 +66,16 @@ def main(settings: Settings = Settings()) -> list[practice.Clip]:
         The clips of the set.
 
     Raises:
-        ValueError: a number is out of its range, or other files are in the way
+        ValueError: a number is out of range, or the folder holds other files
         OSError: the folder cannot be written, or OpenCV cannot write videos
     """
     cli.check_ranges(settings)
     if not settings.widths:
-        raise ValueError("--widths: give one or more.")
+        raise ValueError("--widths is empty; give one width or more.")
     clips = practice.plan_clips(settings.people, settings.fakes, settings.seed, settings.widths)
     output = claim_folder(settings)
 
-    # The fakes of a person are made in one go with the real clip, as far as they are not there yet.
+    # Write the missing clips of one person together: the real clip and its fakes share the filming.
     missing = [clip for clip in clips if not output.owns(clip.name)]
     by_person = defaultdict(list)
     for clip in missing:
@@ -93,18 +95,18 @@ def main(settings: Settings = Settings()) -> list[practice.Clip]:
 
 
 def claim_folder(settings: Settings) -> files.Output:
-    """Make the folder of the set; clips of the user, or of other settings, are not mixed in.
+    """Create the folder of the set, or reopen it if it was made with the same settings.
 
     Raises:
-        ValueError: they are there
+        ValueError: the folder holds other videos, or clips made with other settings
     """
     videos_dir, option = settings.videos_dir, "--videos-dir"
     if videos_dir.is_dir():
         others = {path.name for path in videos_dir.iterdir() if not path.name.startswith(".")}
         if others := sorted(others - {FOLDER}):
             raise ValueError(
-                f"{videos_dir}: it holds {others[0]}, and practice videos are not mixed with other "
-                f"ones; name another folder with {option}."
+                f"{videos_dir}: the folder holds {others[0]}, and practice videos cannot be mixed "
+                f"with other videos; name another folder with {option}."
             )
     output = files.claim(videos_dir / FOLDER, option, __file__)
     made_with, path = cli.settings_of_result(settings), output.folder / MADE_WITH
@@ -112,14 +114,14 @@ def claim_folder(settings: Settings) -> files.Output:
         output.write(MADE_WITH, partial(files.write_json, content=made_with))
     elif not output.owns(MADE_WITH) or json.loads(path.read_text(encoding="utf-8")) != made_with:
         raise ValueError(
-            f"{output.folder}: it holds clips made with other settings, see {MADE_WITH}; delete "
-            f"it, or name another folder with {option}."
+            f"{output.folder}: the folder holds clips made with other settings, see {MADE_WITH}; "
+            f"delete it, or name another folder with {option}."
         )
     return output
 
 
 def write_person(output: files.Output, settings: Settings, clips: list[practice.Clip]) -> int:
-    """Write clips of one person, whole or not at all, and return how many they are."""
+    """Write the clips of one person, all or none, and return their number."""
     with output.writing([clip.name for clip in clips]) as paths:
         of_path = dict(zip(paths, clips, strict=True))
         practice.write_clips(of_path, settings.frames, settings.fps, settings.seed)
@@ -127,13 +129,13 @@ def write_person(output: files.Output, settings: Settings, clips: list[practice.
 
 
 def print_set(clips: list[practice.Clip], kept: int, settings: Settings) -> None:
-    """Print what the folder holds now, and what was kept."""
+    """Print the contents of the folder, and the number of clips kept from earlier runs."""
     labels = Counter(clip.label.lower() for clip in clips)
     sizes = Counter(f"{clip.width} x {clip.height}" for clip in clips)
     facts = [(f"{label} clips", f"{labels[label]:,}") for label in ("real", "fake")]
     facts += [("frames", f"{len(clips) * settings.frames:,}")]
     facts += [("size", f"{size}: {count:,} clips") for size, count in sorted(sizes.items())]
-    facts += [("kept", f"{kept:,} clips that were there")]
+    facts += [("kept", f"{kept:,} clips from an earlier run")]
     folder, script = settings.videos_dir.parent, "01-convert-video-to-image.py"
     script = os.path.relpath(Path(__file__).resolve().with_name(script), folder)
     step = f"python {shlex.quote(script)} --frames-per-video 20"

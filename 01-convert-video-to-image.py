@@ -1,27 +1,27 @@
-"""Save the frames of videos as images, and describe each video.
+"""Extract the frames of videos as PNG images, and describe each video.
 
     python 01-convert-video-to-image.py
     python 01-convert-video-to-image.py --frames-per-second 1
     python 01-convert-video-to-image.py --videos-dir my-videos --frames-per-video 30
 
 Reads   videos/                                    any mix of the data sets below, at any depth
-        data-sets.toml                             what they look like; add your own there
+        data-sets.toml                             how to recognize them; add your own there
 Writes  frames/<video_id>/<video_id>-000042.png    frame 42 of the video, resized by its width
-        frames/videos.csv                          one row per video: what it is, how it went
-        frames/left-out.csv                        each file that was not converted, and why
-        frames/crop-rule.json                      whether and how frames were resized
+        frames/videos.csv                          one row per video: its description and status
+        frames/left-out.csv                        each file that was not converted, and the reason
+        frames/crop-rule.json                      whether and how the frames were resized
 Next    02-crop-faces-with-mtcnn.py
 
 FaceForensics++, Google DFD, Celeb-DF (v1, v2), DFDC (its preview and test sets too),
 DeepFake-TIMIT with VidTIMIT, and plain `real/` and `fake/` folders are recognized by their own
-folder and file names, or by the lists that come with them; the names of outer folders do not
-matter. A folder directly below real/ or fake/ counts as one person: real/anna/1.mp4,
-real/anna/2.mp4 and fake/anna/1.mp4 all show anna. A file that fits no data set is left out and
-listed: no label is guessed.
+folder and file names, or by their label lists; the names of outer folders do not matter. A folder
+directly below real/ or fake/ counts as one person: real/anna/1.mp4, real/anna/2.mp4 and
+fake/anna/1.mp4 all show anna. A file that matches no data set is left out and listed; its label is
+not guessed.
 
-Every frame is counted as it is decoded; the number that a file claims is only compared with it.
-A run that was stopped continues where it was. A video is converted again if it or the settings
-changed, and the frames of a video that is gone are deleted.
+Frames are counted as they are decoded; the number in the file's header is only compared with this
+count. A stopped run continues where it left off. A video is converted again if the file or the
+settings changed, and the frames of a deleted video are deleted.
 """
 
 from __future__ import annotations
@@ -63,45 +63,45 @@ class Settings:
     """Edit a default here, or override it for one run: --frames-per-second 1."""
 
     # folders
-    videos_dir: Path = Path("videos")  # the data sets, as unpacked
-    frames_dir: Path = Path("frames")  # gets one folder per video, and videos.csv
-    data_sets: Path | None = None  # what the data sets look like; None: this project's table
-    without: tuple[str, ...] = ()  # data sets to leave out, such as: practice
+    videos_dir: Path = Path("videos")  # the unpacked data sets
+    frames_dir: Path = Path("frames")  # output: one folder per video, and videos.csv
+    data_sets: Path | None = None  # table of data sets; None: data-sets.toml of this project
+    without: tuple[str, ...] = ()  # names of data sets to leave out, such as practice
     # sampling
-    frames_per_second: Positive | None = None  # frames kept per second of video; None keeps all
-    frames_per_video: Count | None = None  # frames kept per video, evenly spread; None keeps all
+    frames_per_second: Positive | None = None  # frames to keep per second; None keeps all
+    frames_per_video: Count | None = None  # frames to keep per video, evenly spaced; None keeps all
     # images
-    width_rule: WidthRule = WIDTH_RULE  # pairs: frames narrower than this are scaled by this factor
-    full_frames: bool = False  # keep the size of frames; 02 then cuts faces with all their pixels
-    png_compression: Level = 1  # 0 to 9, all lossless; 3 takes 1.8 times as long, for 7 % less
+    width_rule: WidthRule = WIDTH_RULE  # (width, factor): narrower frames are scaled by factor
+    full_frames: bool = False  # do not resize frames; 02 then crops faces at full resolution
+    png_compression: Level = 1  # 0 to 9, all lossless; 3 is 1.8 times slower, 7 % smaller
     # machine
     workers: Annotated[Count | None, MACHINE] = None  # processes; None: one per core
-    seconds_per_video: Annotated[Positive | None, MACHINE] = 3600  # more: it is given up
-    scheduler: Annotated[str | None, MACHINE] = None  # address of a Dask cluster, tcp://host:8786
+    seconds_per_video: Annotated[Positive | None, MACHINE] = 3600  # time limit per video
+    scheduler: Annotated[str | None, MACHINE] = None  # address of a Dask scheduler, tcp://host:8786
     part: Annotated[str | None, MACHINE] = None  # 3/10: every tenth video from the third, no tables
 
 
 SIDE = resume.Sidecar("video.json", __file__)
 PRACTICE = "practice"  # the data set of the videos that 00 makes
-SHOWN = 10  # videos of each kind of trouble that are printed; the tables have all
+SHOWN = 10  # videos printed per kind of problem; the tables list all
 CONVERSION = ["width", "height", "fps", "frames", "status", "reason"]
 TABLES = ["crop-rule.json", "left-out.csv", "videos.csv"]
 
 
 def main(settings: Settings = Settings()) -> pd.DataFrame:
-    """Save the frames of videos as images, and describe each video.
+    """Extract the frames of videos as PNG images, and describe each video.
 
     Returns:
         The table videos.csv.
 
     Raises:
-        ValueError: there is no video to convert, a setting makes no sense, or frames_dir holds what
-            this script did not make.
-        filelock.Timeout: another run is writing to frames_dir.
-        OSError: frames_dir cannot be written to, such as when the disk is full.
+        ValueError: there is no video to convert, a setting is invalid, or frames_dir holds files
+            that this script did not create
+        filelock.Timeout: another run is using frames_dir
+        OSError: frames_dir cannot be written to, for example because the disk is full
     """
     check_settings(settings)
-    videos, left_out = list_videos(settings)  # by their paths; no file is decoded for it
+    videos, left_out = list_videos(settings)  # by path only; this decodes nothing
     if settings.part:
         videos = videos.iloc[read_part(settings.part)]
     output = files.claim(settings.frames_dir, "--frames-dir", __file__)
@@ -112,41 +112,42 @@ def main(settings: Settings = Settings()) -> pd.DataFrame:
             table = videos.join(conversions, on="video_id")
             if settings.part:
                 print(
-                    f"part {settings.part} is done; after all parts a plain run writes the tables"
+                    f"part {settings.part} is done; when all parts are done, run without --part to "
+                    "write the tables"
                 )
                 return table
             write_table(output, "left-out.csv", left_out)
             write_table(output, "videos.csv", table)
         except OSError as error:
             raise OSError(
-                f"{settings.frames_dir}: stopped by an error ({error}); what is finished is kept. "
-                "Fix it, and the same command goes on."
+                f"{settings.frames_dir}: stopped by an error ({error}); finished videos are kept. "
+                "Fix it, then run the same command to continue."
             ) from error
     print_summary(table, left_out, settings.frames_dir)
     if not table["frames"].any():
-        raise ValueError(f"{settings.videos_dir}: not one frame could be read from its videos.")
+        raise ValueError(f"{settings.videos_dir}: no frame could be read from its videos.")
     return table
 
 
 def check_settings(settings: Settings) -> None:
-    """Refuse settings that make no sense.
+    """Check the settings.
 
     Raises:
-        ValueError: there is one.
+        ValueError: a setting is invalid
     """
     cli.check_ranges(settings)
     rule = settings.width_rule
     if settings.frames_per_second and settings.frames_per_video:
         raise ValueError("Give --frames-per-second or --frames-per-video, not both.")
     if not rule or rule[-1][0] != math.inf or not min(map(min, rule)) > 0:
-        raise ValueError("--width-rule: give pairs of numbers above 0, the last as: inf FACTOR.")
+        raise ValueError("--width-rule: give pairs of numbers above 0, the last one as inf FACTOR.")
 
 
 def list_videos(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """List the videos to convert, and the files that are left out (path, reason).
+    """List the videos to convert, and the files to leave out (path, reason).
 
     Raises:
-        ValueError: there is no video to convert.
+        ValueError: there is no video to convert
     """
     known = settings.data_sets or Path(__file__).with_name("data-sets.toml")
     videos, left_out = datasets.make_catalogue(settings.videos_dir, *datasets.read_data_sets(known))
@@ -160,7 +161,7 @@ def list_videos(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def hold_folder(settings: Settings) -> AbstractContextManager:
-    """Hold the output folder, alone or with other parts."""
+    """Lock the output folder, exclusively or shared with other parts."""
     if settings.part:
         return share_folder(settings.frames_dir, settings.part)
     return filelock.FileLock(settings.frames_dir / ".lock", timeout=0)
@@ -176,14 +177,14 @@ def write_table(output: files.Output, name: str, table: pd.DataFrame) -> None:
 
 
 def convert_videos(videos: pd.DataFrame, output: files.Output, settings: Settings) -> pd.DataFrame:
-    """Convert the videos, several side by side, except those already done.
+    """Convert the videos that are not done yet, several in parallel.
 
     Returns:
-        The columns of CONVERSION, one row per video, by video_id.
+        The columns of CONVERSION, one row per video, indexed by video_id.
 
     Raises:
-        ValueError: the folder of a video is there and was not made by this script.
-        OSError: the frames cannot be written.
+        ValueError: a video's output folder exists and was not created by this script
+        OSError: the frames cannot be written
     """
     frames_dir, made_with = settings.frames_dir, describe_settings(settings)
     conversions, jobs = {}, []
@@ -198,7 +199,7 @@ def convert_videos(videos: pd.DataFrame, output: files.Output, settings: Setting
     if conversions:
         print(f"{len(conversions):,} of {len(videos):,} videos were done", flush=True)
 
-    # videos.csv may name frames that change now, so it is deleted first; the new one comes last.
+    # Delete videos.csv first, as its frames may change now; the new one is written last.
     output.delete(["videos.csv"])
     with resume.open_run(frames_dir, settings.scheduler, settings.part) as unfinished:
         delete_outdated(videos, set(conversions), settings, unfinished)
@@ -206,7 +207,7 @@ def convert_videos(videos: pd.DataFrame, output: files.Output, settings: Setting
             rule = describe_frames(settings)
             output.write("crop-rule.json", lambda path: files.write_json(path, rule))
 
-        # The longest come first, so that no process ends with one while the others are idle.
+        # Start with the largest files, so that no process is left with one while others are idle.
         jobs.sort(key=lambda job: (job[2]["bytes"], job[1]), reverse=True)
         conversions |= convert_side_by_side(unfinished, jobs, settings)
     return pd.DataFrame.from_dict(conversions, orient="index", columns=CONVERSION)
@@ -215,51 +216,57 @@ def convert_videos(videos: pd.DataFrame, output: files.Output, settings: Setting
 def delete_outdated(
     videos: pd.DataFrame, done: set[str], settings: Settings, unfinished: Path
 ) -> None:
-    """Delete the frames of videos that are gone or will be converted again."""
+    """Delete the frames of videos that were deleted or must be converted again."""
     known, frames_dir = set(videos["video_id"]), settings.frames_dir
     for name in SIDE.list_own(frames_dir) - done:
         if name in known and (frames_dir / name).is_symlink():
-            SIDE.forget(frames_dir / name)  # the folder that it leads to is used again
+            SIDE.forget(frames_dir / name)  # the target of the link is reused
         elif name in known or not settings.part:
             files.delete_folder(frames_dir / name, unfinished / name)
 
 
 def describe_settings(settings: Settings) -> dict:
-    """Return the settings that the frames of one video depend on, as JSON has them."""
+    """Return the settings that affect the frames of a video, as JSON types."""
     made_with = cli.settings_of_result(settings) | {"width_rule": describe_rule(settings)}
     del made_with["without"]
     return made_with
 
 
 def describe_frames(settings: Settings) -> dict:
-    """Return what crop-rule.json says of the frames."""
+    """Return the content of crop-rule.json."""
     kind = "full" if settings.full_frames else "reduced"
     return {"frames": kind, "width_rule": describe_rule(settings)}
 
 
 def describe_rule(settings: Settings) -> list:
-    """Return the width rule as JSON has it: an infinite width is null."""
+    """Return the width rule as JSON types, with null for an infinite width."""
     return [[None if width == math.inf else width, by] for width, by in settings.width_rule]
 
 
 def convert_video(unfinished: Path, video_path: Path, target: Path, inputs: dict) -> dict:
-    """Write the frames of one video into the folder `target`, which appears when all are there.
+    """Write the frames of one video into the folder `target`, atomically.
 
-    Until then they are below `unfinished`, in a folder of their own.
+    The frames are first written to a temporary folder below `unfinished`.
 
     Args:
-        inputs: the fingerprint of the video, with the settings
+        unfinished: folder for unfinished work
+        video_path: the video file, or a folder of stills
+        target: output folder of the video
+        inputs: fingerprint of the video and the settings, see resume.fingerprint
 
     Returns:
-        The columns of CONVERSION; they also go into target/video.json. status is ok, partial (some
-        frames could not be read) or failed (none could); reason says why.
+        The columns of CONVERSION, also written to target/video.json. status is ok, partial (some
+        frames could not be read) or failed (no frame could); reason explains it. A problem with
+        the video is reported here and not raised.
 
     Raises:
-        OSError: the frames cannot be written. What is wrong with the video goes into the row.
+        OSError: the frames cannot be written
     """
     settings = inputs["settings"]
     rule = tuple((width or math.inf, factor) for width, factor in settings["width_rule"])
-    folder = unfinished / f"{target.name}-{uuid4().hex}"  # a lost worker may have left one
+    folder = (
+        unfinished / f"{target.name}-{uuid4().hex}"
+    )  # unique, as a lost worker may have left one
     folder.mkdir()
     row = {"width": "", "height": "", "fps": "", "frames": 0, "status": "ok", "reason": ""}
     try:
@@ -280,7 +287,7 @@ def convert_video(unfinished: Path, video_path: Path, target: Path, inputs: dict
     except UNREADABLE as error:
         row |= {"status": "partial", "reason": cli.describe_error(error)}
     if row["frames"] == 0:
-        row |= {"status": "failed", "reason": row["reason"] or "no frame of it decodes"}
+        row |= {"status": "failed", "reason": row["reason"] or "no frame decodes"}
     SIDE.finish(folder, target, inputs, row)
     return row
 
@@ -292,8 +299,8 @@ def read_frames(video: Video, settings: dict) -> Iterator[Frame]:
     """Yield the frames to keep.
 
     Raises:
-        ValueError: the video cannot be read; an OSError here would end the run, as those do that
-            come from writing.
+        ValueError: the video cannot be read. Not an OSError, because an OSError from writing the
+            frames ends the run.
     """
     try:
         if settings["frames_per_video"]:
@@ -304,20 +311,20 @@ def read_frames(video: Video, settings: dict) -> Iterator[Frame]:
         else:
             yield from video.frames()
     except (OSError, av.FFmpegError) as error:
-        raise ValueError(f"reading it failed: {cli.describe_error(error)}") from error
+        raise ValueError(f"reading failed: {cli.describe_error(error)}") from error
 
 
 def choose_evenly(total: int, wanted: int) -> set[int]:
-    """Choose the middle of each of `wanted` equal parts of `total` frames; all if fewer."""
+    """Return the middle frame of each of `wanted` equal parts of a video, or all if fewer."""
     wanted = min(wanted, total)
     return {(2 * part + 1) * total // (2 * wanted) for part in range(wanted)}
 
 
 def write_png(image: np.ndarray, path: Path, compression: int) -> None:
-    """Write a frame, BGR uint8 (height, width, 3), without loss.
+    """Write a frame, BGR uint8 (height, width, 3), as a lossless PNG.
 
-    Each row of pixels is stored as its difference from the one above. OpenCV by itself tries five
-    kinds of difference for each row, which takes 1.6 times as long for files 2 % smaller.
+    Each row is stored as its difference from the row above (the filter "up"). By default OpenCV
+    tries five filters per row, which takes 1.6 times as long for files that are 2 % smaller.
     """
     settings = [cv2.IMWRITE_PNG_COMPRESSION, compression]
     settings += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
@@ -330,17 +337,18 @@ def write_png(image: np.ndarray, path: Path, compression: int) -> None:
 def convert_side_by_side(
     unfinished: Path, jobs: list[tuple[Path, Path, dict]], settings: Settings
 ) -> dict[str, dict]:
-    """Convert videos in processes; one that dies or hangs costs its video.
+    """Convert videos in several processes; a process that dies or hangs loses only its video.
 
     Args:
         unfinished: the folder of the run
-        jobs: what convert_video takes after `unfinished`, in the order to begin them
+        jobs: the arguments of convert_video after `unfinished`, in the order to start them
+        settings: the settings of the run
 
     Returns:
-        What convert_video gives for each video, by its video_id.
+        The result of convert_video for each video, by video_id.
 
     Raises:
-        OSError: convert_video raised it, or the processes could not go on.
+        OSError: convert_video raised it, or the worker processes failed
     """
     if not jobs:
         return {}
@@ -355,27 +363,27 @@ def convert_side_by_side(
 
 
 def start_pool(workers: int) -> pebble.ProcessPool:
-    """Start the processes; also on the workers of a cluster."""
+    """Start the worker processes, on this machine or on a worker of a cluster."""
     return make_processes(workers, ["av", "cv2", "pandas", "tyro"], prepare_process)
 
 
 def prepare_process() -> None:
-    """Prepare a process: it converts one video with one thread, and prints nothing itself."""
+    """Prepare a worker process: one thread per video, and OpenCV prints nothing."""
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def row_of(future: Future[dict], seconds_per_video: float | None) -> dict:
-    """Return the row of a video; if its process died or was too slow, one that says so.
+    """Return the row of a video, or a row with the reason if its process died or timed out.
 
-    Such a video gets no folder, so the next run tries it again.
+    Such a video has no output folder, so the next run tries it again.
     """
     try:
         return future.result()
     except TimeoutError:
-        reason = f"given up after {seconds_per_video:,} seconds (--seconds-per-video)"
+        reason = f"skipped after {seconds_per_video:,} seconds (--seconds-per-video)"
     except pebble.ProcessExpired as error:
-        reason = f"the process that read it crashed (exit code {error.exitcode})"
+        reason = f"its worker process crashed (exit code {error.exitcode})"
     row = dict.fromkeys(CONVERSION, "")
     return row | {"frames": 0, "status": "failed", "reason": f"{reason}; the next run tries again"}
 
@@ -384,13 +392,15 @@ def row_of(future: Future[dict], seconds_per_video: float | None) -> dict:
 
 
 def print_summary(table: pd.DataFrame, left_out: pd.DataFrame, frames_dir: Path) -> None:
-    """Print how many videos and frames there are of each kind, what went wrong and was left out."""
+    """Print the number of videos and frames of each kind, the problems and the files left out."""
     facts = [("videos", f"{len(table):,} (videos.csv)"), ("frames", f"{table['frames'].sum():,}")]
     for (dataset, *kind), videos in table.groupby(["dataset", "label", "method"]):
         counts = f"{len(videos):,} videos, {videos['frames'].sum():,} frames"
         facts.append((dataset, f"{' '.join(kind)}: {counts}"))
     if practice := int((table["dataset"] == PRACTICE).sum()):
-        why = "to try the scripts, not to train on; leave them out with --without practice"
+        why = (
+            "made for trying the scripts, not for training; leave them out with --without practice"
+        )
         facts.append(("note", f"{practice:,} are practice videos: {why}"))
     for status in ("partial", "failed"):
         broken = table[table["status"] == status]

@@ -1,33 +1,33 @@
-"""Balance the real and fake crops, and split them so that nobody is in two splits.
+"""Balance real and fake crops, and split them so that no person is in two splits.
 
     python 03-prepare-fake-real-dataset.py
     python 03-prepare-fake-real-dataset.py --seed 2
     python 03-prepare-fake-real-dataset.py --split-by official
 
-Reads   faces/faces.csv, frames/videos.csv               the crops, and what their videos are
+Reads   faces/faces.csv, frames/videos.csv                the crops, and the labels of their videos
         frames/<video_id>/                                to compare fakes with their originals
-Writes  prepared_dataset/{real,fake}/                     as many fake crops as real ones
+Writes  prepared_dataset/{real,fake}/                     an equal number of real and fake crops
         split_dataset/{train,val,test}/{real,fake}/       the same crops, 80:10:10
-        split_dataset/crops.csv                           one row per crop: where it went
-        split_dataset/bystanders.csv                      faces of fakes that were not swapped
+        split_dataset/crops.csv                           one row per crop, with its split
+        split_dataset/bystanders.csv                      faces in fakes that were not swapped
 Next    04-train-cnn.py
 
-Frames of one video, a fake and the video it was made from, and videos of one person are so alike
-that a model which has seen one knows the other. Videos that share an identity therefore stay
-together (a connected component of the data set's videos), as far as names and lists give the
-identities. A component that no split can hold is divided by person, and the fakes between people of
-different splits are left out. At the end the folders on disk are read, and people in two splits are
-counted, by the table and by the names of the files. The crops are hard links: one edited in place
-changes in faces/ too, unless --files copy.
+Frames of one video, a fake and its original, and videos of one person are so similar that a model
+trained on one recognizes the other. Videos that share an identity therefore stay together (as a
+connected component of the data set's videos), as far as file names and lists give the identities.
+A component that is too large for any split is divided by person, and fakes that combine people of
+different splits are left out. At the end the script reads the folders on disk and counts people in
+two splits, by the table and by the file names. The crops are hard links: editing one in place also
+changes it in faces/, unless you use --files copy.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent))  # python -P leaves it out
+sys.path.append(str(Path(__file__).resolve().parent))  # python -P omits this folder
 from deepfake_detect import start
 
-start.prepare(__name__)  # Ctrl-C while the rest is loading ends it with a sentence
+start.prepare(__name__)  # Ctrl-C during the imports below ends the run with one sentence
 
 import os
 import shutil
@@ -55,36 +55,36 @@ class Settings:
     """Edit a default here, or override it for one run: --seed 2."""
 
     # folders
-    frames_dir: Path = Path("frames")  # its videos.csv has the labels and the identities
-    faces_dir: Path = Path("faces")  # the crops
-    prepared_dir: Path = Path("prepared_dataset")  # gets the balanced crops, flat
-    split_dir: Path = Path("split_dataset")  # gets the same crops, split
+    frames_dir: Path = Path("frames")  # videos.csv (labels and identities), and the frames
+    faces_dir: Path = Path("faces")  # crops and faces.csv
+    prepared_dir: Path = Path("prepared_dataset")  # output: the balanced crops
+    split_dir: Path = Path("split_dataset")  # output: the same crops, split
     # split
     split_by: Literal["identity", "official"] = "identity"  # official: published lists, which leak
-    split_ratio: Annotated[tuple[float, float, float], RATIO] = (0.8, 0.1, 0.1)  # of the real crops
-    dfdc_parts: cli.Count = 10  # parts of DFDC, at least, for each part to stay whole
-    seed: Annotated[int, cli.Between(0)] = 0  # the same videos and seed give the same splits
+    split_ratio: Annotated[tuple[float, float, float], RATIO] = (0.8, 0.1, 0.1)  # train, val, test
+    dfdc_parts: cli.Count = 10  # keep each part of DFDC in one split if there are this many
+    seed: Annotated[int, cli.Between(0)] = 0  # the same seed and videos give the same splits
     # crops
-    compare: bool = True  # leave out the faces of a fake that are as in its original
+    compare: bool = True  # leave out faces of a fake that are unchanged from its original
     # disk
-    files: Literal["link", "copy"] = "link"  # link: no disk space, or a copy where links fail
+    files: Literal["link", "copy"] = "link"  # link: hard links, or copies where links fail
 
 
 def main(settings: Settings = Settings()) -> pd.DataFrame:
-    """Balance the real and fake crops, and split them so that nobody is in two splits.
+    """Balance real and fake crops, and split them so that no person is in two splits.
 
     Returns:
         The crops on disk, one row each: split, folder (the label), video_id, dataset, identities.
 
     Raises:
-        FileNotFoundError: a table of an earlier step is not there
-        ValueError: the numbers, tables or crops given do not do, an identity cannot be trusted, or
-            a folder cannot be replaced
+        FileNotFoundError: a table of an earlier step is missing
+        ValueError: a setting, table or crop is invalid, an identity cannot be trusted, or an output
+            folder cannot be replaced
     """
     check_settings(settings)
     how, seed = settings.split_by, settings.seed
 
-    # Whole videos are dealt to the splits first; then each split keeps as many fakes as reals.
+    # Assign whole videos to splits first, then balance real and fake crops within each split.
     videos, crops = read_videos_and_crops(settings)
     videos, crops, unchanged, facts = leave_out_bystanders(videos, crops, settings)
     videos["split"] = splits.split_videos(
@@ -98,7 +98,7 @@ def main(settings: Settings = Settings()) -> pd.DataFrame:
             f"crops of one data set to fill {empty[0]}/; add videos for three or more."
         )
 
-    # The new folders take the place of the old ones at the end of this block, if all went well.
+    # The new folders replace the old ones at the end of this block if it succeeds.
     with (
         files.replacing(settings.prepared_dir, "--prepared-dir", __file__) as new_prepared,
         files.replacing(settings.split_dir, "--split-dir", __file__) as new_split,
@@ -109,7 +109,7 @@ def main(settings: Settings = Settings()) -> pd.DataFrame:
         people = on_disk.assign(identity=list_people(on_disk)).explode("identity")
         in_two = count_in_two_splits(people)
         if len(on_disk) != len(chosen) or (on_disk["folder"] != on_disk["label"]).any():
-            raise ValueError(f"{new_split}: this is not what was planned; run again.")
+            raise ValueError(f"{new_split}: the files on disk do not match the plan; run again.")
         if in_two and how == "identity":
             raise ValueError(f"{new_split}: {in_two:,} people are in two splits; please report it.")
 
@@ -126,14 +126,14 @@ def check_settings(settings: Settings) -> None:
     """Check the settings.
 
     Raises:
-        ValueError: a number is outside its range, or one folder is inside the other
+        ValueError: a number is outside its range, or one output folder is inside the other
     """
     cli.check_ranges(settings)
     one, other = settings.prepared_dir.resolve(), settings.split_dir.resolve()
     if one.is_relative_to(other) or other.is_relative_to(one):
         raise ValueError(
-            f"{settings.prepared_dir}, {settings.split_dir}: give two folders, neither in the "
-            "other."
+            f"{settings.prepared_dir}, {settings.split_dir}: give two separate folders, "
+            "neither inside the other."
         )
 
 
@@ -141,16 +141,15 @@ def check_settings(settings: Settings) -> None:
 
 
 def read_videos_and_crops(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the videos with at least one crop on disk, and those crops; both sorted by video_id.
+    """Read the videos that have a crop on disk, and their crops, both sorted by video_id.
 
     Returns:
-        videos (the columns of videos.csv), crops (crop, video_id; frame, x, y, width and height as
-        numbers, NaN where the table has none)
+        videos (the columns of videos.csv and `crops`, their number), and crops (crop, video_id, and
+        frame, x, y, width, height as numbers, NaN where the table has no number)
 
     Raises:
-        FileNotFoundError: a table is not there
-        ValueError: a table is not readable, one of the labels has no crop, or an identity cannot
-            be trusted
+        FileNotFoundError: a table is missing
+        ValueError: a table cannot be read, a label has no crops, or an identity cannot be trusted
     """
     columns = ["video_id", "source", "dataset", "label", "method", "identities", "official_split"]
     faces_dir, path = settings.faces_dir, settings.frames_dir / "videos.csv"
@@ -162,17 +161,17 @@ def read_videos_and_crops(settings: Settings) -> tuple[pd.DataFrame, pd.DataFram
     videos = videos[videos["label"].isin(LABELS)]
     videos = videos.assign(identities=read_identities(videos, path))
 
-    # A path of another form could lead out of faces/, and its name would not give the video.
+    # A path of another form could lead out of faces/, and its name would not contain the video_id.
     form = r"([A-Za-z0-9_.-]*[A-Za-z0-9_-])/\1-[0-9]{6,12}-[0-9]{2,9}\.png\Z"
     formed = crops["crop"].str.extract("^" + form, expand=False) == crops["video_id"]
-    # Not pathlib's is_file, which raises an error for a name longer than the disk takes.
+    # pathlib's is_file would raise an error for a name that is too long for the disk.
     on_disk = crops["crop"].map(lambda crop: os.path.isfile(faces_dir / crop))  # noqa: PTH113
     on_disk |= ~formed
     known = crops["video_id"].isin(videos["video_id"])
     for left_out, reason in (
         (~formed, "not of the form video_id/video_id-000042-00.png"),
         (~on_disk, "not on disk"),
-        (~known, "videos.csv does not list their video as real or fake"),
+        (~known, "their video is not listed as real or fake in videos.csv"),
     ):
         if left_out.any():
             first = cli.printable(crops["crop"][left_out].iloc[0])
@@ -182,30 +181,30 @@ def read_videos_and_crops(settings: Settings) -> tuple[pd.DataFrame, pd.DataFram
 
 
 def count_by_video(videos: pd.DataFrame, crops: pd.DataFrame, faces_dir: Path) -> pd.DataFrame:
-    """Return the videos that have crops, sorted by video_id, with their number: `crops`.
+    """Return the videos that have crops, sorted by video_id, with the number of crops in `crops`.
 
     Raises:
-        ValueError: one of the labels has no crop
+        ValueError: a label has no crops
     """
     counts = crops["video_id"].value_counts().rename("crops")
     videos = videos.drop(columns="crops", errors="ignore").join(counts, on="video_id", how="inner")
     for label in LABELS:
         if label not in set(videos["label"]):
-            what = f"there is no crop of a {label} video, and training needs both labels"
+            what = f"there are no crops of {label} videos, and training needs both labels"
             raise ValueError(f"{faces_dir}: {what}; add {label} videos and run 01 and 02 again.")
     return videos.sort_values("video_id", ignore_index=True)
 
 
 def read_identities(videos: pd.DataFrame, path: Path) -> pd.Series:
-    """Return the identities of the videos in one spelling.
+    """Return the identities of the videos in normal form.
 
     Raises:
-        ValueError: the table is not as 01 wrote it, and one contradicts the names of the files
+        ValueError: the table was changed since 01 wrote it, and contradicts the file names
     """
     is_trusted = files.Output(path.parent, "--frames-dir", STEP_1).wrote(path.name)
     restored = identities.normalise(videos, is_trusted)
     if not is_trusted:
-        print(f"{path}: it is not as {STEP_1} wrote it; its identities are compared with the names")
+        print(f"{path}: changed since {STEP_1} wrote it; checking its identities by file names")
         rows, _ = datasets.read_data_sets(start.PROJECT / "data-sets.toml")
         try:
             identities.check_changed_table(videos.assign(identities=restored), rows)
@@ -218,32 +217,32 @@ def read_table(path: Path, columns: list[str], made_by: str, option: str) -> pd.
     """Read a table of an earlier step, all columns as text.
 
     Raises:
-        FileNotFoundError: the table is not there
-        ValueError: the file is not that table
+        FileNotFoundError: the table is missing
+        ValueError: the file is not a table with these columns
     """
     if not path.is_file():
-        what_to_do = f"run {made_by} first, or name another with {option}"
-        raise FileNotFoundError(f"{path}: there is no such file; {what_to_do}.")
+        what_to_do = f"run {made_by} first, or name another folder with {option}"
+        raise FileNotFoundError(f"{path}: the file does not exist; {what_to_do}.")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-        table = table.fillna("")  # what short rows lack
+        table = table.fillna("")  # rows with too few cells
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as a table ({error}); run {made_by}.") from error
     if missing := [column for column in columns if column not in table]:
-        raise ValueError(f"{path}: it has no column {missing[0]}; run {made_by} again.")
+        raise ValueError(f"{path}: the column {missing[0]} is missing; run {made_by} again.")
     twice = table[columns[0]][table[columns[0]].duplicated()]
     if len(twice):
-        raise ValueError(f"{path}: it has {columns[0]} {twice.iloc[0]} twice; run {made_by} again.")
+        raise ValueError(f"{path}: {columns[0]} {twice.iloc[0]} occurs twice; run {made_by} again.")
     return table
 
 
 def leave_out_bystanders(
     videos: pd.DataFrame, crops: pd.DataFrame, settings: Settings
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, list[tuple[str, str]]]:
-    """Leave out the faces of fakes that are as in the original, see bystanders.py.
+    """Leave out faces of fakes that are unchanged from the original, see bystanders.py.
 
     Returns:
-        The videos and crops without them, the table bystanders.csv, and lines for the summary.
+        The remaining videos and crops, the table bystanders.csv, and lines for the summary.
     """
     faces = crops.replace([np.inf, -np.inf], np.nan).dropna()
     numbers = ["frame", "x", "y", "width", "height"]
@@ -255,10 +254,10 @@ def leave_out_bystanders(
     fakes = set(videos["video_id"][videos["label"] == "fake"])
     alone = bystanders.count_without_original(faces, fakes, originals)
     if len(unchanged):
-        why = "faces of fakes, the same as in the original, see bystanders.csv"
+        why = "faces in fakes, unchanged from the original, see bystanders.csv"
         facts += [("left out", f"{len(unchanged):,} {why}")]
     if alone:
-        why = "have several faces in a frame, and no original here to see which one was swapped"
+        why = "show several faces, and without their original the swapped one is unknown"
         facts += [("note", f"{alone:,} fake videos {why}")]
     crops = crops[~crops["crop"].isin(unchanged["crop"])].reset_index(drop=True)
     return count_by_video(videos, crops, settings.faces_dir), crops, unchanged, facts
@@ -272,11 +271,11 @@ def write_chosen(
 ) -> None:
     """Fill prepared_dir/{real,fake}/ and split_dir/{train,val,test}/{real,fake}/.
 
-    split-folders draws single crops at random, and frames of one video would fall on both sides. It
-    is therefore given the crops of one split after another, each time with the whole ratio for it.
+    split-folders assigns single crops at random, so frames of one video would be in several splits.
+    We therefore call it once per split, with only the crops of that split and a ratio of 1 for it.
     """
     names = chosen["label"] + "/" + chosen["crop"].map(lambda crop: PurePosixPath(crop).name)
-    rule = settings.faces_dir / "crop-rule.json"  # how the crops were cut, which a model must know
+    rule = settings.faces_dir / "crop-rule.json"  # how the crops were cut; the model needs it
     for folder, paths in ((prepared_dir, names), (split_dir, chosen["split"] + "/" + names)):
         write_table(chosen.assign(crop=paths), folder / "crops.csv")
         if rule.is_file():
@@ -302,7 +301,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def write_file(source: Path, target: Path, how: str) -> None:
-    """Put a file at a second place: as a hard link where that is wanted and can be, or a copy."""
+    """Link or copy a file; copy it if the disk does not support hard links."""
     if how == "link":
         with suppress(OSError):  # a disk without hard links
             return os.link(source, target)
@@ -313,12 +312,12 @@ def write_file(source: Path, target: Path, how: str) -> None:
 
 
 def read_split_folders(split_dir: Path, videos: pd.DataFrame) -> pd.DataFrame:
-    """Read what the split folders hold: a row per crop, with its video's columns.
+    """List the crops in the split folders, one row per crop, with the columns of its video.
 
-    A crop's file name is its video_id and two more fields, frame and face.
+    The name of a crop is VIDEO_ID-FRAME-FACE.png.
 
     Returns:
-        split, folder (the label by its place), video_id, dataset, label, identities
+        split, folder (the label by the folder), video_id, dataset, label, identities
     """
     paths = split_dir.glob("*/*/*.png")
     rows = [(*path.parts[-3:-1], path.stem.rsplit("-", 2)[0]) for path in paths]
@@ -328,10 +327,10 @@ def read_split_folders(split_dir: Path, videos: pd.DataFrame) -> pd.DataFrame:
 
 
 def count_in_two_splits(people: pd.DataFrame) -> int:
-    """Count the people in two splits: by the table's identities, or by those in the file names.
+    """Count the people in two splits, by the table and by the file names; return the larger count.
 
     Args:
-        people: a row for each person of each crop: split, video_id, dataset, identity
+        people: one row per person and crop: split, video_id, dataset, identity
     """
     rows, _ = datasets.read_data_sets(start.PROJECT / "data-sets.toml")
     videos = people[["video_id", "dataset", "split"]].drop_duplicates()
@@ -347,7 +346,7 @@ def count_in_two_splits(people: pd.DataFrame) -> int:
 
 
 def count_crops(people: pd.DataFrame) -> str:
-    """Count what each split got, as a table in text (`people`: see count_in_two_splits)."""
+    """Return the counts per split as a text table; `people` is as in count_in_two_splits."""
     names = {"index": "crops", "video_id": "videos", "identity": "identities"}
     counts = people.reset_index().groupby(["dataset", "split", "label"])[list(names)].nunique()
     counts = counts.rename(columns=names).reindex(SPLITS, level="split")
@@ -355,21 +354,23 @@ def count_crops(people: pd.DataFrame) -> str:
 
 
 def list_left_out(videos: pd.DataFrame, taken: pd.Series, split_by: str) -> list[tuple[str, str]]:
-    """List the videos and crops that are not used, and why, as lines for the summary."""
+    """List the unused videos and crops with the reasons, as lines for the summary."""
     facts = []
     between = videos[videos["split"] == ""]
-    why = "between people of two splits" if split_by == "identity" else "not in the official list"
+    why = "with people of two splits" if split_by == "identity" else "not in the official list"
     if len(between):
         facts += [("left out", f"{len(between):,} videos {why} ({between['crops'].sum():,} crops)")]
     used = videos[videos["split"] != ""].set_index("video_id")
     spare = used["crops"].sub(taken, fill_value=0).groupby([used["label"], used["dataset"]]).sum()
-    why = {"fake": "to be as many as the reals", "real": "too few fakes in their split"}
+    why = {"fake": "to balance them with the real crops", "real": "too few fakes in their split"}
     for (label, dataset), crops in spare[spare > 0].items():
         facts += [("left out", f"{crops:,.0f} {label} crops of {dataset}, {why[label]}")]
     if split_by == "official":
         facts += [("note", "official lists leak most people of Celeb-DF, some of FaceForensics++")]
     elif "DFDC" in set(videos["dataset"]):
-        facts += [("note", "DFDC names no people: they may recur, only source videos do not")]
+        facts += [
+            ("note", "DFDC does not name people: a person may be in two splits, a source video not")
+        ]
     return facts
 
 

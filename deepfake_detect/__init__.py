@@ -1,14 +1,14 @@
 """Check videos and pictures for swapped faces: `from deepfake_detect import Detector`.
 
-The other modules are shared by the numbered scripts: plumbing, data, model, detection, results.
+The other modules are the code shared by the numbered scripts.
 """
 
 import importlib
 import os
 from typing import TYPE_CHECKING
 
-# Before TensorFlow is loaded, here or in a worker: it is quieter, and a third faster on CPUs that
-# have oneDNN off by default.
+# Set before TensorFlow is loaded, here or in a worker: no log output, and a third faster on CPUs
+# where oneDNN is off by default.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
@@ -48,7 +48,7 @@ RESULTS = ("Face", "Failure", "Part", "Result", "Track")
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name at its first use: a training script has no use for detection."""
+    """Import a public name on first use, as training scripts do not need the detection code."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = "result" if name in RESULTS else "detector"

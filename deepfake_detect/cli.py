@@ -1,4 +1,4 @@
-"""The command line of every script: settings, their ranges, and how a run ends."""
+"""The command line of all scripts: settings, their ranges, printed summaries and exit codes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ import tyro
 from deepfake_detect import __version__, start
 
 PROJECT = start.PROJECT
-MACHINE = "machine"  # marks a setting that changes how fast a result is made, and not the result
+MACHINE = "machine"  # marks a setting that affects the speed, not the result
 
 
 @dataclass(frozen=True)
 class Between:
-    """The range of a setting, or of each number of a tuple; both ends are allowed."""
+    """The range of a setting, or of each number in a tuple; both ends are included."""
 
     low: float
     high: float = math.inf
@@ -52,7 +52,7 @@ def list_settings(settings: object) -> Iterator[tuple[str, object, tuple]]:
 
 
 def list_annotations(hint: object) -> Iterator[object]:
-    """Yield the annotations of a type, and of the types inside it such as `Count | None`."""
+    """Yield the annotations of a type and of its inner types, as in `Count | None`."""
     yield from getattr(hint, "__metadata__", ())
     for inner in getattr(hint, "__args__", ()):
         yield from list_annotations(inner)
@@ -62,7 +62,7 @@ def check_ranges(settings: object) -> None:
     """Check every setting against the range in its annotation.
 
     Raises:
-        ValueError: a setting is outside its range; NaN always is
+        ValueError: a setting is outside its range, or NaN
     """
     for name, value, marks in list_settings(settings):
         numbers = value if isinstance(value, tuple) else (value,)
@@ -74,9 +74,9 @@ def check_ranges(settings: object) -> None:
 
 
 def settings_of_result(settings: object) -> dict:
-    """Return the settings that a result depends on, as JSON has them.
+    """Return the settings that affect the result, as JSON types.
 
-    Left out are folders and files, which move, and the settings marked as MACHINE.
+    Paths are left out, as files and folders can be moved, and so are settings marked as MACHINE.
     """
     kept = {
         name: value
@@ -91,11 +91,11 @@ def print_facts(
     facts: Mapping[str, object] | Iterable[tuple[str, object]],
     next_step: str | None = None,
 ) -> None:
-    """Print the summary of a run: a title, then one indented line for each label and fact.
+    """Print the summary of a run: a title, then one indented line per label and fact.
 
     Args:
         title: such as the output folder
-        facts: a label may be empty or come again
+        facts: pairs of label and fact; a label may be empty or repeated
         next_step: the command to run next, for the last line
     """
     print(printable(title))
@@ -105,12 +105,12 @@ def print_facts(
 
 
 def printable(text: object) -> str:
-    """Return text that is safe to print: control and direction characters are escaped."""
+    """Return text that is safe to print: escape control and text-direction characters."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an error as one line; the type is named unless it is one that the scripts raise."""
+    """Return an error as one line, with its type unless it is a type that the scripts raise."""
     if isinstance(error, MemoryError):
         return "there is not enough memory"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
@@ -121,7 +121,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def parse(main: Callable[..., object], arguments: list[str] | None = None) -> object:
-    """Call main with the settings that the arguments give; None: those given in the shell."""
+    """Call main with the settings from the arguments; None: the arguments of this process."""
     script = Path(sys.argv[0]).name
     return tyro.cli(main, prog=script, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
 
@@ -129,25 +129,25 @@ def parse(main: Callable[..., object], arguments: list[str] | None = None) -> ob
 def run(main: Callable[..., object]) -> None:
     """Run the main function of a script from the command line.
 
-    An error ends the run with one sentence and exit code 1, Ctrl-C, TERM and HUP with code 130.
+    An error ends the run with one sentence and exit code 1; Ctrl-C, TERM and HUP end it with 130.
     """
     script = Path(sys.argv[0]).name
     start.prepare("__main__")
-    start.handle_signals(signal.default_int_handler)  # what has begun is brought to its end
+    start.handle_signals(signal.default_int_handler)  # finish or clean up work in progress
     try:
         if "--version" in sys.argv[1:]:
             print(f"DeepFake-Detect {__version__}")
             return
         parse(main)
-        sys.stdout.flush()  # a full disk shows here
+        sys.stdout.flush()  # a full disk is noticed here
     except KeyboardInterrupt:
-        start.handle_signals(start.stop)  # a second one does not wait
+        start.handle_signals(start.stop)  # a second Ctrl-C ends the process at once
         print(f"{script}: stopped; run the same command to continue.", file=sys.stderr)
         sys.exit(start.STOPPED)
     except filelock.Timeout as error:
         folder = Path(error.lock_file).parent
         sys.exit(f"{script}: {folder}: another run is using this folder; wait for it to finish.")
-    except BrokenPipeError:  # as in `... | head`: nobody reads the output
+    except BrokenPipeError:  # as in `... | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except (ValueError, OSError, MemoryError) as error:

@@ -133,8 +133,8 @@ def make_catalogue(
     """
     if not videos_dir.is_dir():
         raise ValueError(
-            f"{videos_dir}: there is no such folder; put your videos there, name another with "
-            "--videos-dir, or make practice videos with 00-make-sample-videos.py."
+            f"{videos_dir}: the folder does not exist; put your videos there, name another folder "
+            "with --videos-dir, or make practice videos with 00-make-sample-videos.py."
         )
     sources, list_paths, left_out = find_files(videos_dir, list_rows)
     lists, unreadable = read_lists(videos_dir, list_paths, sources, list_rows)

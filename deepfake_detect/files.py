@@ -1,17 +1,17 @@
-"""Files and folders that are whole or not there, and the list of what the scripts wrote.
+"""Write files and folders atomically, and record which files the scripts wrote.
 
     output = files.claim(Path("model"), "--model-dir", __file__)  # an output folder
-    output.write("history.csv", table.to_csv)                     # a file, whole or not at all
+    output.write("history.csv", table.to_csv)                     # one file, atomically
     output.write_set({"m.onnx": write, "m.json": write_json})     # files that belong together
-    output.owns("history.csv")                                    # written by us, and unchanged
-    files.write_whole(path, write)                                # a file of no output folder
-    with files.replacing(folder, "--split-dir", __file__) as new: # a whole folder in place of one
+    output.owns("history.csv")                                    # True: written by us, unchanged
+    files.write_whole(path, write)                                # a file outside output folders
+    with files.replacing(folder, "--split-dir", __file__) as new: # replace a whole folder
 
-A file gets a temporary name that nobody else can have, and its own name once it is whole.
-Each output folder has a list, `.made-by`: a line for each file that a script wrote, with its size
-and SHA-256 (of hard links: its time). A file is replaced or deleted only if the list has exactly
-this content under this name, so a list that came with somebody's files gives none of them up, and
-a file that was edited since is the user's.
+A file is written under a unique temporary name and renamed when it is complete. Each output folder
+has a list, `.made-by`, with one line per file that a script wrote: its size and SHA-256 (for hard
+links, its modification time). A file is replaced or deleted only if the list has exactly this name
+and content. Files of the user are therefore safe, even if a list was copied with them, and so is an
+output that was edited.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ import filelock
 if TYPE_CHECKING:
     import numpy as np
 
-LIST = ".made-by"  # in an output folder: what the scripts wrote there
-UNFINISHED = ".unfinished"  # begins the name of a file or folder that is not whole yet
+LIST = ".made-by"  # in an output folder: the list of the files that the scripts wrote
+UNFINISHED = ".unfinished"  # start of the names of unfinished files and folders
 LEFT_BEHIND = re.compile(r"\.unfinished-[0-9a-f]{32}.*")
-LONGEST_WRITE = 3600  # seconds; what was not written to for longer was left by a killed run
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # begin a formula in a spreadsheet
-COARSE_TIME = 2 * 10**9  # nanoseconds; FAT keeps a time to two seconds
+LONGEST_WRITE = 3600  # seconds; an unfinished file unchanged for longer is from a killed run
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # first characters of a formula in a spreadsheet
+COARSE_TIME = 2 * 10**9  # nanoseconds; FAT rounds times to two seconds
 
-Write = Callable[[Path], object]  # writes a file of the given path
+Write = Callable[[Path], object]  # writes the file at the given path
 
 # --- Any file -------------------------------------------------------------------------------------
 
 
 def check_plain_file(path: Path) -> None:
-    """Refuse anything but a plain file: reading a pipe or a device may never end.
+    """Check that a path is a plain file: reading a pipe or a device may never end.
 
     Raises:
-        FileNotFoundError: nothing is there, or a link that leads nowhere
-        ValueError: it is a folder, a pipe or a device
+        FileNotFoundError: the path does not exist, or is a broken link
+        ValueError: the path is a folder, a pipe or a device
     """
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        broken = "is a broken link" if path.is_symlink() else "there is no such file"
+        broken = "is a broken link" if path.is_symlink() else "does not exist"
         raise FileNotFoundError(broken) from None
     if not stat.S_ISREG(mode):
         raise ValueError("is a folder" if stat.S_ISDIR(mode) else "is a pipe or a device")
@@ -69,8 +69,8 @@ def read_image(path: Path) -> np.ndarray:
     """Read an image: BGR uint8 (height, width, 3).
 
     Raises:
-        FileNotFoundError, OSError: it is not there, or cannot be read
-        ValueError: it is not a file, or does not decode
+        FileNotFoundError, OSError: the file does not exist or cannot be read
+        ValueError: the path is not a file, or its content does not decode
     """
     import cv2
     import numpy as np
@@ -81,7 +81,7 @@ def read_image(path: Path) -> np.ndarray:
         raise ValueError("is an empty file")
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    except cv2.error as error:  # such as for more pixels than OpenCV takes
+    except cv2.error as error:  # for example, too many pixels for OpenCV
         raise ValueError(f"does not decode as an image ({error.err or error})") from error
     if image is None:
         raise ValueError("does not decode as an image")
@@ -95,14 +95,14 @@ def hash_file(path: Path) -> str:
 
 
 def name_unfinished(folder: Path, suffix: str = "") -> Path:
-    """Name a file or folder that is not whole yet: a name that nobody else has."""
+    """Return a unique temporary name for an unfinished file or folder."""
     return folder / f"{UNFINISHED}-{uuid4().hex}{suffix}"
 
 
 def write_whole(path: Path, write: Write) -> None:
-    """Write a file whole or not at all, in place of the old one.
+    """Write a file atomically, replacing an existing one.
 
-    This does not ask whose the old one is: in an output folder use Output.write.
+    This does not check whether the existing file is ours; in an output folder, use Output.write.
     """
     partial = name_unfinished(path.parent, path.suffix)
     try:
@@ -113,7 +113,7 @@ def write_whole(path: Path, write: Write) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write content as JSON, whole or not at all."""
+    """Write content as a JSON file, atomically."""
     text = json.dumps(content, indent=2) + "\n"
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -121,8 +121,8 @@ def write_json(path: Path, content: object) -> None:
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a table as CSV that is safe to open in a spreadsheet; None and NaN are empty cells.
 
-    A text that a spreadsheet would run as a formula gets an apostrophe in front of it, as the Open
-    Web Application Security Project advises. A data frame is written by
+    Text that a spreadsheet would run as a formula is prefixed with an apostrophe, as the Open Web
+    Application Security Project recommends. For a data frame:
 
         write_table(path, table.columns, table.itertuples(index=False))
     """
@@ -133,10 +133,10 @@ def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[obje
 
 
 def make_safe_cell(cell: object) -> object:
-    """Return a cell that no spreadsheet takes for a formula."""
+    """Return a cell that a spreadsheet does not run as a formula."""
     if isinstance(cell, str):
         safe = f"'{cell}" if cell.startswith(FORMULA) else cell
-        return safe.replace("\r", "\\r")  # the csv module does not quote it
+        return safe.replace("\r", "\\r")  # the csv module does not quote \r
     missing = cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell
     return "" if missing else cell
 
@@ -145,48 +145,48 @@ def make_safe_cell(cell: object) -> object:
 
 
 class Output:
-    """A folder that scripts write to, with the list of what they wrote there.
+    """A folder that scripts write to, with a list of the files they wrote.
 
-    Several processes may use the same folder: lines are only ever added to the list.
+    Several processes may use the same folder, as lines are only appended to the list.
     """
 
     def __init__(self, folder: Path, option: str, script: str | Path) -> None:
         """Read the list of a folder.
 
         Args:
-            folder: need not be there yet
-            option: the option that names another folder, for error messages
-            script: the file of the script that writes to it
+            folder: need not exist yet
+            option: the option that sets this folder, for error messages
+            script: path of the script that writes to the folder
         """
         self.folder, self.option, self.script = folder, option, Path(script).name
         self._records: dict[str, list[dict]] = {}  # by name, see _key
-        self._read_to = 0  # bytes of the list that are in _records
+        self._read_to = 0  # bytes of the list read into _records so far
         self._reading = threading.Lock()
 
     def owns(self, name: str, source: Path | str | None = None) -> bool:
-        """Return whether a file is as a script wrote it here, and was made from this source.
+        """Return True if a script wrote this file from this source, and it has not changed.
 
         Args:
             name: path of the file below the folder
-            source: what it was made from; None if it was written without one
+            source: the file it was made from; None if it was written without a source
         """
         wanted = _digest_of(source)
         return any(record["source"] == wanted for record in self._find(name))
 
     def wrote(self, name: str, script: str | None = None) -> bool:
-        """Return whether a file is as a script (None: any) wrote it here, from whatever source."""
+        """Return True if a script (None: any) wrote this file from any source, unchanged."""
         return any(script in (None, record["script"]) for record in self._find(name))
 
     def is_free(self, names: Iterable[str], source: Path | str | None = None) -> bool:
-        """Return whether files may be written: nothing has their names, or our own of `source`."""
+        """Return True if the names are free, or taken by our own files made from `source`."""
         there = (name for name in names if os.path.lexists(self.folder / name))
         return all(self.owns(name, source) for name in there)
 
     def check(self, names: Iterable[str], source: Path | str | None = None) -> None:
-        """Refuse to replace files that are not ours.
+        """Check that files may be written, see is_free.
 
         Raises:
-            ValueError: a file of such a name is there, and not as a script wrote it from `source`
+            ValueError: a name is taken by a file that a script did not write from `source`
         """
         for name in names:
             if not self.is_free([name], source):
@@ -194,23 +194,23 @@ class Output:
                 if self.wrote(name):
                     why = "was made from another file"
                 raise ValueError(
-                    f"{self.folder / name}: it {why}, so it stays as it is; move it away, or name "
-                    f"another folder with {self.option}."
+                    f"{self.folder / name}: the file {why}, so it is not replaced; move it "
+                    f"elsewhere, or name another folder with {self.option}."
                 )
 
     def write(self, name: str, write: Write, source: Path | str | None = None) -> None:
-        """Write a file, whole or not at all; an earlier one must be ours and of the same source.
+        """Write a file atomically; an existing one must be ours, made from the same source.
 
         Raises:
-            ValueError: see check
+            ValueError: the file may not be replaced, see check
         """
         self.write_set({name: write}, source)
 
     def write_set(self, writes: Mapping[str, Write], source: Path | str | None = None) -> None:
-        """Write files that belong together; see writing.
+        """Write files that belong together, see writing.
 
         Raises:
-            ValueError: see check
+            ValueError: a file may not be replaced, see check
         """
         with self.writing(list(writes), source) as paths:
             for path, write in zip(paths, writes.values(), strict=True):
@@ -220,13 +220,13 @@ class Output:
     def writing(
         self, names: Sequence[str], source: Path | str | None = None
     ) -> Iterator[list[Path]]:
-        """Lend a path for each file of a set; at the end of the block all get their names.
+        """Yield a temporary path per file of a set; the files are renamed at the end of the block.
 
-        The last one makes the set complete: it is taken away first and comes back last, so that
-        after a kill old and new files never look like one set.
+        The last file marks the set as complete: it is deleted first and written last, so that old
+        and new files never look like one set after a kill.
 
         Raises:
-            ValueError: see check
+            ValueError: a file may not be replaced, see check
         """
         self.check(names, source)
         paths = []
@@ -248,20 +248,20 @@ class Output:
                 path.unlink(missing_ok=True)
 
     def delete(self, names: Iterable[str], source: Path | str | None = None) -> None:
-        """Delete those files that are ours and of this source; others stay."""
+        """Delete the files that are ours and made from this source; keep others."""
         for name in names:
             if self.owns(name, source):
                 (self.folder / name).unlink()
 
     def record_all(self) -> None:
-        """List every file below the folder; hard links by size and time, without reading them."""
+        """Add every file below the folder to the list; hard links by size and time, unread."""
         paths = sorted(path for path in self.folder.rglob("*") if not path.is_dir())
         names = {path.relative_to(self.folder).as_posix(): path for path in paths}
         names.pop(LIST, None)
         self._record([(name, names[name], names[name].stat().st_nlink == 1) for name in names])
 
     def find_foreign(self) -> str | None:
-        """Find a file below the folder that is not ours: changed, of another, or a link."""
+        """Return the name of a file that is not ours, was changed or is a link; else None."""
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             if path.is_symlink() or not (path.is_dir() or name == LIST or self.wrote(name)):
@@ -269,13 +269,13 @@ class Output:
         return None
 
     def mark(self) -> None:
-        """List the folder as one that the script writes to."""
+        """Record in the list that the script writes to this folder."""
         self._read()
         if not any(record["script"] == self.script for record in self._records.get("", [])):
             self._add([{"script": self.script, "name": "", "bytes": 0, "source": ""}])
 
     def is_marked(self) -> bool:
-        """Return whether the script has written to this folder before."""
+        """Return True if the script has written to this folder before."""
         return any(record["script"] == self.script for record in self._named(""))
 
     def _named(self, name: str) -> list[dict]:
@@ -283,7 +283,7 @@ class Output:
         return self._records.get(_key(name), [])
 
     def _find(self, name: str) -> list[dict]:
-        """Find the records that describe a file as it is now."""
+        """Return the records that match the current content of a file."""
         records, path = self._named(name), self.folder / name
         with suppress(OSError):
             state = path.lstat() if records else None
@@ -296,7 +296,7 @@ class Output:
     def _record(
         self, files: Iterable[tuple[str, Path, bool]], source: Path | str | None = None
     ) -> None:
-        """List files (name, where it is now, whether to read it) before they get their names."""
+        """Add files (name, current path, whether to hash it) to the list, before renaming them."""
         records = []
         for name, path, is_read in files:
             state, is_ours = path.lstat(), {"script": self.script, "name": name}
@@ -307,7 +307,7 @@ class Output:
         self._add([one for one in records if one not in self._named(one["name"])])
 
     def _add(self, records: list[dict]) -> None:
-        """Add lines to the list: each begins a line of its own, whatever a kill left before it."""
+        """Append lines to the list; start on a new line, as a kill may have left a partial one."""
         if not records:
             return
         path = self.folder / LIST
@@ -317,7 +317,7 @@ class Output:
             file.write("".join(f"\n{json.dumps(record)}\n" for record in records).encode())
 
     def _read(self) -> None:
-        """Read the lines that were added to the list since the last time."""
+        """Read the lines added to the list since the last call."""
         self._check_list()
         with self._reading:
             try:
@@ -339,18 +339,18 @@ class Output:
         path = self.folder / LIST
         if os.path.lexists(path) and not (path.is_file() and not path.is_symlink()):
             raise ValueError(
-                f"{path}: this is not the list that scripts write; delete it, or name another "
+                f"{path}: this is not a list that a script wrote; delete it, or name another "
                 f"folder with {self.option}."
             )
 
 
 def _key(name: str) -> str:
-    """Return what names have in common that are one name on some disks: case and accents."""
+    """Return a key that is equal for names that some disks treat as equal (case, accents)."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _digest_of(source: Path | str | None) -> str:
-    """Return a short name of a source that does not give away the folders of the machine."""
+    """Return a short hash of the path of a source; the list must not reveal folder names."""
     if source is None:
         return ""
     path = os.fsencode(os.path.realpath(source))
@@ -358,7 +358,7 @@ def _digest_of(source: Path | str | None) -> str:
 
 
 def _describes(record: dict, state: os.stat_result, digest: str) -> bool:
-    """Return whether a record is of a file; of a hard link, another name has the content too."""
+    """Return True if a record matches a file; the content of a hard link may be used elsewhere."""
     if "sha256" in record:
         return record["sha256"] == digest
     modified = record.get("modified_ns")
@@ -367,28 +367,28 @@ def _describes(record: dict, state: os.stat_result, digest: str) -> bool:
 
 
 def claim(folder: Path, option: str, script: str | Path, shared: bool = False) -> Output:
-    """Make an output folder, and begin its list.
+    """Create an output folder and its list.
 
     Args:
-        folder: made where it is not there
-        option: the option that names another folder, for error messages
-        script: the file of the script that writes to it
-        shared: other files may be in it; otherwise the folder is empty, or was claimed before
+        folder: created if it does not exist
+        option: the option that sets this folder, for error messages
+        script: path of the script that writes to the folder
+        shared: the folder may hold other files; otherwise it must be empty or claimed before
 
     Raises:
-        ValueError: it is not a folder, or holds what the script did not make
+        ValueError: the path is not a folder, or the folder holds files that are not ours
     """
     output = Output(folder, option, script)
     if os.path.lexists(folder) and not folder.is_dir():
-        raise ValueError(f"{folder}: this is not a folder; name another with {option}.")
+        raise ValueError(f"{folder}: this is not a folder; name another one with {option}.")
     folder.mkdir(parents=True, exist_ok=True)
     if not (shared or output.is_marked()):
         with os.scandir(folder) as entries:
             foreign = sorted(entry.name for entry in entries if not entry.name.startswith("."))
         if foreign:
             raise ValueError(
-                f"{folder}: it holds {foreign[0]}, which this script did not make; name another "
-                f"folder with {option}, or move it away."
+                f"{folder}: {foreign[0]} was not created by this script; name another folder "
+                f"with {option}, or move it elsewhere."
             )
     output.mark()
     delete_left_behind(folder, LONGEST_WRITE)
@@ -396,37 +396,37 @@ def claim(folder: Path, option: str, script: str | Path, shared: bool = False) -
 
 
 def delete_left_behind(folder: Path, seconds: float = 0) -> None:
-    """Delete what killed runs left unfinished in a folder, if not written to for some seconds."""
+    """Delete unfinished files of killed runs that did not change for `seconds`."""
     with os.scandir(folder) as entries:
         left = [Path(entry) for entry in entries if LEFT_BEHIND.fullmatch(entry.name)]
     for path in left:
-        with suppress(FileNotFoundError):  # another run was faster
+        with suppress(FileNotFoundError):  # another run deleted it first
             if time.time() - path.lstat().st_mtime >= seconds:
                 is_folder = path.is_dir() and not path.is_symlink()
                 shutil.rmtree(path) if is_folder else path.unlink()
 
 
 def delete_folder(folder: Path, doomed: Path) -> None:
-    """Delete a folder, renamed first, so that half of it never looks finished; of a link, the link.
+    """Delete a folder; rename it to `doomed` first, so that half of it never looks complete.
 
-    A link leads to where a user has moved the folder.
+    For a link, delete only the link: the user may have moved the folder to another disk.
     """
     folder.rename(doomed)
     doomed.unlink() if doomed.is_symlink() else shutil.rmtree(doomed)
 
 
-# --- A folder in place of another -----------------------------------------------------------------
+# --- Replacing a folder ---------------------------------------------------------------------------
 
 
 @contextmanager
 def replacing(folder: Path, option: str, script: str | Path) -> Iterator[Path]:
-    """Lend a new folder, which takes the place of the old one at the end of the block.
+    """Yield a new folder, which replaces the old one at the end of the block.
 
-    Whenever a run is stopped, the folder is old and whole, new and whole, or not there. A link to a
-    folder stays a link.
+    If a run is killed, the folder is the complete old one, the complete new one, or missing. A link
+    to a folder stays a link.
 
     Raises:
-        ValueError: it cannot be written, is in use, or holds what this script did not make
+        ValueError: the folder cannot be written, is in use, or holds files that are not ours
     """
     folder = folder.resolve()
     kept = re.compile(re.escape(f".{folder.name}{UNFINISHED}-") + "[0-9a-f]{32}")
@@ -447,24 +447,29 @@ def replacing(folder: Path, option: str, script: str | Path) -> Iterator[Path]:
                     folder.rename(old)
                 new.rename(folder)
             finally:
-                if old.exists() and not folder.exists():  # stopped between the two
+                if old.exists() and not folder.exists():  # stopped between the two renames
                     old.rename(folder)
                 for path in (new, old):
                     shutil.rmtree(path, ignore_errors=True)
     except filelock.Timeout as error:
-        raise ValueError(f"{folder}: another run is writing to it; wait for its end.") from error
+        raise ValueError(
+            f"{folder}: another run is using this folder; wait for it to finish."
+        ) from error
     except OSError as error:
         raise ValueError(f"{folder}: stopped by an error ({error}); run it again.") from error
 
 
 def check_replaceable(output: Output) -> None:
-    """Refuse to replace a folder with anything in it that the script did not make.
+    """Check that a folder holds only files that a script wrote.
 
     Raises:
-        ValueError: it is a file, or holds a file that is not as the script wrote it
+        ValueError: the path is a file, or the folder holds other or changed files
     """
-    folder, advice = output.folder, f"move it away, or name another with {output.option}."
+    folder, advice = (
+        output.folder,
+        f"move it elsewhere, or name another folder with {output.option}.",
+    )
     if os.path.lexists(folder) and not folder.is_dir():
         raise ValueError(f"{folder}: this is not a folder; {advice}")
     if folder.exists() and (foreign := output.find_foreign()):
-        raise ValueError(f"{folder}: it holds {foreign}, which this script did not make; {advice}")
+        raise ValueError(f"{folder}: {foreign} was not created by this script; {advice}")

@@ -1,8 +1,8 @@
-"""Share the tasks of a step between processes, for 01 and 02.
+"""Run the tasks of a script in parallel processes, for 01 and 02.
 
-On one machine every worker is a process: one that crashes or hangs costs its own task, Ctrl-C
-reaches the main process alone, and no worker outlives the main process. With --scheduler the tasks
-go to a Dask cluster instead, see cluster.py.
+On one machine, every worker is a process. A worker that crashes or hangs loses only its own task,
+only the main process receives Ctrl-C, and workers end with the main process. With --scheduler the
+tasks run on a Dask cluster instead, see cluster.py.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ import pebble
 from deepfake_detect.cluster import Cluster
 
 Pool = pebble.ProcessPool | pebble.ThreadPool
-LONGEST_FOLDER = 70  # bytes of the temporary folder, for processes that are copies
-TASKS_AT_ONCE = 4  # that a worker has begun or waiting, so that none waits for work
+LONGEST_FOLDER = 70  # bytes of the path of the temporary folder, for forkserver
+TASKS_AT_ONCE = 4  # running or queued per worker, so that workers are never idle
 
 # --- The pool -------------------------------------------------------------------------------------
 
@@ -49,17 +49,17 @@ def open_pool(
     run: Path | None = None,
     probe: Path | None = None,
 ) -> Iterator[Callable[..., Iterator[tuple[tuple, Future]]]]:
-    """Start the workers of a step, on this machine or a cluster; they end with the block.
+    """Start the workers of a script, on this machine or a cluster; they end with the block.
 
     Args:
-        start_pool: the function of the step that starts a pool of a given number of workers
-        workers: on this machine
-        scheduler: address of a Dask cluster, whose workers do it instead; None is this machine
-        run: a folder that lives as long as the run; a cluster's workers must see it
-        probe: a file that they must see, too
+        start_pool: function of the script that starts a pool with a given number of workers
+        workers: number of workers on this machine
+        scheduler: address of a Dask scheduler; None: run on this machine
+        run: folder that exists during the run; the workers of a cluster must see it
+        probe: input file that the workers of a cluster must see
 
-    Returns:
-        run_tasks, for this pool: a function of (function, tasks, timeout, in_order).
+    Yields:
+        run_tasks for this pool: a function of (function, tasks, timeout, in_order).
     """
     if scheduler:
         pool = Cluster(scheduler, start_pool, run, probe)
@@ -73,7 +73,7 @@ def open_pool(
         yield partial(run_tasks, pool, Cluster.workers if scheduler else workers)
     finally:
         pool.stop()
-        # A process that has only begun would miss, and say so, what the pool deletes when it ends.
+        # A process that is still starting would report an error when the pool deletes its files.
         for process in multiprocessing.active_children():
             process.terminate()
         pool.join()
@@ -81,10 +81,10 @@ def open_pool(
 
 @contextmanager
 def naming_shared_memory() -> Iterator[None]:
-    """Name the likely cause of an error when processes start: it is not a folder of the step.
+    """Explain an OSError while processes start: it does not come from a folder of the user.
 
     Raises:
-        OSError: that error, with its cause
+        OSError: the error, with its likely cause
     """
     try:
         yield
@@ -92,22 +92,22 @@ def naming_shared_memory() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT):
             raise
         raise OSError(
-            f"processes cannot be started ({error.strerror}): they need shared memory, on Linux "
-            "/dev/shm, and a temporary folder, both with room"
+            f"processes cannot be started ({error.strerror}): they need free space in shared "
+            "memory (/dev/shm on Linux) and in the temporary folder"
         ) from error
 
 
 def start_processes(pool: pebble.ProcessPool) -> None:
-    """Start the processes of a pool so that they do not get Ctrl-C: the main process ends them.
+    """Start the processes of a pool with Ctrl-C blocked; the main process ends them.
 
-    A thread starts them, as Ctrl-C would stop the main one midway and leave a process half begun.
+    A separate thread starts them, as Ctrl-C in the main thread could leave a process half started.
     """
 
     def start() -> None:
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            resource_tracker.ensure_running()  # it unblocks SIGINT when it starts, so it is first
+            resource_tracker.ensure_running()  # start it first, as it unblocks SIGINT
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        _ = pool.active  # to ask starts them
+        _ = pool.active  # this property starts the processes
 
     with ThreadPoolExecutor(1) as starter:
         starter.submit(start).result()
@@ -121,46 +121,59 @@ def run_tasks(
     timeout: float | None = None,
     in_order: bool = False,
 ) -> Iterator[tuple[tuple, Future]]:
-    """Run a function of the step for each task: a tuple of arguments.
+    """Run a function of the script for each task.
 
-    They are of Python's own types: the scheduler of a cluster reads them, and has no step loaded.
+    Args:
+        pool: the pool, or the cluster
+        workers: number of workers of the pool
+        function: function of the script
+        tasks: tuples of arguments, of built-in types, as the scheduler of a cluster reads them
+            without the script
+        timeout: time limit per task, in seconds
+        in_order: yield tasks in order instead of as they finish
 
     Yields:
-        Each task with its ended future, as they end or `in_order`. The future raises TimeoutError
-        after `timeout` seconds, and pebble.ProcessExpired for a crash.
+        Each task with its finished future. The future raises TimeoutError after `timeout` seconds,
+        and pebble.ProcessExpired for a crash.
 
     Raises:
-        OSError: the processes cannot go on: one ended without a task, or in taking or giving one.
+        OSError: the pool failed: a process ended outside of a task
     """
     running, tasks = {}, iter(tasks)
     limit = {} if timeout is None else {"timeout": timeout}
     while True:
-        # A pool looks at all its tasks ten times a second, so it gets a few at a time.
+        # A pool checks all its tasks ten times per second, so give it only a few at a time.
         for task in itertools.islice(tasks, TASKS_AT_ONCE * workers - len(running)):
             try:
                 running[pool.schedule(function, task, **limit)] = task
             except RuntimeError as error:
-                raise OSError(f"the processes that do the work ended: {error}") from error
+                raise OSError(f"the worker processes ended: {error}") from error
         if not running:
             return
         awaited = [next(iter(running))] if in_order else running
         for future in wait(awaited, return_when=FIRST_COMPLETED).done:
             if isinstance(future.exception(), BrokenExecutor):
-                raise OSError(f"the processes that do the work ended: {future.exception()}")
+                raise OSError(f"the worker processes ended: {future.exception()}")
             yield running.pop(future), future
 
 
 def make_processes(
     workers: int, loaded: list[str], prepare: Callable[..., None], *arguments: object
 ) -> Pool:
-    """Make a pool of processes, each prepared by the step's own function.
+    """Make a pool of processes, each prepared by a function of the script.
 
-    Unlike the standard library's, the pool survives a process that crashes. On Linux the processes
-    are copies of one that has loaded the modules that all need; elsewhere a copy may fail, and each
-    loads them for itself. They find the modules of this project, and none in the folder that the
-    user is in, see start.py.
+    Unlike the standard library's pool, this one survives a process that crashes. On Linux, the
+    processes are forked from a server that has loaded the common modules; elsewhere forking may
+    fail, so each process loads them. They import modules of this project but not from the current
+    folder, see start.py.
+
+    Args:
+        workers: number of processes
+        loaded: names of the modules to load in the server
+        prepare: called with `arguments` when a process starts
+        arguments: arguments of `prepare`
     """
-    # That one is asked for copies by a socket in the temporary folder, with 107 bytes for its path.
+    # The server listens on a socket in the temporary folder, whose path may have 107 bytes.
     copied = sys.platform == "linux" and len(os.fsencode(tempfile.gettempdir())) < LONGEST_FOLDER
     context = multiprocessing.get_context("forkserver" if copied else "spawn")
     context.set_forkserver_preload(loaded)
@@ -168,10 +181,10 @@ def make_processes(
 
 
 def run_apart(pool: pebble.ProcessPool, function: Callable[[], object]) -> object:
-    """Run a function in a process of a pool, which then ends, and return what it returned.
+    """Run a function in a process of a pool, end the pool, and return the result.
 
     Raises:
-        OSError: the process ended before
+        OSError: the process ended before the function returned
     """
     try:
         start_processes(pool)
@@ -183,7 +196,7 @@ def run_apart(pool: pebble.ProcessPool, function: Callable[[], object]) -> objec
 
 
 def start_process(prepare: Callable[..., None], *arguments: object) -> None:
-    """Prepare a process, which ends when the main one is killed; it would wait for ever."""
+    """Prepare a process, and end it if the main process is killed."""
 
     def wait_for_main() -> None:
         multiprocessing.parent_process().join()
@@ -200,7 +213,7 @@ def read_part(part: str) -> slice:
     """Read a part such as 3/10: every tenth video, beginning with the third.
 
     Raises:
-        ValueError: this is not a part
+        ValueError: the text is not a part
     """
     number, _, parts = part.partition("/")
     if not (number.isdecimal() and parts.isdecimal() and 0 < int(number) <= int(parts)):
@@ -210,22 +223,24 @@ def read_part(part: str) -> slice:
 
 @contextmanager
 def share_folder(folder: Path, part: str) -> Iterator[None]:
-    """Hold an output folder for a part: other parts may, a plain run and the same part may not.
+    """Lock an output folder for a part: other parts can run, a full run or the same part cannot.
 
-    A plain run locks the folder's .lock with filelock; the parts lock it as well, but in the way
-    that many can. filelock's own locks for many do not fit: one is not seen by a plain run on a
-    disk without locks, the other holds for minutes after a run was killed.
+    A full run locks the folder's .lock exclusively with filelock; the parts take a shared lock on
+    it. filelock's own shared locks do not fit: a full run does not see one of them on a disk
+    without locks, and the other stays locked for minutes after a run was killed.
 
     Raises:
-        ValueError: this system, or the disk, has no locks of this kind
-        filelock.Timeout: a plain run, or the same part, is writing to it
+        ValueError: this system, or the disk, does not support shared locks
+        filelock.Timeout: a full run, or the same part, is using the folder
     """
     wanted = read_part(part)
     own = folder / f".lock-{wanted.start + 1}-of-{wanted.step}"
     try:
         import fcntl
     except ImportError:  # Windows
-        raise ValueError("--part needs locks that this system lacks; leave it out.") from None
+        raise ValueError(
+            "--part needs file locks, which this system does not have; leave it out."
+        ) from None
     with filelock.FileLock(own, timeout=0), (folder / ".lock").open("a+") as shared:
         try:
             fcntl.flock(shared, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -233,8 +248,8 @@ def share_folder(folder: Path, part: str) -> Iterator[None]:
             raise filelock.Timeout(str(own)) from None
         except OSError as error:
             raise ValueError(
-                f"{folder}: its disk has no locks ({error.strerror}), which --part needs; leave it "
-                "out, or name a folder on another disk."
+                f"{folder}: --part needs file locks, which this disk does not support "
+                f"({error.strerror}); leave it out, or name a folder on another disk."
             ) from error
         try:
             yield

@@ -1,7 +1,7 @@
-"""Go on where a run was stopped: which videos are done, for 01 and 02.
+"""Continue a stopped run: find out which videos are done, for 01 and 02.
 
-Each video has a folder of its own in the output folder, with images named after it and a side file
-that says from what they were made. A video is done again only if that has changed:
+Each video has its own folder in the output folder, with images named after the video and a sidecar
+file that describes the inputs. A video is processed again only if its inputs have changed:
 
     side = resume.Sidecar("video.json", __file__)
     inputs = resume.fingerprint(list_files(video), settings)
@@ -25,28 +25,28 @@ from typing import Any
 
 from deepfake_detect import files
 
-SAMPLE = 4096  # bytes at the start, middle and end of a file that its fingerprint reads
+SAMPLE = 4096  # bytes that a fingerprint reads at the start, middle and end of a file
 
 
 def fingerprint(
     paths: Iterable[Path], settings: Mapping[str, object], sampled: bool = False
 ) -> dict[str, Any]:
-    """Describe what a result depends on: where that is the same, the result is kept.
+    """Return a fingerprint of the inputs of a result; if it is unchanged, the result is reused.
 
     Args:
-        paths: the files that are read; one that cannot be read counts as empty
-        settings: those that the result depends on, of JSON's types
-        sampled: read the first, middle and last 4 KiB of each file as well, which notices a change
-            there that kept size and time
+        paths: the input files; a file that cannot be read counts as empty
+        settings: the settings that affect the result, as JSON types
+        sampled: also read the first, middle and last 4 KiB of each file, to notice a change there
+            that kept the size and time
     """
     states, sample = [], sha256()
     for path in paths:
         try:
             state = path.stat()
-        except OSError:  # a link that leads nowhere
+        except OSError:  # a broken link
             state = path.lstat()
         states.append(state)
-        with suppress(OSError, ValueError):  # whoever reads it will say what is wrong
+        with suppress(OSError, ValueError):  # the error is reported when the file is processed
             if sampled:
                 files.check_plain_file(path)
                 with path.open("rb") as file:
@@ -64,13 +64,13 @@ def fingerprint(
 
 @dataclass(frozen=True)
 class Sidecar:
-    """The side file of a step, in the folder of each video."""
+    """The sidecar file that a script writes into the folder of each video."""
 
-    name: str  # of the file, such as video.json
-    script: str  # the file of the script that writes it
+    name: str  # file name, such as video.json
+    script: str  # path of the script that writes it
 
     def read(self, folder: Path) -> dict:
-        """Read the side file of a folder; empty if it is not there, damaged, or of another."""
+        """Read the sidecar of a folder; empty if missing, damaged or written by another script."""
         with suppress(OSError, ValueError, RecursionError):
             files.check_plain_file(folder / self.name)
             content = json.loads((folder / self.name).read_text(encoding="utf-8"))
@@ -82,21 +82,21 @@ class Sidecar:
 
     @property
     def made_by(self) -> str:
-        """The file name of the script, which marks what it made."""
+        """The file name of the script, recorded in each sidecar."""
         return Path(self.script).name
 
     def find_result(self, folder: Path, inputs: dict) -> dict | None:
-        """Return the result that a finished run gave for these inputs; None: make it."""
+        """Return the saved result for these inputs, or None if the video must be processed."""
         side = self.read(folder)
         done = side and side["inputs"] == inputs and side["outputs"] == count_images(folder)
         return side["result"] if done else None
 
     def owns(self, folder: Path) -> bool:
-        """Return whether a folder is ours to replace: a side file, and else nothing but its images.
+        """Return True if a folder holds only a sidecar and its images, so that we may replace it.
 
-        The side file may be damaged if there are images.
+        The sidecar may be damaged if there are images.
         """
-        # On some disks A and a are one name, and the folder may have been named by the other.
+        # Some disks ignore case, so the folder may have been named in another case.
         image = re.compile(re.escape(folder.name) + r"-\d{6,12}(-\d{2,9})?\.png", re.IGNORECASE)
         try:
             if not (folder / self.name).is_file():
@@ -108,32 +108,32 @@ class Sidecar:
         return ours and bool(names or self.read(folder))
 
     def check(self, folder: Path, option: str) -> None:
-        """Refuse to write the folder of a video where another's is.
+        """Check that the folder of a video may be written.
 
         Raises:
-            ValueError: something is there that this script did not make
+            ValueError: the folder exists and is not ours, see owns
         """
         if (folder.exists() or folder.is_symlink()) and not self.owns(folder):
             raise ValueError(
-                f"{folder.parent}: it holds {folder.name}, which this script did not make, or with "
-                f"other files in it; move it away, or name another folder with {option}."
+                f"{folder.parent}: {folder.name} was not created by this script, or holds other "
+                f"files; move it elsewhere, or name another folder with {option}."
             )
 
     def list_own(self, folder: Path) -> set[str]:
-        """List the folders of videos in an output folder that are ours."""
+        """Return the names of the video folders in an output folder that are ours."""
         return {path.name for path in folder.iterdir() if path.is_dir() and self.owns(path)}
 
     def finish(self, made: Path, target: Path, inputs: dict, result: dict) -> None:
-        """Give the finished images of a video their place; a target that is a link stays one.
+        """Move the finished images of a video to their folder; a target that is a link stays one.
 
         Args:
-            made: the folder they are in, inside the run's folder
+            made: the folder with the images, inside the run's folder
             target: the folder of the video; an earlier one of ours is replaced
-            inputs: what fingerprint gave before they were made
-            result: of JSON's types; find_result gives it back
+            inputs: the fingerprint taken before the images were made
+            result: the result as JSON types, which find_result returns
 
         Raises:
-            OSError: it cannot be written
+            OSError: the folder cannot be written
         """
         side = {"made_by": self.made_by, "inputs": inputs, "outputs": count_images(made)}
         side |= {"result": result}
@@ -143,7 +143,7 @@ class Sidecar:
                 shutil.move(path, target / path.name)
             files.write_json(target / self.name, side)
             return
-        if self.find_result(target, inputs) is not None:  # by a worker that was thought lost
+        if self.find_result(target, inputs) is not None:  # finished by a worker considered lost
             return
         files.write_json(made / self.name, side)
         try:
@@ -155,7 +155,7 @@ class Sidecar:
                 raise
 
     def forget(self, folder: Path) -> None:
-        """Delete the images of a video, and keep its folder as ours: to be made again."""
+        """Delete the images of a video, and mark its folder as ours but not done."""
         empty = {"made_by": self.made_by, "inputs": {}, "outputs": {}, "result": {}}
         files.write_json(folder / self.name, empty)
         for path in folder.glob("*.png"):
@@ -163,25 +163,26 @@ class Sidecar:
 
 
 def count_images(folder: Path) -> dict[str, int]:
-    """Count the images in the folder of a video, and their bytes."""
+    """Return the number of images in the folder of a video, and their total bytes."""
     sizes = [path.lstat().st_size for path in folder.glob("*.png")]
     return {"files": len(sizes), "bytes": sum(sizes)}
 
 
 @contextmanager
 def open_run(folder: Path, scheduler: str | None, part: str | None) -> Iterator[Path]:
-    """Make a folder for what a run has begun: empty at first, and deleted in the end.
+    """Create a folder for unfinished work, and delete it at the end of the run.
 
-    What a killed run has left is deleted, but not by a part: others may be at work beside it.
+    Unfinished work of killed runs is deleted, except when `part` is given, as other parts may be
+    running.
 
     Args:
-        folder: the output folder, held by the run's lock
-        scheduler: address of a Dask cluster, whose workers end when the run's folder is gone
-        part: the part of the videos, such as 3/10; None is all of them
+        folder: the output folder, locked by this run
+        scheduler: address of a Dask scheduler; its workers stop when the run's folder is deleted
+        part: the part of the videos, such as 3/10; None: all videos
     """
     if not part:
         for left in folder.iterdir():
-            if files.LEFT_BEHIND.fullmatch(left.name):  # renamed, no worker writes to it any more
+            if files.LEFT_BEHIND.fullmatch(left.name):  # renames it, so workers cannot write to it
                 delete_left(left)
     run = files.name_unfinished(folder.absolute())
     run.mkdir()
@@ -192,7 +193,7 @@ def open_run(folder: Path, scheduler: str | None, part: str | None) -> Iterator[
 
 
 def delete_left(left: Path) -> None:
-    """Delete what a killed run left, a file or a folder."""
+    """Delete an unfinished file or folder of a killed run."""
     if left.is_dir():
         files.delete_folder(left, files.name_unfinished(left.parent))
     else:

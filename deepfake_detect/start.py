@@ -1,7 +1,7 @@
-"""The first thing that a script loads: signals, standard streams and the user's environment.
+"""Prepare signals, standard streams and the environment before a script imports anything else.
 
-The other imports of a script take seconds. This takes none, so that a signal during them ends the
-run with a sentence, and so that no library meets a closed stream or settings made for others:
+The other imports take seconds. After this one, Ctrl-C during them ends the run with one sentence,
+and the libraries do not see closed streams or environment variables meant for other programs:
 
     from deepfake_detect import start
 
@@ -20,13 +20,13 @@ from pathlib import Path
 from types import FrameType
 
 PROJECT = Path(__file__).resolve().parents[1]
-STOPPED = 130  # exit code after Ctrl-C, as shells have it
-NARROW = 40  # columns; in fewer, the help does not fit, and in fewer than ten tyro never ends
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # all end a run as Ctrl-C does
+STOPPED = 130  # exit code after Ctrl-C, as in shells
+NARROW = 40  # columns; the help needs this width, and below ten columns tyro never returns
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # all of them end a run like Ctrl-C
 
 
 def prepare(name: str) -> None:
-    """Prepare the process, if `name` is __main__; it may be called again."""
+    """Prepare the process if `name` is __main__; can be called more than once."""
     if name != "__main__":
         return
     open_streams()
@@ -35,17 +35,18 @@ def prepare(name: str) -> None:
 
 
 def open_streams() -> None:
-    """Open standard streams that are closed, and let those of any encoding take any name.
+    """Reopen closed standard streams, and make printing work for any text in any encoding.
 
-    A file that is opened while a stream is closed would get its number, and then the output.
+    Otherwise, the next file to be opened would take the number of a closed stream, and output
+    would be written into that file.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # closed, or a program without a console, as pythonw is
+        if getattr(sys, name) is None:  # closed, or no console, as with pythonw
             mode = "w" if number else "r"
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -54,27 +55,27 @@ def open_streams() -> None:
 
 
 def clean_environment() -> None:
-    """Take away settings of the user that are meant for other programs."""
-    # Worker processes find the project, and no module in the folder that the user is in.
+    """Replace environment variables that would change how this project runs."""
+    # Worker processes find this project, but not modules in the current folder.
     os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(PROJECT)}
     for name in [name for name in os.environ if name.startswith("TQDM_")]:
         del os.environ[name]
     if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # a bar in a file is thousands of lines
-    os.environ["MPLBACKEND"] = "Agg"  # pictures are only ever written to files
+        os.environ["TQDM_DISABLE"] = "1"  # a progress bar in a log file would be thousands of lines
+    os.environ["MPLBACKEND"] = "Agg"  # plots are only written to files
     if shutil.get_terminal_size().columns < NARROW:
         os.environ["COLUMNS"] = str(NARROW)
 
 
 def handle_signals(handler: signal.Handlers) -> None:
-    """Handle the signals that end a run, but for those that are ignored, as nohup sets it."""
+    """Set the handler of the signals that end a run, except ignored ones, as under nohup."""
     for name in set(SIGNALS) & set(dir(signal)):
         if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), handler)
 
 
 def stop(number: int = 0, frame: FrameType | None = None) -> None:
-    """End the process at once with a sentence: nothing has begun that would need an end."""
+    """Print one sentence and end the process at once; there is no work in progress to clean up."""
     script = Path(sys.argv[0]).name
     sentence = f"{script}: stopped; run the same command to continue.\n"
     os.write(2, sentence.encode(errors="backslashreplace"))

@@ -391,7 +391,7 @@ def test_a_user_s_folder_called_masks_is_no_mask(tmp_path: Path) -> None:
 
 def test_what_bad_input_gets(tmp_path: Path, snapshot: callable) -> None:
     assert_stops(
-        run_script(SCRIPT, cwd=tmp_path), "videos: there is no such folder", "--videos-dir"
+        run_script(SCRIPT, cwd=tmp_path), "videos: the folder does not exist", "--videos-dir"
     )
     (tmp_path / "videos").mkdir()
     assert_stops(run_script(SCRIPT, cwd=tmp_path), "videos: no video to convert", "real and fake")
@@ -399,7 +399,7 @@ def test_what_bad_input_gets(tmp_path: Path, snapshot: callable) -> None:
     (tmp_path / "frames/plain-real-a").mkdir(parents=True)
     (tmp_path / "frames/plain-real-a/mine.png").write_text("a user's")
     before = snapshot(tmp_path / "frames")
-    assert_stops(run_script(SCRIPT, cwd=tmp_path), "plain-real-a", "this script did not make")
+    assert_stops(run_script(SCRIPT, cwd=tmp_path), "plain-real-a", "not created by this script")
     assert snapshot(tmp_path / "frames") == before
     both = ("--frames-per-second", 1, "--frames-per-video", 1)
     assert_stops(run_script(SCRIPT, *both, cwd=tmp_path), "not both")

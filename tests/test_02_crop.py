@@ -226,7 +226,7 @@ def test_frames_and_folders_that_are_not_as_expected(frames: Path, tmp_path: Pat
     ]
     (frames / "a-b/a-b-000000.png").touch()
     (faces / "a-b/faces.json").unlink()
-    with pytest.raises(ValueError, match=r"faces: it holds a-b, which this script did not"):
+    with pytest.raises(ValueError, match=r"faces: a-b was not created by this"):
         run_02(frames, faces)
     assert (faces / "a-b/a-b-000000-00.png").exists() and (faces / "faces.csv").exists()
 

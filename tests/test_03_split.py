@@ -316,7 +316,7 @@ def test_what_bad_input_gets(faces: Path, snapshot: callable) -> None:
     for name, table, words in (
         ("one-label", videos[videos["label"] == "real"], ("no crop of a fake video",)),
         ("two-groups", videos[videos["identities"].isin(["p0", "p1"])], ("too few separate",)),
-        ("no-column", videos.drop(columns="identities"), ("no column identities", "01-")),
+        ("no-column", videos.drop(columns="identities"), ("column identities", "01-")),
     ):
         (faces / name).mkdir()
         table.to_csv(faces / name / "videos.csv", index=False)

@@ -171,7 +171,7 @@ def test_a_video_that_kills_its_process_and_one_that_hangs(
     table = pd.read_csv(long_videos / "frames/videos.csv", keep_default_na=False)
     assert table["status"].tolist() == ["ok", "ok", "failed", "failed"]
     reasons = " ".join(sorted(table["reason"])).strip()
-    assert re.fullmatch("given up after 10.0 seconds .* crashed .exit code -11.*again", reasons)
+    assert re.fullmatch("skipped after 10.0 seconds .* crashed .exit code -11.*again", reasons)
     assert "Traceback" not in (long_videos / "said").read_text()
 
 
@@ -214,7 +214,7 @@ def test_a_worker_that_lacks_the_folder_is_named(machines: Machines, few_videos:
         alone.start_worker("--no-nanny", "--preload", "blind.py")
         arguments = "--frames-dir", "blind", "--scheduler", alone.address
         result = run_script(SCRIPT, *arguments, cwd=few_videos)
-        assert_stops(result, "the worker tcp://127.0.0.1:", "does not see", "same command goes on")
+        assert_stops(result, "the worker tcp://127.0.0.1:", "does not see", "run the same command")
         assert not list((few_videos / "blind").glob(".unfinished*"))
     finally:
         alone.stop()
@@ -245,9 +245,9 @@ def test_the_scheduler_is_killed(machines: Machines, long_videos: Path) -> None:
         assert run.wait() == 1
     said = (long_videos / "said").read_text()
     assert "Traceback" not in said
-    assert f"{machines.address}: the scheduler is gone" in said.splitlines()[-1]
+    assert f"{machines.address}: the scheduler" in said.splitlines()[-1]
     result = run_script(SCRIPT, "--scheduler", machines.address, cwd=long_videos)
-    assert_stops(result, machines.address, "no scheduler answers", "leave --scheduler out")
+    assert_stops(result, machines.address, "cannot reach", "leave --scheduler out")
     result = run_script(SCRIPT, cwd=long_videos)
     assert result.returncode == 0
     assert len(list((long_videos / "frames").glob("*/*.png"))) == 606
@@ -315,13 +315,13 @@ def test_what_is_not_a_scheduler_is_not_waited_for(
     listener: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "PATIENCE", 2)
-    with pytest.raises(OSError, match="no scheduler answers"):
+    with pytest.raises(OSError, match="cannot reach"):
         connect(listener, tmp_path)
 
 
 @pytest.mark.parametrize("address", ["ucx://127.0.0.1:1", "inproc://a:1", "foo://a:1", "tcp://a"])
 def test_an_address_of_another_kind_is_a_sentence(address: str, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=f"{address}: no scheduler answers"):
+    with pytest.raises(OSError, match=f"{address}: cannot reach"):
         connect(address, tmp_path)
 
 

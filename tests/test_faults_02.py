@@ -101,7 +101,7 @@ def test_workers_that_cannot_begin_end_the_run(tmp_path: Path) -> None:
         "pool.make_processes = lambda workers, loaded, _, *more: make(workers, loaded, os._exit, 7)"
     )
     result = run_script_after(dying, SCRIPT, "--frames-dir", frames, cwd=tmp_path)
-    assert_stops(result, "faces", "the processes that do the work ended", "the same command")
+    assert_stops(result, "faces", "the worker processes ended", "the same command")
     assert not list(tmp_path.glob("faces/.unfinished*"))
 
 
@@ -262,7 +262,7 @@ def test_a_folder_of_a_video_s_name_that_is_not_ours_stops_it(frames: Path, tmp_
     (faces / "v1").mkdir()
     for content in ("{}", "[1, 2]", '{"made_by": "another"}'):
         (faces / "v1" / "faces.json").write_text(content)
-        with pytest.raises(ValueError, match=r"faces: it holds v1, which this script did not make"):
+        with pytest.raises(ValueError, match=r"faces: v1 was not created by this script"):
             run_02(frames, faces)
         assert (faces / "v1" / "faces.json").read_text() == content
 
@@ -293,7 +293,7 @@ def test_linked_folders_stay_links(
     assert not (faces / "v1").is_symlink() and len(list((large / "moved").iterdir())) == 5
 
     (faces / "v1").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"it holds v1, which this script did not make"):
+    with pytest.raises(ValueError, match=r"v1 was not created by this script"):
         run_02(frames, faces)
 
 

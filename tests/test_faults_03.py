@@ -174,7 +174,7 @@ def test_a_row_twice_is_named(folder: Path) -> None:
     path = folder / "frames" / "videos.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines, lines[1]]))
-    with pytest.raises(ValueError, match="has video_id dfd-real-00 twice; run 01-"):
+    with pytest.raises(ValueError, match="video_id dfd-real-00 occurs twice; run 01-"):
         run(folder)
 
 
@@ -224,7 +224,7 @@ def test_a_split_with_a_crops_csv_of_another_kind_is_not_deleted(
     run(folder)
     (folder / "split_dataset" / "crops.csv").write_text(content)
     before = read(folder)
-    with pytest.raises(ValueError, match="which this script did not make; move it away"):
+    with pytest.raises(ValueError, match="not created by this script; move it"):
         run(folder)
     assert read(folder) == before
 
@@ -352,7 +352,7 @@ def test_what_this_script_did_not_make_is_never_deleted(
     (folder / name / "mine" / "thesis.txt").write_text("three years")
     before = snapshot(folder)
     option = f"--{name.replace('dataset', 'dir').replace('_', '-')}"
-    with pytest.raises(ValueError, match=rf"{name}: it holds mine/thesis.txt.* {option}"):
+    with pytest.raises(ValueError, match=rf"{name}: mine/thesis.txt.* {option}"):
         run(folder)
     after = snapshot(folder)
     assert {path: after[path] for path in after if not path.endswith(".lock")} == before
@@ -377,7 +377,7 @@ def test_own_files_beside_the_mark_and_links_are_not_deleted_either(folder: Path
     ):
         mine = folder / "split_dataset" / "train" / "mine"
         add(mine)
-        with pytest.raises(ValueError, match="split_dataset: it holds train/mine, which this"):
+        with pytest.raises(ValueError, match="split_dataset: train/mine was not created"):
             run(folder)
         mine.unlink()
         assert read(folder) == before
@@ -445,7 +445,7 @@ def test_the_working_folder_is_refused_with_a_sentence(folder: Path, snapshot: c
     wrong = run_script(SCRIPT, "--prepared-dir", "out/prepared", "--split-dir", ".", cwd=folder)
     assert_stops(wrong, "give two folders, neither in the other")
     wrong = run_script(SCRIPT, "--prepared-dir", "../prepared", "--split-dir", ".", cwd=folder)
-    assert_stops(wrong, "which this script did not make", "--split-dir")
+    assert_stops(wrong, "not created by this script", "--split-dir")
     assert {name: snapshot(folder)[name] for name in before} == before
 
 
