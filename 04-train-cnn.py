@@ -4,26 +4,26 @@
     python 04-train-cnn.py --start lite0 --epochs 3
     python 04-train-cnn.py --split-dir my-split --model-dir my-model --start my-weights.h5
 
-Reads   split_dataset/{train,val}/{real,fake}/   face crops of any size; test/ is never opened
+Reads   split_dataset/{train,val}/{real,fake}/   face crops of any size; 04 never opens test/
         split_dataset/crops.csv                  video, data set and method of each crop
-        split_dataset/crop-rule.json             how the crops were cut
-Writes  model/best_model.keras                   the best epoch's model, with its decision
-        model/best_model.onnx                    the same model for detection without TensorFlow
+        split_dataset/crop-rule.json             rule that the crops were cut by
+Writes  model/best_model.keras                   model of the best epoch, with its decision
+        model/best_model.onnx                    the same model, to detect without TensorFlow
         model/history.csv                        loss, accuracy and AUC of every epoch
-        model/training_curves.png                the same as a picture
-        model/unfinished.keras                   the checkpoint of a training that was stopped
+        model/training_curves.png                plot of history.csv
+        model/unfinished.keras                   checkpoint of a stopped training
 Next    05-evaluate-model.py
 
-The model takes RGB images in 0..255; its first layer normalises them by ImageNet's mean and
-standard deviation. Its output is p_real, the probability that the face is real. The decision holds
-what turns p_real into a verdict: calibration and thresholds, fitted on the validation crops, and
-the rule by which the crops were cut.
+The model takes RGB images in 0..255 and normalises them with ImageNet's mean and standard
+deviation. Its output is p_real, the probability that the face is real. The decision turns p_real
+into a verdict: it holds the calibration and the thresholds, both fitted on the validation crops,
+and the crop rule.
 
-A training that was stopped, even by a kill, continues after its last complete epoch and ends with
-the same model and history, byte for byte.
+If a training is stopped, even by a kill, run the same command again: it continues after the last
+complete epoch and ends with the same model and history, byte for byte.
 
 EfficientNet: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural
-Networks", ICML 2019, in the implementation of the efficientnet package.
+Networks", ICML 2019, as implemented in the efficientnet package.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent))  # python -P leaves it out
 from deepfake_detect import start
 
-start.prepare(__name__)  # Ctrl-C while the rest is loading ends it with a sentence
+start.prepare(__name__)  # so that Ctrl-C during the imports prints one line
 
 import os
 import platform
@@ -99,40 +99,44 @@ class Settings:
     """Edit a default here, or override it for one run: --epochs 3."""
 
     # folders
-    split_dir: Path = Path("split_dataset")  # has train/ and val/, each with real/ and fake/
-    model_dir: Path = Path("model")  # gets the model and its history
+    split_dir: Path = Path("split_dataset")  # train/ and val/, each with real/ and fake/
+    model_dir: Path = Path("model")  # output folder for the model and its history
     # training
     start: str = "auto"  # imagenet, lite0 (built in), auto (first available), none, or a file
-    epochs: Count = 20  # at most
+    epochs: Count = 20  # largest number of epochs
     patience: Count = 5  # stop after this many epochs without a higher validation AUC
     batch_size: Count = 32  # crops per step
-    learning_rate: Rate | None = None  # peak; None: by the start weights, see LEARNING_RATES
-    warm_up_steps: Annotated[int, Between(0)] = 100  # steps over which the rate rises from 0
-    decay: Literal["cosine", "constant"] = "cosine"  # of the learning rate after the warm-up
-    seed: Annotated[int, Between(0, 2**31 - 1)] = 1  # of weights, order of crops, augmentation
-    augmentation: Augmentation = STANDARD  # see deepfake_detect/augmentation.py
+    learning_rate: Rate | None = None  # peak; None: depends on start, see LEARNING_RATES
+    warm_up_steps: Annotated[int, Between(0)] = 100  # steps in which the learning rate rises from 0
+    decay: Literal["cosine", "constant"] = "cosine"  # learning rate after the warm-up
+    seed: Annotated[int, Between(0, 2**31 - 1)] = 1  # for weights, order of crops, augmentation
+    augmentation: Augmentation = STANDARD  # random changes to the training crops
     # crops
-    image_size: int = IMAGE_SIZE  # pixels per side of the network's input, a multiple of 32
-    sharpen_to: Annotated[float, Between(0)] = 0.0  # sharpen softer crops to this; 0: never
-    darken_to: Annotated[float, Between(0, 255)] = 0.0  # darken brighter crops to this; 0: never
-    margin: Annotated[float, Between(0, 10)] = 0.3  # of the crops, if crop-rule.json is missing
-    square: bool = False  # whether crops are squares, if crop-rule.json is missing
-    frames: Literal["reduced", "full"] = "reduced"  # source, if crop-rule.json is missing
+    image_size: int = IMAGE_SIZE  # side of the network's input in pixels, a multiple of 32
+    sharpen_to: Annotated[float, Between(0)] = 0.0  # sharpen softer crops to this sharpness; 0: off
+    darken_to: Annotated[float, Between(0, 255)] = 0.0  # darken brighter crops to this mean; 0: off
+    margin: Annotated[float, Between(0, 10)] = 0.3  # crop margin, if crop-rule.json is missing
+    square: bool = False  # crops are squares, if crop-rule.json is missing
+    frames: Literal["reduced", "full"] = "reduced"  # source of crops, if crop-rule.json is missing
     # verdict
-    most_wrong: Share = 0.1  # share of real, and of fake, validation videos that may be wrong
-    robust: bool = False  # keep that share for reals that are compressed, soft, noisy or bright
-    smallest_face: Annotated[int, Between(0)] = 32  # pixels; smaller crops are undecided
-    softest_share: Share = 0.01  # softest share of the augmented training crops: undecided
+    most_wrong: Share = 0.1  # largest error rate on real, and on fake, validation videos
+    robust: bool = False  # keep most_wrong on compressed, soft, noisy and bright reals, too
+    smallest_face: Annotated[int, Between(0)] = 32  # in pixels; smaller crops are undecided
+    softest_share: Share = 0.01  # crops softer than this quantile in training are undecided
     # machine
     devices: Annotated[tuple[str, ...] | None, MACHINE] = None  # GPU:0 GPU:1; None: all GPUs
 
 
 # --------------------------------------------------------------------------------------------------
 
-LEARNING_RATES = {"pretrained": 4e-4, "random": 1e-3, "file": 1e-4}  # a file may be a detector
+LEARNING_RATES = {
+    "pretrained": 4e-4,
+    "random": 1e-3,
+    "file": 1e-4,
+}  # a file may be a trained detector
 UNITS = ("crops", "videos")
-FEW_VIDEOS = 100  # per label; from fewer a model learns the people, not the forgery
-NAMED = 5  # unreadable crops that the summary names
+FEW_VIDEOS = 100  # per label; with fewer, a model learns the people instead of the forgery
+NAMED = 5  # unreadable crops listed in the summary
 MODEL, ONNX, HISTORY, CURVES = (
     "best_model.keras",
     "best_model.onnx",
@@ -145,10 +149,10 @@ def main(settings: Settings = Settings()) -> dict:
     """Train EfficientNet-B0 to classify face crops as real or fake.
 
     Returns:
-        What is saved with the model: how it was trained, and its decision.
+        The facts saved with the model: how it was trained, and its decision.
 
     Raises:
-        ValueError: a setting, the crops, the start weights or model_dir cannot be used, or the
+        ValueError: a setting, the crops, the start weights or model_dir are not valid, or the
             training diverged
         OSError: a file is missing, or cannot be downloaded, written or locked
     """
@@ -185,7 +189,7 @@ def main(settings: Settings = Settings()) -> dict:
         unfinished = settings.model_dir / "unfinished.keras"
         model, history = train_model(images, splits, start_weights, settings, identity, unfinished)
 
-        # The model is written first: whatever fails later cannot cost the training.
+        # Write the model first, so that a later error does not lose the training.
         decision = decide(model, images, splits, settings)._replace(**rule)
         training = {
             "counts": {split: count_crops(part) for split, part in splits.items()},
@@ -212,7 +216,7 @@ def main(settings: Settings = Settings()) -> dict:
 
 
 def warn_of_few_videos(train: pd.DataFrame) -> None:
-    """Print a note if a label has few training videos."""
+    """Print a note if a label has fewer than FEW_VIDEOS training videos."""
     videos = train.groupby("label")["video_id"].nunique()
     if videos.min() < FEW_VIDEOS:
         print(
@@ -234,16 +238,16 @@ def train_model(
 ) -> tuple[keras.Model, pd.DataFrame]:
     """Train, or continue to train; return the best epoch's model and the history by epoch.
 
-    Loss and accuracy of the training are measured with dropout and augmentation, so those of the
-    validation may be better.
+    Training loss and accuracy are measured with dropout and augmentation, so the validation values
+    may be better.
 
     Args:
         images: the decoded crops
-        splits: the crops of train and val; their index holds rows of images
+        splits: the train and val crops; their index is the row in images
         start_weights: file to start from; None for random weights
-        settings: of this script
-        identity: what a stopped training must have in common with this one to be continued
-        unfinished: the checkpoint, written after each epoch
+        settings: the settings of this script
+        identity: values that must be equal in a stopped training for it to be continued
+        unfinished: path of the checkpoint, which is written after each epoch
     """
     history, best = read_checkpoint(unfinished, identity)
     epochs = settings.epochs
@@ -270,7 +274,7 @@ def train_model(
         span = {"initial_epoch": epoch - 1, "epochs": epoch, "shuffle": False, "verbose": 0}
         trained = model.fit(batches, callbacks=[TqdmCallback(leave=False)], **span)
 
-        # Measure it on people that it has not seen.
+        # Evaluate on people who are not in the training set.
         val = predict_crops(model, images, splits["val"], settings.batch_size)
         if not np.isfinite(val["p_real"]).all():
             raise ValueError(
@@ -303,13 +307,13 @@ def train_model(
 def serve_epoch(
     images: np.ndarray, crops: pd.DataFrame, settings: Settings, epoch: int
 ) -> tf.data.Dataset:
-    """Serve the batches of an epoch; see serve_crops."""
+    """Return the training batches of an epoch; see serve_crops."""
     seed = settings.seed, epoch
     return serve_crops(images, crops, settings.augmentation, settings.batch_size, seed)
 
 
 def choose_precision() -> str:
-    """Return 16 bits if all GPUs compute fast in it (compute capability 7), else 32 bits."""
+    """Return mixed_float16 if all GPUs are fast at it (compute capability 7), else float32."""
     gpus = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     fast = [detail.get("compute_capability", (0,)) >= (7,) for detail in details]
@@ -317,7 +321,7 @@ def choose_precision() -> str:
 
 
 def choose_strategy(devices: tuple[str, ...] | None) -> tf.distribute.Strategy:
-    """Return the strategy that shares every batch among several devices, or all GPUs."""
+    """Return the strategy that splits each batch over the devices; None means all GPUs."""
     devices = devices or [device.name for device in tf.config.list_logical_devices("GPU")]
     if len(devices) > 1:
         return tf.distribute.MirroredStrategy(devices)
@@ -325,20 +329,23 @@ def choose_strategy(devices: tuple[str, ...] | None) -> tf.distribute.Strategy:
 
 
 def describe_devices(devices: tuple[str, ...] | None) -> str:
-    """Return the devices of the training as a sentence's end."""
+    """Return the names of the training devices, for the end of a sentence."""
     if devices:
         return ", ".join(devices)
     gpus = tf.config.list_physical_devices("GPU")
     names = [tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus]
-    return ", ".join(filter(None, names)) or f"the CPU ({os.cpu_count()} cores), no GPU was found"
+    return (
+        ", ".join(filter(None, names))
+        or f"the CPU ({os.cpu_count()} cores), because no GPU was found"
+    )
 
 
 def compile_model(model: keras.Model, settings: Settings, steps: int) -> None:
     """Compile the model for a number of steps with Adam (Kingma and Ba, ICLR 2015).
 
     The learning rate rises linearly from 0, because large gradients of the untrained head would
-    damage the pretrained layers. Then it falls as half a cosine (Loshchilov and Hutter, "SGDR",
-    ICLR 2017) or stays.
+    damage the pretrained layers. Then it follows half a cosine down to 0 (Loshchilov and Hutter,
+    "SGDR", ICLR 2017) or stays constant.
     """
     highest, warm_up = settings.learning_rate, min(settings.warm_up_steps, steps // 10)
     rate = keras.optimizers.schedules.CosineDecay(
@@ -354,13 +361,13 @@ def compile_model(model: keras.Model, settings: Settings, steps: int) -> None:
         metrics=["accuracy"],
         jit_compile=False,  # XLA trains this model 14 times slower on a CPU
     )
-    model.optimizer.build(model.trainable_variables)  # inside a step it would be traced twice
+    model.optimizer.build(model.trainable_variables)  # else the first step is traced twice
 
 
 def find_best(history: pd.DataFrame) -> int:
-    """Return the best epoch: the highest AUC by validation video, then the lowest loss.
+    """Return the epoch with the highest validation AUC by video; ties go to the lowest loss.
 
-    The AUC asks only for the right order; the calibration corrects the confidence of the scores.
+    The AUC depends only on the order of the scores; calibration corrects their confidence later.
     """
     order = history.sort_values(["val_auc", "val_loss", "epoch"], ascending=[False, True, True])
     return int(order["epoch"].iloc[0])
@@ -371,7 +378,7 @@ def decide(
 ) -> Decision:
     """Fit calibration and thresholds on the validation crops, and set the quality limits.
 
-    Crops that are smaller or softer than the augmented training crops get no verdict.
+    Crops that are smaller or softer than the augmented training crops are undecided.
     """
     val, train = predict_crops(model, images, splits["val"], settings.batch_size), splits["train"]
     changed = []
@@ -388,11 +395,11 @@ def decide(
     )
 
 
-# --- What is written and printed ------------------------------------------------------------------
+# --- Output ---------------------------------------------------------------------------------------
 
 
 def draw_training_curves(history: pd.DataFrame) -> Figure:
-    """Draw loss, accuracy and AUC by epoch, for training and validation."""
+    """Plot training and validation loss and accuracy, and the validation AUC, by epoch."""
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     panels = {
         "loss (lower is better)": {"training": "loss", "validation": "val_loss"},
@@ -412,25 +419,25 @@ def draw_training_curves(history: pd.DataFrame) -> Figure:
 
 
 def write_picture(output: files.Output, name: str, draw: Callable[[], Figure]) -> None:
-    """Draw a picture and write it as PNG; one that fails costs nothing but itself."""
+    """Draw a picture and write it as PNG; on an error, print a note and continue."""
     try:
         figure = draw()
         output.write(name, lambda path: figure.savefig(path, format="png", dpi=150))
-    except Exception as error:  # of many kinds: the result is on the disk already
+    except Exception as error:  # of any kind: the model is already on disk
         path = output.folder / name
         print(f"NOTE: {path}: this picture could not be drawn ({error}).", file=sys.stderr)
 
 
 def print_training(training: dict, decision: Decision, model_dir: Path) -> None:
-    """Print a few numbers that a reader would check."""
+    """Print a summary of the training."""
     rows = {"started from": training["started_from"]}
     for split, count in training["counts"].items():
         crops, videos = (sum(count[f"{label} {unit}"] for label in CLASSES) for unit in UNITS)
-        rows[split] = f"{crops:,} crops of {videos:,} videos"
+        rows[split] = f"{crops:,} crops from {videos:,} videos"
     if left_out := list(training["left_out"]):
         named = ", ".join(left_out[:NAMED]) + (", ..." if len(left_out) > NAMED else "")
         rows["left out"] = f"{len(left_out):,} crops that cannot be read: {named}"
-    rows["epochs"] = f"{training['epochs_run']}; the best one is {training['best_epoch']}"
+    rows["epochs"] = f"{training['epochs_run']}; the best is epoch {training['best_epoch']}"
     rows["validation"] = (
         f"AUC by video {training['val_auc']:.3f}; optimistic: the epoch was selected on it"
     )
@@ -439,7 +446,7 @@ def print_training(training: dict, decision: Decision, model_dir: Path) -> None:
         f"{decision.real_below:.3f}"
     )
     if training["practice"]:
-        rows["practice"] = "trained on practice videos: this model is not fit for real videos"
+        rows["practice"] = "trained on practice videos; do not use this model on real videos"
     rows["curves"] = model_dir / CURVES
     cli.print_facts(model_dir, rows)
     print("next: python 05-evaluate-model.py")

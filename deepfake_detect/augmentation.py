@@ -1,7 +1,7 @@
-"""Augmentation: pairs of a real crop and its fake, changed alike, and fakes made by blending.
+"""Augmentation of crops: pairs of a real crop and a fake, random changes, and blended fakes.
 
-A real crop and its fake go through the same changes, so that only the forgery sets them apart.
-Images are RGB uint8 (size, size, 3) throughout.
+A real crop and its fake get the same random changes, so that only the forgery differs between them.
+All images are RGB uint8 (size, size, 3).
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ import pandas as pd
 
 from deepfake_detect.cli import Between, Count, Share
 
-CANDIDATES = 100  # real crops, of which the most similar one gives its face to a blend
-GRID = 16  # places across and down whose brightness is compared
-CORNERS = 90  # of the polygon that a blend's mask starts from
-FRACTION_BITS = 4  # of the corners' coordinates in pixels
+CANDIDATES = 100  # real crops to compare; a blend takes the face of the most similar one
+GRID = 16  # points per side at which the brightness is compared
+CORNERS = 90  # of the polygon in a blend's mask
+FRACTION_BITS = 4  # fractional bits of a corner's pixel coordinates
 INTERPOLATIONS = cv2.INTER_LINEAR, cv2.INTER_CUBIC
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes to each crop; a real crop and its fake get the same."""
+    """Random changes to each crop; a real crop and its fake get the same changes."""
 
-    paired: bool = True  # serve each real crop together with a fake; False: independent crops
-    repeats: Count = 2  # how often a real crop may appear per epoch, if there are more fakes
-    blended: Share = 0.5  # share of pairs whose fake is a self-made blend instead of a deepfake
+    paired: bool = True  # pair each real crop with a fake; False: independent crops
+    repeats: Count = 2  # most uses of a real crop per epoch, if there are more fakes
+    blended: Share = 0.5  # share of pairs whose fake is a blend instead of a deepfake
     swapped: Share = 0.5  # share of blends that take the face of another real crop
-    flip: Share = 0.5  # share mirrored
-    shift: Share = 0.05  # largest shift, as a share of width and height, in whole pixels
-    rotation: Annotated[float, Between(0, 180)] = 0.0  # largest angle in degrees; rotating blurs
-    zoomed: Share = 0.5  # share zoomed, because the margin of later crops will differ
+    flip: Share = 0.5  # share of crops mirrored
+    shift: Share = 0.05  # largest shift, as a share of the size; whole pixels
+    rotation: Annotated[float, Between(0, 180)] = 0.0  # largest angle in degrees; rotation blurs
+    zoomed: Share = 0.5  # share of crops zoomed, as margins vary in use
     zoom: Share = 0.15  # largest zoom, as a share of the size
     brightness: Share = 0.1  # largest change, as a share of the range from black to white
     contrast: Share = 0.1  # largest change, as a share of the distance from the mean
     tint: Share = 0.03  # largest change of one colour channel; half of the crops are tinted
-    grey: Share = 0.05  # share converted to greyscale
-    cut_out: Share = 0.15  # share with a bar over eyes, nose or mouth: never rely on one of them
-    reduced: Share = 0.3  # share scaled down and up again
-    reduced_to: Count = 32  # shortest side after scaling down, in pixels
-    blurred: Share = 0.2  # share blurred
+    grey: Share = 0.05  # share of crops converted to greyscale
+    cut_out: Share = 0.15  # share of crops with a bar over eyes, nose or mouth
+    reduced: Share = 0.3  # share of crops scaled down and up again
+    reduced_to: Count = 32  # smallest side after scaling down, in pixels
+    blurred: Share = 0.2  # share of crops blurred
     blur: Annotated[float, Between(0.3, 100)] = 1.6  # largest standard deviation, in pixels
-    noisy: Share = 0.2  # share with noise
+    noisy: Share = 0.2  # share of crops with noise
     noise: Annotated[float, Between(1, 255)] = 8.0  # largest standard deviation, of 255
-    jpeg: Share = 0.4  # share compressed as JPEG, once or twice
+    jpeg: Share = 0.4  # share of crops compressed as JPEG, once or twice
     jpeg_quality: Annotated[int, Between(1, 100)] = 30  # lowest JPEG quality
 
 
@@ -60,34 +60,34 @@ NO_CHANGES = Augmentation(
 )
 
 
-# --- Changes that a real crop and its fake share --------------------------------------------------
+# --- Random changes -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Changes:
     """One random draw of the augmentation."""
 
-    scale: np.ndarray  # (2,), across and down; the first is negative for a mirrored crop
+    scale: np.ndarray  # (2,): x and y; x is negative for a mirrored crop
     angle: float  # degrees
-    shift: np.ndarray  # (2,), pixels, across and down
+    shift: np.ndarray  # (2,): x and y, pixels
     contrast: float  # factor of the distance from the mean
     light: np.ndarray  # (3,), added to each channel
     grey: bool
-    bar: tuple[slice, slice] | None  # rows and columns that a bar covers
+    bar: tuple[slice, slice] | None  # rows and columns under the bar
     bar_colour: np.ndarray | None  # (3,)
-    blur: float  # standard deviation in pixels; 0: none
-    side: int  # pixels that the crop is scaled down to; 0: not at all
+    blur: float  # standard deviation in pixels; 0: off
+    side: int  # side after scaling down, in pixels; 0: off
     upscaling: int  # OpenCV's interpolation
     noise: np.ndarray | None  # float32 (size, size, 3)
-    noise_last: bool  # a camera's noise comes first, that of a bad screen last
-    qualities: tuple[int, ...]  # of JPEG: none, one or two
-    jpeg_first: bool  # whether the first JPEG comes before the scaling down
+    noise_last: bool  # True: screen noise, after the other changes; False: camera noise
+    qualities: tuple[int, ...]  # zero, one or two JPEG qualities
+    jpeg_first: bool  # compress before scaling down
 
 
 def change_alike(
     images: list[np.ndarray], augmentation: Augmentation, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Return the images after one draw of random changes, the same for all of them."""
+    """Draw random changes once, and return the images with these changes applied to each."""
     changes = draw_changes(augmentation, len(images[0]), rng)
     return [apply_changes(image, changes) for image in images]
 
@@ -118,13 +118,13 @@ def draw_changes(augmentation: Augmentation, size: int, rng: np.random.Generator
     if happens(augmentation.cut_out):
         bar, bar_colour = draw_bar(size, rng)
 
-    # What happens to a video after it was filmed.
+    # Degradations, as after recording.
     blur = rng.uniform(0.3, augmentation.blur) if happens(augmentation.blurred) else 0
     sides = math.log(augmentation.reduced_to), math.log(size)
     side = round(math.exp(rng.uniform(*sides))) if happens(augmentation.reduced) else 0
     upscaling = INTERPOLATIONS[rng.integers(2)]
     deviation = rng.uniform(1, augmentation.noise) if happens(augmentation.noisy) else 0
-    # A generator of its own, so that switching the noise off changes no later draw.
+    # A separate generator, so that disabling the noise does not change later draws.
     noise_rng = np.random.default_rng(rng.integers(2**31))
     noise = (
         deviation * noise_rng.standard_normal((size, size, 3), np.float32) if deviation else None
@@ -162,7 +162,7 @@ def draw_bar(size: int, rng: np.random.Generator) -> tuple[tuple[slice, slice], 
 
 
 def apply_changes(image: np.ndarray, changes: Changes) -> np.ndarray:
-    """Return an image after the changes, in the order in which a video meets them."""
+    """Return an image after the changes, in the order in which they happen to a video."""
     image = move_image(image, changes.scale, changes.angle, changes.shift)
     mean = np.mean(cv2.mean(image)[:3])
     image = map_levels(image, changes.contrast, mean - changes.contrast * mean + changes.light)
@@ -176,7 +176,7 @@ def apply_changes(image: np.ndarray, changes: Changes) -> np.ndarray:
 
 
 def list_degradations(changes: Changes, size: int) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
-    """Yield the functions that degrade an image of size x size pixels, in their order."""
+    """Yield the functions that degrade an image of size x size pixels, in order."""
     add_noise = partial(cv2.add, src2=changes.noise, dtype=cv2.CV_8U)
     first, second = (*changes.qualities, 0, 0)[:2]
     if changes.noise is not None and not changes.noise_last:
@@ -199,22 +199,22 @@ def list_degradations(changes: Changes, size: int) -> Iterator[Callable[[np.ndar
 
 
 def compress(image: np.ndarray, quality: int) -> np.ndarray:
-    """Return an image as it is after JPEG at a quality of 1 to 100."""
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # JPEG keeps less colour than brightness
+    """Return an image after JPEG compression at a quality of 1 to 100."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # JPEG keeps less colour detail than brightness
     _, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))
     return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def degrade(image: np.ndarray, kind: str, amount: float, seed: int = 0) -> np.ndarray:
-    """Return an image after one change that is not a forgery, at the image's own size.
+    """Return an image of the same size after one degradation that is not a forgery.
 
     Args:
         image: RGB uint8 (height, width, 3)
         kind: "jpeg" (quality), "size" (factor, scaled back by step 02's interpolation), "blur"
             (standard deviation in pixels), "noise" (standard deviation, of 255) or "brightness"
-            (added share of the range from black to white)
-        amount: see kind
-        seed: of the noise
+            (share of the range from black to white to add)
+        amount: the value in the unit of kind
+        seed: seed of the noise
     """
     if kind == "jpeg":
         return compress(image, int(amount))
@@ -228,12 +228,12 @@ def degrade(image: np.ndarray, kind: str, amount: float, seed: int = 0) -> np.nd
     elif kind == "brightness":
         added = amount * 255
     else:
-        raise ValueError(f"{kind} is not a kind of change")
+        raise ValueError(f"{kind} is not a kind of degradation")
     return np.clip(np.rint(image + added), 0, 255).astype(np.uint8)
 
 
 def move_image(image: np.ndarray, scale: np.ndarray, angle: float, shift: np.ndarray) -> np.ndarray:
-    """Scale an image about its centre, rotate it (degrees) and shift it; the border repeats."""
+    """Scale an image about its centre, rotate it (degrees) and shift it; repeat the border."""
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     matrix = np.array(((cos, -sin), (sin, cos))) * scale
     centre = (len(image) - 1) / 2
@@ -244,7 +244,7 @@ def move_image(image: np.ndarray, scale: np.ndarray, angle: float, shift: np.nda
 def map_levels(
     image: np.ndarray, gain: float | np.ndarray, offset: float | np.ndarray
 ) -> np.ndarray:
-    """Return gain * image + offset, rounded and clipped; both may differ by channel (3,)."""
+    """Return gain * image + offset, rounded and clipped; both may have a value per channel (3,)."""
     levels = np.arange(256)[:, None] * np.broadcast_to(gain, (1, 3)) + offset
     return cv2.LUT(image, levels.round().clip(0, 255).astype(np.uint8)[None])
 
@@ -255,12 +255,13 @@ def map_levels(
 def draw_groups(
     crops: pd.DataFrame, augmentation: Augmentation, seed: tuple[int, int]
 ) -> list[tuple[int, ...]]:
-    """Draw the groups of an epoch in their order: rows that stay together and are changed alike.
+    """Draw the groups of rows for an epoch, in order; the crops of a group get the same changes.
 
-    Paired, a real crop comes with a fake: a blend into itself (-1), or a deepfake that shares an
-    identity with it; if there is none, another one of its data set, each of them once before any
-    comes again. A data set gives as many pairs as it has fakes, but each real crop at least once
-    and at most `repeats` times. Unpaired, each crop comes once, by itself.
+    With `paired`, a group is a real crop and a fake. The fake is a blend into the real crop (-1),
+    or a deepfake that shares an identity with it. Without such a deepfake, it is another fake of
+    the same data set; all of them are used once before one repeats. A data set has one pair per
+    fake, but uses each real crop at least once and at most `repeats` times. Without `paired`, each
+    crop is a group.
     """
     rng = np.random.default_rng(seed)
     if not augmentation.paired:
@@ -293,13 +294,14 @@ def show_group(
     swapped: float,
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Return the images of a group of rows; -1 is a blend into the first one.
+    """Return the images of a group of rows; -1 is a blend into the first image.
 
     Args:
         images: the decoded crops, uint8 (n, size, size, 3)
-        group: rows of images that are served together
-        reals: rows of the real crops of the same data set, which give their faces to blends
+        group: rows of images, from draw_groups
+        reals: rows of the real crops of the same data set, as sources of faces for blends
         swapped: share of the blends whose face comes from another crop, 0..1
+        rng: random generator for the blends
     """
     faces = []
     for row in group:
@@ -313,13 +315,13 @@ def show_group(
     return faces
 
 
-# --- Blends: fakes that are made here -------------------------------------------------------------
+# --- Blends ---------------------------------------------------------------------------------------
 
 
 def find_similar(images: np.ndarray, row: int, others: np.ndarray) -> int:
     """Return the row among others whose face is most similar in position and lighting.
 
-    Compared is the brightness in 16 x 16 places, each image's mean and deviation removed.
+    Compares the brightness at GRID x GRID points, normalised to the same mean and deviation.
     """
     step = images.shape[1] // GRID
     places = np.s_[step // 2 : GRID * step : step]
@@ -331,13 +333,13 @@ def find_similar(images: np.ndarray, row: int, others: np.ndarray) -> int:
 
 
 def blend(face: np.ndarray, around: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a fake: a face blended into its own surroundings or those of another person.
+    """Return a fake: `around` with a face of the same or another person blended into it.
 
-    One of the two is changed first. That leaves the traces that every face swap leaves, a border
-    and two kinds of pixels, without the traces of one method: Shiohara and Yamasaki, "Detecting
-    Deepfakes with Self-Blended Images", CVPR 2022, and for two people Li et al., "Face X-ray for
-    More General Face Forgery Detection", CVPR 2020. Written from their descriptions, with a bent
-    ellipse instead of the convex hull of landmarks.
+    One of the two images is changed first. The blend then has the traces of every face swap, a
+    border and two kinds of pixels, without the traces of a particular method: Shiohara and
+    Yamasaki, "Detecting Deepfakes with Self-Blended Images", CVPR 2022, and for two people Li et
+    al., "Face X-ray for More General Face Forgery Detection", CVPR 2020. Written from the papers,
+    with a distorted ellipse instead of the convex hull of landmarks.
     """
     size = len(face)
     face = match_colours(face, around)
@@ -345,7 +347,7 @@ def blend(face: np.ndarray, around: np.ndarray, rng: np.random.Generator) -> np.
         face = change_copy(face, rng)
     else:
         around = change_copy(around, rng)
-    # The face is moved by a few pixels and shows through a soft mask.
+    # Move the face by a few pixels, and blend it through a soft mask.
     scale, angle = rng.uniform(0.95, 1.05, 2), rng.uniform(-3, 3)
     moved = move_image(face, scale, angle, rng.uniform(-0.03, 0.03, 2) * size)
     mask = draw_mask(size, rng) * np.float32(rng.choice((0.25, 0.5, 0.75, 1, 1, 1)))
@@ -353,7 +355,7 @@ def blend(face: np.ndarray, around: np.ndarray, rng: np.random.Generator) -> np.
 
 
 def match_colours(face: np.ndarray, around: np.ndarray) -> np.ndarray:
-    """Give a face the mean and deviation of another's colours, measured in the middle.
+    """Return a face with the colour mean and deviation of `around`, measured in the middle.
 
     Reinhard et al., "Color Transfer between Images", IEEE CG&A 2001.
     """
@@ -366,7 +368,7 @@ def match_colours(face: np.ndarray, around: np.ndarray) -> np.ndarray:
 
 
 def change_copy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a copy of an image with other colours and pixels, often hardly visible."""
+    """Return a copy of an image with colours and pixels changed, often almost invisibly."""
     size, strength, mean = len(image), rng.uniform(0, 1), np.array(cv2.mean(image)[:3])
     gain = 1 + rng.uniform(-0.15, 0.15) * strength
     light = (rng.uniform(-15, 15, 3) + rng.uniform(-10, 10)) * strength
@@ -374,7 +376,7 @@ def change_copy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.3:
         saturation = rng.uniform(0.6, 1.4)
         copy = cv2.transform(copy, np.eye(3) * saturation + (1 - saturation) / 3)
-    # Then it is resampled from fewer pixels, or sharpened.
+    # Then scale down and up, sharpen, or leave the copy.
     if rng.random() < 0.5:
         side = round(size / rng.choice((1.5, 2, 3, 4)))
         shrink = (cv2.INTER_AREA, cv2.INTER_LINEAR)[rng.integers(2)]
@@ -389,10 +391,10 @@ def change_copy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_mask(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a soft mask, float32 (size, size) in 0..1: an ellipse on the face with a bent outline.
+    """Draw a soft mask, float32 (size, size) in 0..1: an ellipse with a distorted outline.
 
-    Two thirds cover the face, the others the band of the eyes, the nose or the mouth, as methods
-    that change an expression do.
+    Two thirds of the masks cover the face. The others cover the eyes, the nose or the mouth, the
+    regions that methods for changing an expression replace.
     """
     whole = rng.random() < 0.65
     centre = rng.uniform(0.46, 0.54), rng.uniform(0.5, 0.6)
@@ -400,7 +402,7 @@ def draw_mask(size: int, rng: np.random.Generator) -> np.ndarray:
     if not whole:
         centre = centre[0], rng.choice((0.42, 0.6, 0.75)) + rng.uniform(-0.04, 0.04)
         radii = rng.uniform(0.16, 0.34), rng.uniform(0.1, 0.2)
-    # The outline is a polygon with enough corners to look like a curve.
+    # A polygon with enough corners to look like a curve.
     angle, outline = np.linspace(0, 2 * math.pi, CORNERS, endpoint=False), 1.0
     for waves in range(2, 7):
         height = rng.uniform(-0.12, 0.12) / math.sqrt(waves - 1)
@@ -410,6 +412,6 @@ def draw_mask(size: int, rng: np.random.Generator) -> np.ndarray:
     fine = 1 << FRACTION_BITS
     cv2.fillPoly(mask, [np.int32(np.round(corners * size * fine))], 1.0, shift=FRACTION_BITS)
     mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(1, 7))
-    if rng.random() < 0.5:  # soft on the inside only
+    if rng.random() < 0.5:  # soft only on the inside
         mask = cv2.GaussianBlur((mask * 2 - 1).clip(0, 1), (0, 0), rng.uniform(0.7, 3))
     return mask.clip(0, 1)

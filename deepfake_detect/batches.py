@@ -1,4 +1,4 @@
-"""Batches of augmented crops for the training with Keras."""
+"""Batches of augmented crops for training with Keras."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def serve_crops(
     batch_size: int,
     seed: tuple[int, int],
 ) -> tf.data.Dataset:
-    """Serve the batches of an epoch: RGB float32 (n, size, size, 3) in 0..255, labels (n, 1).
+    """Return the batches of an epoch: RGB float32 (n, size, size, 3) in 0..255, labels (n, 1).
 
-    Fake is 0, real 1. The same seed gives the same batches, so that a training that was stopped
-    continues with the batches that would have come next.
+    Fake is 0, real is 1. The same seed gives the same batches, so that a stopped training continues
+    with the batches that would have come next.
 
     Args:
         images: the decoded crops, RGB uint8 (n, size, size, 3)
-        crops: the crops to serve; their index holds rows of images
+        crops: the crops to serve; their index is the row in images
         augmentation: the random changes
-        batch_size: crops per batch, nearly
-        seed: of the training, and the number of the epoch
+        batch_size: approximate number of crops per batch
+        seed: the seed of the training, and the number of the epoch
     """
     groups = draw_groups(crops, augmentation, seed)
-    # All batches have nearly the same size: a last one of one or two crops would spoil the running
-    # statistics of the batch normalisation just before the validation.
+    # All batches have nearly the same size: a last batch of one or two crops would spoil the
+    # running statistics of the batch normalisation just before validation.
     steps = math.ceil(sum(map(len, groups)) / batch_size)
     shares = np.array_split(np.arange(len(groups)), steps)
     is_real = (crops["label"] == "real").to_dict()
@@ -62,10 +62,10 @@ def serve_crops(
 
 
 def without_tuning(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Return the same batches without tf.data's tuning.
+    """Return the same batches with tf.data's autotuning disabled.
 
-    It looks again after 10 ms, 20 ms, up to a minute, and TensorFlow 2.21 makes the end of an epoch
-    wait for its next look.
+    Autotuning wakes up after 10 ms, 20 ms and so on, up to a minute, and in TensorFlow 2.21 the end
+    of an epoch waits for the next time.
     """
     options = tf.data.Options()
     options.autotune.enabled = False

@@ -1,4 +1,4 @@
-"""The checkpoint of a training that was stopped: one file from which it continues."""
+"""Read and write checkpoints, from which a stopped training continues."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from deepfake_detect.files import write_whole
 
 
 def read_checkpoint(path: Path, identity: dict) -> tuple[pd.DataFrame, list[np.ndarray]]:
-    """Return the history of a stopped training and its best weights; both empty without a file.
+    """Return the history and the best weights of a stopped training; both empty without a file.
 
     Args:
         path: the checkpoint
-        identity: what the stopped training must have in common with this one
+        identity: values that must be equal in the stopped training
 
     Raises:
-        ValueError: the file is damaged, or it belongs to another training
+        ValueError: the file is damaged or belongs to another training
     """
     if not path.exists():
         return pd.DataFrame(), []
@@ -35,17 +35,19 @@ def read_checkpoint(path: Path, identity: dict) -> tuple[pd.DataFrame, list[np.n
             history = pd.read_csv(archive.open("history.csv"), float_precision="round_trip")
             with np.load(archive.open("best.npz")) as weights:
                 best = [weights[name] for name in weights.files]
-    except Exception as error:  # of many kinds, depending on what the file is instead
-        raise ValueError(f"{path}: it is damaged ({error}); delete it to start over.") from error
+    except Exception as error:  # of any type, depending on the damage
+        raise ValueError(
+            f"{path}: the file is damaged ({error}); delete it to start over."
+        ) from error
     if differing:
         changes = ", ".join(
             name if name == "crops" else f"{name} (was {earlier.get(name)}, now {identity[name]})"
             for name in differing
         )
         raise ValueError(
-            f"{path}: it is from a training that stopped after epoch {len(history)} and differs in "
-            f"{changes}; repeat that command to continue it, delete the file to discard it, or "
-            "name another folder with --model-dir."
+            f"{path}: the training that stopped after epoch {len(history)} differs in {changes}; "
+            "repeat its command to continue it, delete the file to discard it, or name another "
+            "folder with --model-dir."
         )
     return history, best
 
@@ -53,9 +55,9 @@ def read_checkpoint(path: Path, identity: dict) -> tuple[pd.DataFrame, list[np.n
 def write_checkpoint(
     model: keras.Model, history: pd.DataFrame, best: list[np.ndarray], identity: dict, path: Path
 ) -> None:
-    """Write a checkpoint: the model as it is, and everything else beside it in its zip file.
+    """Write a checkpoint: a .keras file, with history, best weights and identity added to it.
 
-    Keras' own BackupAndRestore forgets which epoch was the best so far (Keras issue 17012).
+    Keras' BackupAndRestore does not save the best epoch so far (Keras issue 17012).
     """
 
     def write(partial: Path) -> None:
@@ -70,7 +72,7 @@ def write_checkpoint(
 
 
 def fingerprint_crops(crops: pd.DataFrame, split_dir: Path) -> str:
-    """Return a hash that changes if a crop is added, removed or written again."""
+    """Return a hash that changes if a crop is added, removed or rewritten."""
     stats = [(split_dir / crop).stat() for crop in crops["crop"]]
     content = crops.assign(
         size=[stat.st_size for stat in stats], modified=[stat.st_mtime_ns for stat in stats]
@@ -79,7 +81,7 @@ def fingerprint_crops(crops: pd.DataFrame, split_dir: Path) -> str:
 
 
 def seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
-    """Give each dropout layer its random state for an epoch, which a model's file does not hold."""
+    """Set the random state of each dropout layer for an epoch; model files do not store it."""
     inner = [layer for part in model.layers for layer in getattr(part, "layers", [])]
     dropouts = [layer for layer in [*model.layers, *inner] if hasattr(layer, "seed_generator")]
     for number, layer in enumerate(dropouts):

@@ -1,8 +1,8 @@
-"""Read the content credentials (C2PA) of the file on standard input, and print what they say.
+"""Read the content credentials (C2PA) of the file on standard input, and print them as JSON.
 
-provenance.py runs this page by its path in a process of its own, with limits of time and memory:
-the library is native code, and the file may be made to harm it. So nothing but c2pa-python and the
-standard library is imported here. Nothing is fetched from a network.
+provenance.py runs this file in a separate process with limits of time and memory, because the
+library is native code and the input may be malicious. This file therefore imports only c2pa-python
+and the standard library. It never connects to a network.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MOST_MEMORY = 2 * 2**30  # bytes of address space
-LONGEST_TEXT = 120  # characters kept of a name that the file gives
+LONGEST_TEXT = 120  # characters kept of a text from the file
 
-# The first bytes of the kinds of file that can hold content credentials: offset, bytes, media type.
+# Signatures of the file types that can contain content credentials: offset, bytes, media type.
 KINDS = (
     (0, b"\xff\xd8\xff", "image/jpeg"),
     (0, b"\x89PNG", "image/png"),
@@ -35,14 +35,14 @@ PARTLY_GENERATED = "compositeWithTrainedAlgorithmicMedia"
 
 
 def main() -> None:
-    """Print the credentials of standard input as JSON; the argument is a trust list."""
+    """Print the credentials of standard input as JSON; the argument is the path of a trust list."""
     limit_memory()
     trust_list = Path(sys.argv[1]).read_text() if len(sys.argv) > 1 else None
     print(json.dumps(read_credentials(trust_list)))
 
 
 def limit_memory() -> None:
-    """Limit the memory of this process, where the system can, and have it leave no core file."""
+    """Limit the memory of this process and disable core files; do nothing on Windows."""
     try:
         import resource
     except ImportError:  # Windows
@@ -52,10 +52,10 @@ def limit_memory() -> None:
 
 
 def read_credentials(trust_list: str | None) -> dict:
-    """Read the credentials of standard input, a file that can be sought.
+    """Read the credentials of standard input, which must be seekable.
 
     Args:
-        trust_list: certificates of trusted signers, PEM; None does not check the signer
+        trust_list: certificates of trusted signers, PEM; None: do not check the signer
 
     Returns:
         "status" and, depending on it, the other fields of provenance.Credentials.
@@ -67,7 +67,7 @@ def read_credentials(trust_list: str | None) -> dict:
     sys.stdin.buffer.seek(0)
     kind = next((kind for at, mark, kind in KINDS if head[at:].startswith(mark)), None)
     if kind is None:
-        return {"status": "not checked", "reason": "this kind of file does not hold them"}
+        return {"status": "not checked", "reason": "this type of file cannot contain them"}
     settings: dict[str, dict[str, bool | str]] = {
         "verify": {
             "remote_manifest_fetch": False,
@@ -95,7 +95,7 @@ def read_credentials(trust_list: str | None) -> dict:
 
 
 def describe_manifest(store: dict) -> dict:
-    """Say who made the file with what and when, and whether an AI did, by the active manifest."""
+    """Return the maker, tool, date and AI declaration in the active manifest."""
     manifest = store["manifests"][store["active_manifest"]]
     signature = manifest.get("signature_info") or {}
     actions = list(list_actions(manifest))
@@ -111,9 +111,9 @@ def describe_manifest(store: dict) -> dict:
 
 
 def find_generated(store: dict) -> str | None:
-    """Say whether an AI made the file or parts of it, by its manifest and those it was made from.
+    """Return "whole", "partly" or None, from the manifests of the file and of its ingredients.
 
-    What a file was opened from (parentOf) counts as the file; what was put into it as a part.
+    The file that was edited (parentOf) counts as the whole; other ingredients count as parts.
     """
     found, seen, waiting = set(), set(), [(store["active_manifest"], True)]
     while waiting:
@@ -136,7 +136,7 @@ def find_generated(store: dict) -> str | None:
 
 
 def list_actions(manifest: dict) -> Iterator[dict]:
-    """Yield what was done to the file, one entry of the actions assertions after another."""
+    """Yield the actions in a manifest: the entries of its c2pa.actions assertions."""
     for assertion in manifest.get("assertions") or []:
         if str(assertion.get("label")).startswith("c2pa.actions"):
             data = assertion.get("data")
@@ -145,20 +145,20 @@ def list_actions(manifest: dict) -> Iterator[dict]:
 
 
 def name_tool(tool: object) -> str | None:
-    """Name a tool and its version, which manifests give as a table or as one text."""
+    """Return the name and version of a tool, which is a dict or a text in the manifest."""
     if isinstance(tool, dict):
         return shorten(" ".join(str(tool[key]) for key in ("name", "version") if tool.get(key)))
     return shorten(tool)
 
 
 def name_failure(store: dict) -> str | None:
-    """Give the C2PA code of the first check that failed, without that of an unknown signer."""
+    """Return the C2PA code of the first failed check, ignoring an unknown signer."""
     codes = [str(each.get("code")) for each in store.get("validation_status") or []]
     return next((shorten(code) for code in codes if code != "signingCredential.untrusted"), None)
 
 
 def shorten(text: object) -> str | None:
-    """Keep a text of the file on one line, printable and short; None where there is none."""
+    """Return a text from the file as one short line of printable characters; None if empty."""
     words = " ".join(str(text or "").split())
     words = "".join(letter for letter in words if letter.isprintable())
     return words[:LONGEST_TEXT] or None

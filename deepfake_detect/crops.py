@@ -1,7 +1,7 @@
-"""Face crops: listing and decoding them, with the tables and rules beside them.
+"""List and decode face crops, and read their tables and crop rule.
 
-A crop is an image file of any size. The model takes it resized to a square. The index of a table of
-crops holds the row of each crop in the array of decoded images.
+A crop is an image file of any size, and is resized to a square for the model. The index of a table
+of crops is the row of each crop in the array of decoded images.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 def find_crops(split_dir: Path, splits: tuple[str, ...], one_class: bool = False) -> pd.DataFrame:
     """Return a table of the crops of some splits.
 
-    Columns: crop (its path below split_dir), label, split, video_id, dataset, method, identities.
-    Label and split come from the folders, the rest from crops.csv. Without that table, video_id is
-    the file name without frame and face (`<video_id>-000042-00.png`), or the whole name.
+    Columns: crop (path relative to split_dir), label, split, video_id, dataset, method, identities.
+    Label and split come from the folders, the other columns from crops.csv. Without that table,
+    video_id is the file name without frame and face numbers (`<video_id>-000042-00.png`), or the
+    whole name.
 
     Args:
-        split_dir: folder of the splits
-        splits: such as train and val; "" is split_dir itself, with real/ and fake/ in it
-        one_class: accept a split with crops of one label only
+        split_dir: folder that contains the splits
+        splits: names such as train and val; "" is split_dir itself, with real/ and fake/ in it
+        one_class: accept a split that has crops of only one label
 
     Raises:
         FileNotFoundError: a folder is missing or empty
@@ -72,7 +73,11 @@ def find_crops(split_dir: Path, splits: tuple[str, ...], one_class: bool = False
 
 
 def read_crops_table(split_dir: Path) -> pd.DataFrame:
-    """Read crops.csv; empty if the file does not exist."""
+    """Read crops.csv; return an empty table if the file does not exist.
+
+    Raises:
+        ValueError: the table is damaged
+    """
     path = split_dir / "crops.csv"
     columns = ["crop", "video_id", "dataset", "method", "identities"]
     if not path.exists():
@@ -83,16 +88,16 @@ def read_crops_table(split_dir: Path) -> pd.DataFrame:
         if table["crop"].is_unique and "video_id" in table:
             return table.reindex(columns=columns, fill_value="")
     raise ValueError(
-        f"{path}: it is not a table with the columns crop and video_id and one row per crop; run "
+        f"{path}: the file is not a table with columns crop and video_id and one row per crop; run "
         "03-prepare-fake-real-dataset.py again, or delete it to use the file names."
     )
 
 
 def read_crop_rule(split_dir: Path) -> dict:
-    """Return how the crops were cut, the fields of CROP_RULE; empty without a crop-rule.json.
+    """Read crop-rule.json: the fields of CROP_RULE; return {} if the file does not exist.
 
     Raises:
-        ValueError: the file does not hold a crop rule
+        ValueError: the file is not a crop rule
     """
     path = split_dir / "crop-rule.json"
     if not path.exists():
@@ -105,26 +110,26 @@ def read_crop_rule(split_dir: Path) -> dict:
         )
         return {name: getattr(checked, name) for name in CROP_RULE}
     raise ValueError(
-        f"{path}: it is not a crop rule; run 03-prepare-fake-real-dataset.py again, or delete the "
-        "file to use the settings margin, square and frames."
+        f"{path}: the file is not a crop rule; run 03-prepare-fake-real-dataset.py again, or "
+        "delete the file to use the settings margin, square and frames."
     )
 
 
 def open_cache(count: int, size: int, folder: Path) -> np.ndarray:
     """Allocate a memory-mapped array for decoded crops, uint8 (count, size, size, 3).
 
-    It is backed by a temporary file without a name in the folder: the system keeps it in memory
-    while there is room, and it disappears with the process.
+    The array is backed by an unnamed temporary file in the folder: the system keeps it in memory
+    while there is room, and deletes it when the process ends.
 
     Raises:
-        OSError: the disk is too small
+        OSError: the disk has too little space
     """
     shape = (count, size, size, 3)
     free, needed = shutil.disk_usage(folder).free, math.prod(shape)
-    if free < needed:  # found later it would be a crash: a mapped file does not raise
+    if free < needed:  # a full disk would crash the process: a mapped file does not raise
         raise OSError(
-            f"{folder}: the decoded crops take {needed / 2**30:.1f} GiB there and "
-            f"{free / 2**30:.1f} are free; make room, or name a folder on another disk."
+            f"{folder}: the decoded crops need {needed / 2**30:.1f} GiB, but only "
+            f"{free / 2**30:.1f} GiB are free; free some space, or name a folder on another disk."
         )
     return np.memmap(tempfile.TemporaryFile(dir=folder), np.uint8, "w+", shape=shape)
 
@@ -132,14 +137,14 @@ def open_cache(count: int, size: int, folder: Path) -> np.ndarray:
 def decode_crops(
     crops: pd.DataFrame, split_dir: Path, images: np.ndarray
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Decode every crop once, for all epochs, into its row of images.
+    """Decode each crop into its row of images, once for all epochs.
 
     Returns:
-        The crops that decode, with the columns side (pixels of the shorter side) and sharpness
-        (see measure_sharpness); and the names of those that do not, each with the reason.
+        The table of the readable crops, with the columns side (of the shorter side, in pixels) and
+        sharpness (see measure_sharpness), and the unreadable crops by name, with the reason.
 
     Raises:
-        ValueError: none of the crops of a label decode, or a split has only one video
+        ValueError: a label has no readable crop, or a split other than train has only one video
     """
 
     def decode(row: int, crop: str) -> tuple[int, float, str]:
@@ -158,25 +163,25 @@ def decode_crops(
     for (split, label), part in crops.groupby(["split", "label"]):
         folder, again = split_dir / split, "create them again with 03-prepare-fake-real-dataset.py."
         if not (part["fault"] == "").any():
-            raise ValueError(f"{folder / label}: none of its crops can be read; {again}")
+            raise ValueError(f"{folder / label}: the crops in this folder cannot be read; {again}")
         if split != "train" and whole.loc[whole["split"] == split, "video_id"].nunique() < 2:
             raise ValueError(
-                f"{folder}: all of its crops come from one video; at least two are needed; {again}"
+                f"{folder}: all crops come from one video, but at least two are needed; {again}"
             )
     return whole, dict(crops.loc[crops["fault"] != "", ["crop", "fault"]].to_numpy().tolist())
 
 
 def read_crop(path: Path, size: int) -> np.ndarray:
-    """Read a crop as a model takes it: RGB uint8 (size, size, 3).
+    """Read a crop and resize it for a model: RGB uint8 (size, size, 3).
 
     Raises:
-        ValueError, OSError: it cannot be read or does not decode
+        ValueError, OSError: the file cannot be read or decoded
     """
     return prepare_crop(read_image(path), size)
 
 
 def count_crops(crops: pd.DataFrame) -> dict[str, int]:
-    """Count the crops and videos of each label."""
+    """Return the number of crops and of videos per label, such as {"real crops": 120}."""
     counts = {}
     for label in CLASSES:
         of_class = crops[crops["label"] == label]
@@ -186,5 +191,5 @@ def count_crops(crops: pd.DataFrame) -> dict[str, int]:
 
 
 def average_by_video(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean p_fake of each video: label, video_id, p_fake."""
+    """Return the mean p_fake per video: a table with the columns label, video_id and p_fake."""
     return predictions.groupby(["label", "video_id"], as_index=False)["p_fake"].mean()

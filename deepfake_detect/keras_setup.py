@@ -1,4 +1,4 @@
-"""Load TensorFlow and Keras without their messages; whatever uses them imports this first."""
+"""Import TensorFlow and Keras without log output; import this module before either of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 @contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Discard what libraries write to standard error below Python.
+    """Discard the output of native code to standard error.
 
-    On loading, TensorFlow prints eight lines that no setting turns off (its issue 100442). A
-    message about a crash would be lost, too, so Python's fault handler writes to the real one.
+    On import, TensorFlow prints eight lines that cannot be turned off (TensorFlow issue 100442).
+    Python's fault handler keeps the real standard error, so that a crash is still reported.
     """
     try:
         stderr = os.dup(2)
-    except OSError:  # there is no standard error
+    except OSError:  # the process does not have a standard error
         yield
         return
     if ours := not faulthandler.is_enabled():
@@ -34,7 +34,7 @@ def silent_stderr() -> Iterator[None]:
         os.close(stderr)
 
 
-# Settings that the user has for other programs, here or in ~/.keras/keras.json
+# Override settings for other programs in the environment and in ~/.keras/keras.json.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.pop("TF_USE_LEGACY_KERAS", None)
 with silent_stderr():

@@ -18,22 +18,22 @@ IMAGENET_MEAN = np.array((0.485, 0.456, 0.406)) * 255  # RGB, 0..255
 IMAGENET_STD = np.array((0.229, 0.224, 0.225)) * 255
 IMAGENET_FILE = "efficientnet-b0_weights_tf_dim_ordering_tf_kernels_autoaugment_notop.h5"
 LITE0_WEIGHTS = Path(__file__).parents[1] / "weights" / "efficientnet-lite0-imagenet.npz"
-DOWNLOAD_TIMEOUT = 20  # seconds without an answer
+DOWNLOAD_TIMEOUT = 20  # seconds without data
 GREY = 0.299, 0.587, 0.114  # weights of red, green and blue, as in OpenCV
 LAPLACIAN = np.array(((0, 1, 0), (1, -4, 1), (0, 1, 0)))
 BELL = np.exp(-(np.arange(-4, 5) ** 2) / 2 / 1.2**2)  # Gaussian, sigma 1.2 pixels
 BELL = BELL[:, None] / BELL.sum()  # vertical; its transpose is horizontal
 MOST_ADDED = 4.0  # largest weight of the unsharp mask
-BATCH_NORM_MOMENTUM = 0.9  # of the running statistics; see build_model
+BATCH_NORM_MOMENTUM = 0.9  # for the running statistics; see build_model
 
 
 def find_start_weights(start: str | None) -> tuple[Path | None, str]:
-    """Return the file of the start weights, None for random ones, and a name for them.
+    """Return the file with the start weights (None for random weights) and their description.
 
-    The ImageNet weights of the efficientnet package are downloaded once to ~/.keras/models.
+    Downloads the ImageNet weights of the efficientnet package once, to ~/.keras/models.
 
     Args:
-        start: imagenet, lite0, auto (the first of the two that is available), none, or a file
+        start: imagenet, lite0, auto (imagenet if available, else lite0), none, or a file
 
     Raises:
         FileNotFoundError, OSError: the file is missing, or the download failed
@@ -51,7 +51,7 @@ def find_start_weights(start: str | None) -> tuple[Path | None, str]:
     if start != "imagenet":
         if not Path(start).is_file():
             raise FileNotFoundError(
-                f"{start}: this weights file does not exist; --start takes a file, imagenet, "
+                f"{start}: the weights file does not exist; --start takes a file, imagenet, "
                 "lite0, auto or none."
             )
         return Path(start), start
@@ -61,11 +61,11 @@ def find_start_weights(start: str | None) -> tuple[Path | None, str]:
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         file = keras.utils.get_file(IMAGENET_FILE, url, cache_subdir="models", file_hash=file_hash)
-    except Exception as error:  # Keras raises no narrower one: offline, half a file, a wrong hash
+    except Exception as error:  # Keras has one type for offline, a partial file and a wrong hash
         raise OSError(
-            f"the ImageNet weights cannot be downloaded from {url} ({type(error).__name__}); go "
-            "online, or pass the downloaded file with --start, or start from the built-in weights "
-            "with --start lite0."
+            f"downloading the ImageNet weights from {url} failed ({type(error).__name__}); go "
+            "online, pass the downloaded file with --start, or use the built-in weights with "
+            "--start lite0."
         ) from error
     finally:
         socket.setdefaulttimeout(None)
@@ -82,21 +82,20 @@ def build_model(
 
     Args:
         start_weights: weights of EfficientNet-B0 without its top, or a model of 04-train-cnn.py
-            (.keras) with any image size; None for random ones
+            (.keras) with any image size; None for random weights
         image_size: pixels per side
-        sharpen_to: softer images are sharpened to this sharpness, see sharpen; 0: never
-        darken_to: brighter images are darkened to this mean, see darken; 0: never
+        sharpen_to: sharpness that softer images are sharpened to, see sharpen; 0: off
+        darken_to: mean that brighter images are darkened to, see darken; 0: off
 
     Raises:
-        ValueError: the weights belong to another architecture
+        ValueError: the weights are of another architecture
     """
     shape = image_size, image_size, 3
     base = efn.EfficientNetB0(weights=None, include_top=False, pooling="max", input_shape=shape)
-    # Batch normalisation trains with the statistics of each batch and validates with running ones.
-    # At Keras' momentum of 0.99 the running ones keep their first values for hundreds of steps:
-    # after 100 steps, 37 % of them remains, and a short training ends with validation at chance
-    # although the training loss is low. At 0.9 only 0.003 % remains, and the last 10 batches, a few
-    # hundred crops, dominate.
+    # Batch normalisation uses batch statistics in training and running statistics in validation.
+    # With Keras' momentum of 0.99, the running statistics keep 37 % of their initial values after
+    # 100 steps, and a short training ends with validation at chance although the training loss is
+    # low. With 0.9, only 0.003 % remains, and the last 10 batches, a few hundred crops, dominate.
     for layer in base.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = BATCH_NORM_MOMENTUM
@@ -109,7 +108,7 @@ def build_model(
     features = keras.layers.Dense(512, activation="relu")(features)
     features = keras.layers.Dropout(0.5)(features)
     features = keras.layers.Dense(128, activation="relu")(features)
-    # 32 bits even if the other layers use 16: the loss takes the logarithm of this output.
+    # float32 even in a mixed_float16 model: the loss takes the logarithm of this output.
     p_real = keras.layers.Dense(1, activation="sigmoid", name="p_real", dtype="float32")(features)
     model = keras.Model(images, p_real, name="deepfake_detector")
 
@@ -120,22 +119,22 @@ def build_model(
                 fill_from_lite0(base, start_weights)
             else:
                 owner.load_weights(start_weights)
-        except Exception as error:  # of many kinds, by what the file is instead
+        except Exception as error:  # of any type, depending on the file
             raise ValueError(
-                f"{start_weights}: these are neither the weights of an EfficientNet-B0 without its "
-                "top nor a model of 04-train-cnn.py; name another file with --start."
+                f"{start_weights}: the file has neither the weights of an EfficientNet-B0 without "
+                "its top nor a model of 04-train-cnn.py; name another file with --start."
             ) from error
     return model
 
 
 def darken(images: keras.KerasTensor, target: float) -> keras.KerasTensor:
-    """Darken images whose mean is above the target; darker ones stay as they are.
+    """Darken images whose mean is above the target; return the others unchanged.
 
-    The network learns few bright images, and calls more of the real ones fake.
+    Bright images are rare in training, and the network calls more of the bright real faces fake.
 
     Args:
-        images: RGB float32 (n, size, size, 3) in 0..255, and so is the result
-        target: mean to reach by subtracting the excess from every pixel; 0 leaves all images
+        images: RGB float32 (n, size, size, 3) in 0..255, the same as the result
+        target: mean to reach, by subtracting the excess from every pixel; 0: off
     """
     if not target:
         return images
@@ -145,15 +144,15 @@ def darken(images: keras.KerasTensor, target: float) -> keras.KerasTensor:
 
 
 def sharpen(images: keras.KerasTensor, target: float) -> keras.KerasTensor:
-    """Sharpen images that are softer than the target; sharper ones stay as they are.
+    """Sharpen images that are softer than the target; return the others unchanged.
 
-    Blur makes the traces of a fake so faint that the network misses them. An unsharp mask restores
-    the target sharpness (the variance of the Laplacian, as crops.measure_sharpness has it), with a
-    weight of at most MOST_ADDED.
+    Blur makes the traces of a fake too faint for the network. An unsharp mask with a weight of at
+    most MOST_ADDED restores the target sharpness (the variance of the Laplacian, see
+    faces.measure_sharpness).
 
     Args:
-        images: RGB float32 (n, size, size, 3) in 0..255, and so is the result
-        target: sharpness to reach; 0 leaves all images as they are
+        images: RGB float32 (n, size, size, 3) in 0..255, the same as the result
+        target: sharpness to reach; 0: off
     """
     ops = keras.ops
     if not target:
@@ -174,10 +173,10 @@ def sharpen(images: keras.KerasTensor, target: float) -> keras.KerasTensor:
 
 
 def fill_from_lite0(base: keras.Model, path: Path) -> None:
-    """Fill the convolutions and batch normalisations of EfficientNet-B0 with those of Lite0.
+    """Copy the convolutions and batch normalisations of Lite0 into EfficientNet-B0.
 
-    Lite0 has the shapes of B0 but not its squeeze-and-excitation. The gates of B0 are opened
-    instead: near sigmoid(3) = 0.95 for every input, they change little and can still learn.
+    Lite0 has the shapes of B0 but lacks squeeze-and-excitation. We open the gates of B0 instead:
+    near sigmoid(3) = 0.95 for every input, they change little and can still learn.
 
     Raises:
         ValueError: the arrays do not fit the layers

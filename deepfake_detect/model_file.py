@@ -1,4 +1,4 @@
-"""The file of a trained model (.keras): its weights and decision, checked before they are used."""
+"""Read and write the file of a trained model (.keras): its weights and its decision."""
 
 from __future__ import annotations
 
@@ -25,35 +25,34 @@ from deepfake_detect.decision import IMAGE_SIZES, Decision, check_decision, desc
 from deepfake_detect.files import write_whole
 from deepfake_detect.model import build_model
 
-LARGEST_MODEL = 200 * 2**20  # bytes of an unpacked model file; ours has 20 MB
+LARGEST_MODEL = 200 * 2**20  # bytes, unpacked; our models have 20 MB
 WEIGHTS = "model.weights.h5"  # inside the zip file
 
 
 def write_model(
     model: keras.Model, decision: Decision, path: Path, training: dict | None = None
 ) -> None:
-    """Write the model and its decision to a .keras file, whole or not at all.
+    """Write the model and its decision to a .keras file, atomically.
 
-    The same weights give the same bytes. The optimizer, two thirds of the size, is left out, and
-    the weights have 32 bits whatever the precision of the training. A .keras file is a zip file:
-    decision.json and training.json are added to it. Clears Keras' session and sets its precision to
-    32 bits.
+    The same weights give the same bytes. The file leaves out the optimizer, two thirds of the size,
+    and has float32 weights for any training precision. A .keras file is a zip file; decision.json
+    and training.json are added to it. Clears Keras' session and sets its precision to float32.
 
     Args:
         model: from build_model
-        decision: its calibration, thresholds and crop rule
+        decision: calibration, thresholds and crop rule of the model
         path: the file to write
-        training: how the model was trained, as JSON has it
+        training: JSON-able facts about the training
 
     Raises:
-        ValueError: the layers of the model differ from what the decision says
+        ValueError: the layers of the model do not match the decision
     """
     keras.config.set_dtype_policy("float32")
-    keras.utils.clear_session()  # layer names are counted from 1 again
+    keras.utils.clear_session()  # numbers in layer names restart at 1
     plain = build_model(None, model.input_shape[1], decision.sharpen_to, decision.darken_to)
     plain.set_weights(model.get_weights())
     if list_layers(json.loads(plain.to_json())) != list_layers(json.loads(model.to_json())):
-        raise ValueError(f"{path}: the layers of the model do not fit its decision, {decision}.")
+        raise ValueError(f"{path}: the layers of the model do not match its decision, {decision}.")
     decision = decision._replace(image_size=model.input_shape[1])
     score = "p_fake = sigmoid(-logit(p_real) / temperature + shift)"
     about = {"output": "p_real", "positive_class": "fake", "score": score}
@@ -66,7 +65,7 @@ def write_model(
         plain.save(partial)
         with zipfile.ZipFile(partial) as saved:
             files = {name: saved.read(name) for name in saved.namelist()}
-        for name in ("metadata.json", "config.json"):  # without the date, and addresses in memory
+        for name in ("metadata.json", "config.json"):  # remove the date and memory addresses
             files[name] = re.sub(rb', "(date_saved|shared_object_id)": [^,}]+', b"", files[name])
         with zipfile.ZipFile(partial, "w") as archive:
             for name, content in (files | added).items():
@@ -78,14 +77,15 @@ def write_model(
 def load_model(path: Path) -> keras.Model:
     """Load a model of 04-train-cnn.py without running any code from its file.
 
-    The layers are built here, and filled from the file once they are known to be the same.
+    We build the layers ourselves, compare them with the file, and then load its weights.
 
     Raises:
-        FileNotFoundError, ValueError: the file does not exist, or it holds something else
+        FileNotFoundError: the file does not exist
+        ValueError: the file is not a model of 04-train-cnn.py
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: there is no such model; train one with 04-train-cnn.py, or name another."
+            f"{path}: the model does not exist; train one with 04-train-cnn.py, or name another."
         )
     try:
         with open_checked(path) as archive:
@@ -96,7 +96,7 @@ def load_model(path: Path) -> keras.Model:
         model = build_model(None, read_image_size(config), *before)
         if list_layers(config) != list_layers(json.loads(model.to_json())):
             raise ValueError("its layers are different")
-        # Inside the zip file, Keras would unpack all of it for each weight that it reads.
+        # From inside the zip file, Keras would unpack the whole file for each weight it reads.
         with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
             model.load_weights(archive.extract(WEIGHTS, folder))
         if not all(np.isfinite(weights).all() for weights in model.get_weights()):
@@ -104,13 +104,18 @@ def load_model(path: Path) -> keras.Model:
     except Exception as error:  # of many kinds, by what the file is instead
         reason = str(error) if type(error) is ValueError else type(error).__name__
         raise ValueError(
-            f"{path}: it is not a model of 04-train-cnn.py ({reason}); name a best_model.keras."
+            f"{path}: the file is not a model of 04-train-cnn.py ({reason}); name a "
+            "best_model.keras."
         ) from error
     return model
 
 
 def read_image_size(config: dict) -> int:
-    """Return the image size that a model's config.json states, in pixels per side."""
+    """Return the image size in a model's config.json, in pixels per side.
+
+    Raises:
+        ValueError: the size is not in IMAGE_SIZES
+    """
     _, size, _, _ = config["config"]["layers"][0]["config"]["batch_shape"]
     if size not in IMAGE_SIZES:
         raise ValueError("its layers are different")
@@ -118,7 +123,7 @@ def read_image_size(config: dict) -> int:
 
 
 def list_layers(config: dict) -> list[tuple]:
-    """List the layers of a model, including those of its base: kind and computation of each."""
+    """List the layers of a model and its base, as tuples of class name and settings."""
     settings = "activation", "strides", "padding", "mean", "variance", "batch_shape", "epsilon"
     parts = config["config"]["layers"]
     layers = [layer for part in parts for layer in part["config"].get("layers", [part])]
@@ -129,10 +134,10 @@ def list_layers(config: dict) -> list[tuple]:
 
 
 def read_decision(path: Path) -> Decision:
-    """Read the decision that was saved with a model.
+    """Read the decision in a model file.
 
     Raises:
-        ValueError: the file does not hold a valid one
+        ValueError: the file does not contain a valid decision
     """
     try:
         with open_checked(path) as archive:
@@ -142,8 +147,8 @@ def read_decision(path: Path) -> Decision:
         decision = decision._replace(image_size=read_image_size(config))
     except Exception as error:  # of many kinds, by what the file is instead
         raise ValueError(
-            f"{path}: it does not contain a decision threshold, so 04-train-cnn.py did not write "
-            "it; train a model with that script, or name another."
+            f"{path}: the file does not contain a decision threshold, so 04-train-cnn.py did not "
+            "write it; train a model with that script, or name another."
         ) from error
     if "margin" not in saved:
         note = "this older model has no crop rule; assuming a margin of 30 % on reduced frames"
@@ -152,14 +157,18 @@ def read_decision(path: Path) -> Decision:
 
 
 def read_saved(path: Path, name: str) -> dict:
-    """Read a JSON file from the zip file of a model."""
+    """Read a JSON member of a model's zip file."""
     with open_checked(path) as archive:
         return json.loads(archive.read(name))
 
 
 @contextmanager
 def open_checked(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open the zip file of a model after checking its unpacked size."""
+    """Open the zip file of a model after checking its unpacked size.
+
+    Raises:
+        ValueError: the contents are larger than LARGEST_MODEL
+    """
     with zipfile.ZipFile(path) as archive:
         sizes = [info.file_size for info in archive.infolist()]
         if sum(sizes) <= LARGEST_MODEL:
@@ -171,7 +180,7 @@ def open_checked(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 class Scorer(NamedTuple):
-    """A decision and its model, which loads in a background thread."""
+    """A model, which loads in a background thread, and its decision."""
 
     path: Path
     decision: Decision
@@ -188,16 +197,17 @@ class Scorer(NamedTuple):
 
 
 def read_scorer(path: Path, as_graph: bool = True) -> Scorer:
-    """Read the decision of a model, and load the model in a background thread.
+    """Read the decision of a model, and start to load the model in a background thread.
 
-    Loading takes three seconds, during which the first frames can be decoded.
+    Loading takes three seconds; the caller can decode the first frames meanwhile.
 
     Args:
         path: a .keras file
-        as_graph: compile a graph, which takes a second and then scores five times as fast
+        as_graph: compile a graph, which takes a second and then predicts five times as fast
 
     Raises:
-        FileNotFoundError, ValueError: the file does not exist, or it holds something else
+        FileNotFoundError: the file does not exist
+        ValueError: the file is not a model of 04-train-cnn.py
     """
     thread = ThreadPoolExecutor(1)
     loading = thread.submit(load_predictor, path, as_graph)
@@ -205,16 +215,16 @@ def read_scorer(path: Path, as_graph: bool = True) -> Scorer:
     try:
         return Scorer(path, read_decision(path), loading)
     except ValueError:
-        loading.result()  # raises the clearer error if the file is not a model at all
+        loading.result()  # raises the clearer error if the file is not a model
         raise
 
 
 def load_predictor(path: Path, as_graph: bool) -> tuple[keras.Model, Callable]:
-    """Load a model, and return it with its prediction function; see read_scorer."""
+    """Return a model and its prediction function; see read_scorer."""
     model = load_model(path)
     predict = partial(model, training=False)
-    if as_graph:  # one graph for any number of faces
+    if as_graph:  # one graph for batches of any size
         crops = tf.TensorSpec(model.input_shape, tf.float32)
         predict = tf.function(predict, input_signature=[crops])
-        predict.get_concrete_function()  # compiled now, not when the first face waits for it
+        predict.get_concrete_function()  # compile now instead of at the first face
     return model, predict

@@ -63,13 +63,13 @@ def save_other(path: Path, size: int, outputs: int) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("missing", "there is no such model"),
-        ("text", "it is not a model of 04-train-cnn.py"),
-        ("cut", "it is not a model of 04-train-cnn.py"),
-        ("large", "it is not a model of 04-train-cnn.py (its layers are different"),
-        ("two", "it is not a model of 04-train-cnn.py (its layers are different"),
-        ("lambda", "it is not a model of 04-train-cnn.py"),
-        ("uneven", "it is not a model of 04-train-cnn.py (its layers are different"),
+        ("missing", "does not exist"),
+        ("text", "not a model of 04-train-cnn.py"),
+        ("cut", "not a model of 04-train-cnn.py"),
+        ("large", "not a model of 04-train-cnn.py (its layers are different"),
+        ("two", "not a model of 04-train-cnn.py (its layers are different"),
+        ("lambda", "not a model of 04-train-cnn.py"),
+        ("uneven", "not a model of 04-train-cnn.py (its layers are different"),
     ],
 )
 def test_other_files_are_refused(
@@ -91,4 +91,4 @@ def test_other_files_are_refused(
     with pytest.raises((ValueError, OSError)) as raised:
         load_model(path)
     message = str(raised.value)
-    assert message.startswith(f"{path}: {sentence}") and "\n" not in message
+    assert message.startswith(f"{path}: ") and sentence in message and "\n" not in message

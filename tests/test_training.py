@@ -139,7 +139,7 @@ def test_training_on_without_a_test_split(
     model = load_model(model_dir / "best_model.keras")
     assert model.input_shape == (None, 160, 160, 3)
     summary = capsys.readouterr().out
-    assert "6 crops of 6 videos" in summary
+    assert "6 crops from 6 videos" in summary
     assert "NOTE: only 3 real and 3 fake videos" in summary
     assert "training on" in summary and summary.rstrip().endswith("05-evaluate-model.py")
     assert model.name == "deepfake_detector"
@@ -265,10 +265,10 @@ def one_video(split_dir: Path, name: str) -> None:
         (remove, "train/real", "does not contain real crops"),
         (empty, "train/fake", "does not contain fake crops"),
         (empty, "val/real", "does not contain real crops"),
-        (tear, "val/fake", "none of its crops can be read"),
-        (garble, "crops.csv", "it is not a table with the columns"),
-        (double, "crops.csv", "it is not a table with the columns"),
-        (one_video, "crops.csv", "all of its crops come from one video"),
+        (tear, "val/fake", "cannot be read"),
+        (garble, "crops.csv", "not a table"),
+        (double, "crops.csv", "not a table"),
+        (one_video, "crops.csv", "from one video"),
     ],
 )
 def test_a_damaged_split_folder_is_refused(

@@ -1,4 +1,4 @@
-"""Write a model of 04-train-cnn.py with weights of 16 bits: half the size of the file."""
+"""Write a copy of a 04-train-cnn.py model with float16 weights, half the size."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from deepfake_detect.decision import calibrate
 from deepfake_detect.files import write_whole
 from deepfake_detect.model_file import load_model, read_decision
 
-LARGEST_DIFFERENCE = 0.01  # of p_fake, between the two models
+LARGEST_DIFFERENCE = 0.01  # in p_fake, between the two models
 
 
 def write_in_16_bits(model: Path, target: Path) -> float:
-    """Write a copy of a model with 16-bit weights, which Keras turns into 32 bits on loading.
+    """Write a copy of a model with float16 weights, which Keras converts to float32 on loading.
 
     The same model gives the same bytes.
 
     Returns:
-        The largest difference of p_fake between the two on random crops.
+        The largest difference in p_fake between the two models on random crops.
 
     Raises:
-        FileNotFoundError, ValueError: it is not a model, or the difference exceeds
-            LARGEST_DIFFERENCE; nothing is written then
+        FileNotFoundError: the model does not exist
+        ValueError: the file is not a model, or the difference exceeds LARGEST_DIFFERENCE; the copy
+            is not written
     """
     decision = read_decision(model)
     scores = score_random_crops(model)
@@ -40,20 +41,20 @@ def write_in_16_bits(model: Path, target: Path) -> float:
         nonlocal difference
         with zipfile.ZipFile(partial, "w") as archive:
             for name, content in members.items():
-                # A ZipInfo is dated 1980, so that the bytes do not depend on the time.
+                # A new ZipInfo has a date in 1980, so the bytes do not depend on the time.
                 archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
         if read_decision(partial) != decision:
-            raise ValueError(f"{model}: its decision changed in the copy.")
+            raise ValueError(f"{model}: the decision in the copy is different.")
         difference = float(np.abs(score_random_crops(partial) - scores).max())
         if not difference <= LARGEST_DIFFERENCE:
-            raise ValueError(f"{model}: in 16 bits its scores differ by up to {difference:.4f}.")
+            raise ValueError(f"{model}: scores with 16 bits differ by up to {difference:.4f}.")
 
     write_whole(target, write)
     return difference
 
 
 def halve(weights: bytes) -> bytes:
-    """Return an HDF5 file with every float32 array in 16 bits."""
+    """Return an HDF5 file with each float32 array converted to float16."""
     halved = io.BytesIO()
     with h5py.File(io.BytesIO(weights)) as source, h5py.File(halved, "w") as target:
 
@@ -76,7 +77,7 @@ def halve(weights: bytes) -> bytes:
 
 
 def score_random_crops(path: Path) -> np.ndarray:
-    """Return p_fake, float64 (64,), of random crops, soft to sharp."""
+    """Return p_fake, float64 (64,), for random crops."""
     rng = np.random.default_rng(1)
     crops = rng.integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
     decision = read_decision(path)

@@ -5,10 +5,10 @@
     /tmp/torch/bin/python weights/make_lite0_weights.py
 
 Reads   the weights in the package: EfficientNet-Lite0, trained on ImageNet
-Writes  weights/efficientnet-lite0-imagenet.npz   named as the layers of the efficientnet package
+Writes  weights/efficientnet-lite0-imagenet.npz   with the layer names of the efficientnet package
 
-Only this script and train_detector.py need PyTorch. Every convolution and batch normalisation of
-Lite0 has the shape of the one with the same name in B0; Lite0 has no squeeze-and-excitation.
+Only this script and train_detector.py need PyTorch. Each convolution and batch normalisation of
+Lite0 has the same name and shape in B0. Lite0 does not have squeeze-and-excitation.
 """
 
 from importlib.resources import files
@@ -32,12 +32,12 @@ BATCH_NORM = {
 
 
 def pair_layers() -> dict[str, str]:
-    """Return the layers of the efficientnet package with those of PyTorch that fill them."""
+    """Return the PyTorch layer name for each layer name of the efficientnet package."""
     pairs = {"stem_conv": "_conv_stem", "stem_bn": "_bn0"}
     blocks = [(stage, block) for stage, count in enumerate(REPEATS) for block in range(count)]
     for number, (stage, block) in enumerate(blocks):
         ours, theirs = f"block{stage + 1}{chr(ord('a') + block)}_", f"_blocks.{number}._"
-        if stage > 0:  # The first stage does not expand.
+        if stage > 0:  # the first stage does not expand
             pairs |= {
                 ours + "expand_conv": theirs + "expand_conv",
                 ours + "expand_bn": theirs + "bn0",
@@ -51,7 +51,7 @@ def pair_layers() -> dict[str, str]:
 
 
 def convert_layer(name: str, theirs: str, state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Return the arrays of a layer in the shapes of Keras: kernels float16, the rest float32."""
+    """Return the arrays of a layer in Keras' shapes: kernels float16, other arrays float32."""
     if name.endswith("bn"):
         return {f"{name}/{k}": state[f"{theirs}.{v}"].numpy() for k, v in BATCH_NORM.items()}
     kernel = state[f"{theirs}.weight"].numpy()  # out, in, height, width; depthwise: in, 1, ...

@@ -1,13 +1,13 @@
-"""Write the three networks of the mtcnn package as ONNX files, which OpenCV reads.
+"""Convert the three networks of the mtcnn package to ONNX files for OpenCV.
 
     python -m weights.make_mtcnn
 
-Reads   the weights inside the installed mtcnn package
+Reads   the weights in the installed mtcnn package
 Writes  weights/mtcnn-pnet.onnx, mtcnn-rnet.onnx and mtcnn-onet.onnx
 
-Each network takes float32 (n, 3, height, width), RGB, (value - 127.5) / 128, and gives one output,
-float32 (n, 5, rows, columns): the four offsets of a box and the logit of "is a face". The landmarks
-of the package's third network are left out. TensorFlow is not loaded.
+Each network takes float32 (n, 3, height, width), RGB, (value - 127.5) / 128, and has one output,
+float32 (n, 5, rows, columns): the four offsets of a box and the logit of "is a face". We leave out
+the landmarks of the third network. This script does not load TensorFlow.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from deepfake_detect import cli
 from deepfake_detect.files import write_whole
 
 FOLDER = Path(__file__).parent
-# Window and pads of the max pooling after each convolution; None for no pooling. The pads are
-# written out: OpenCV 5.0 computes windows of 3 with auto_pad wrongly, without an error. P-Net's
-# images have any size, so its pooling rounds up instead.
+# Window and pads of the max pooling after each convolution; None: without pooling. We state the
+# pads because OpenCV 5.0 silently miscomputes windows of 3 with auto_pad. P-Net takes images of any
+# size, so its pooling rounds up instead.
 POOLS = {
     "pnet": [(2, None), None, None],
     "rnet": [(3, [0, 0, 1, 1]), (3, [0, 0, 0, 0]), None],
     "onet": [(3, [0, 0, 1, 1]), (3, [0, 0, 0, 0]), (2, [0, 0, 0, 0]), None],
 }
-SIDES = {"pnet": None, "rnet": 24, "onet": 48}  # pixels of the input; None for any
+SIDES = {"pnet": None, "rnet": 24, "onet": 48}  # side of the input in pixels; None: any
 
 
 def main() -> None:
-    """Write the three networks of the mtcnn package as ONNX files."""
+    """Convert the three networks of the mtcnn package to ONNX files."""
     package = importlib.util.find_spec("mtcnn")
     if package is None:
-        raise FileNotFoundError("the mtcnn package is not installed; pip install mtcnn")
+        raise FileNotFoundError("the mtcnn package is not installed; run: pip install mtcnn")
     for name in POOLS:
         weights = joblib.load(Path(package.origin).parent / "assets" / "weights" / f"{name}.lz4")
         content = build(name, weights).SerializeToString()
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def build(name: str, weights: list[np.ndarray]) -> onnx.ModelProto:
-    """Build a network from the weights of the package's Keras model, in the order of its layers."""
+    """Build a network from the weights of the package's Keras model, listed in layer order."""
     nodes, constants = [], []
 
     def keep(array: np.ndarray) -> str:
@@ -64,7 +64,7 @@ def build(name: str, weights: list[np.ndarray]) -> onnx.ModelProto:
         return output
 
     def convolve(features: str, kernel: np.ndarray, bias: np.ndarray, output: str = "") -> str:
-        """Convolve with a Keras kernel, (height, width, in, out)."""
+        """Add a convolution with a Keras kernel (height, width, in, out)."""
         constants = keep(kernel.transpose(3, 2, 0, 1)), keep(bias)
         window = list(kernel.shape[:2])
         return add("Conv", features, *constants, kernel_shape=window, output=output)
@@ -80,14 +80,14 @@ def build(name: str, weights: list[np.ndarray]) -> onnx.ModelProto:
             options = {"ceil_mode": 1} if pads is None else {"pads": pads}
             options |= {"kernel_shape": [window] * 2, "strides": [2, 2]}
             features = add("MaxPool", features, **options)
-    if SIDES[name]:  # Keras flattens (width, height, channels); this is the same as a convolution
+    if SIDES[name]:  # a dense layer on Keras' flattened (width, height, channels) is a convolution
         kernel, bias, slopes = (left.pop(0) for _ in range(3))
         side = round((len(kernel) / channels) ** 0.5)
         kernel = kernel.reshape(side, side, channels, -1).transpose(1, 0, 2, 3)
         features = convolve(features, kernel, bias)
         features = add("PRelu", features, keep(slopes.reshape(-1, 1, 1)))
     left = [array.reshape(1, 1, *array.shape[-2:]) if array.ndim > 1 else array for array in left]
-    # Of two classes, softmax is the logistic function of the difference of the logits.
+    # For two classes, softmax is the logistic function of the difference of the logits.
     kernel, bias = left[-2][..., 1:] - left[-2][..., :1], left[-1][1:] - left[-1][:1]
     kernel, bias = np.concatenate((left[0], kernel), axis=3), np.concatenate((left[1], bias))
     convolve(features, kernel, bias, output="boxes")

@@ -1,6 +1,6 @@
-"""The two networks of train_detector.py in PyTorch, and how their weights become Keras'.
+"""Define the two PyTorch networks of train_detector.py, and convert weights from and to Keras.
 
-The teacher is EfficientNet-Lite2, the student has the layers of deepfake_detect.model. Both take
+The teacher is EfficientNet-Lite2; the student has the layers of deepfake_detect.model. Both take
 images (n, 3, size, size), RGB in 0..255, and return the logit of p_real, float32 (n,).
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import keras
 
 TEACHER_SIZE = 224  # pixels per side
-# As in deepfake_detect.model, which needs TensorFlow; a test compares the outputs.
+# Copied from deepfake_detect.model, which needs TensorFlow; a test compares the outputs.
 IMAGENET_MEAN = torch.tensor((0.485, 0.456, 0.406)) * 255
 IMAGENET_STD = torch.tensor((0.229, 0.224, 0.225)) * 255
 GREY = torch.tensor((0.299, 0.587, 0.114))
@@ -29,11 +29,11 @@ LAPLACIAN = torch.tensor(((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0)))
 BELL = torch.exp(-(torch.arange(-4.0, 5.0) ** 2) / 2 / 1.2**2)
 BELL = (BELL / BELL.sum())[:, None]
 MOST_ADDED = 4.0
-MOMENTUM = 0.1  # share of each batch in the running statistics of batch normalisation
+MOMENTUM = 0.1  # weight of each batch in the running statistics of batch normalisation
 
 
 class Network(nn.Module):
-    """A feature extractor and a head, with sharpening and normalisation in front."""
+    """Darkening, sharpening and normalisation, followed by a feature extractor and a head."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Network(nn.Module):
 
 
 def darken(images: torch.Tensor, target: float) -> torch.Tensor:
-    """Darken images as deepfake_detect.model.darken does."""
+    """Darken bright images, like deepfake_detect.model.darken."""
     if not target:
         return images
     excess = (images.mean(dim=(1, 2, 3), keepdim=True) - target).clamp(0, 255)
@@ -71,7 +71,7 @@ def darken(images: torch.Tensor, target: float) -> torch.Tensor:
 
 
 def sharpen(images: torch.Tensor, target: float) -> torch.Tensor:
-    """Sharpen images as deepfake_detect.model.sharpen does."""
+    """Sharpen soft images, like deepfake_detect.model.sharpen."""
     if not target:
         return images
 
@@ -103,7 +103,7 @@ def build_teacher() -> Network:
 def build_student(
     size: int, sharpen_to: float, darken_to: float, lite0: Path | None = None
 ) -> Network:
-    """Build EfficientNet-B0 and its head; lite0 is a file of ImageNet weights to start from."""
+    """Build EfficientNet-B0 and its head; lite0 is a file with ImageNet start weights."""
     base = timm.create_model(
         "tf_efficientnet_b0", num_classes=0, global_pool="max", drop_path_rate=0.2
     )
@@ -115,7 +115,7 @@ def build_student(
 
 
 def fill_from_lite0(base: nn.Module, path: Path) -> None:
-    """Fill the layers as deepfake_detect.model.fill_from_lite0 does: both list them in order."""
+    """Copy weights like deepfake_detect.model.fill_from_lite0; pair the layers by order."""
     with np.load(path) as saved:
         arrays = {name: saved[name].astype(np.float32) for name in saved.files}
     names = list(dict.fromkeys(name.split("/")[0] for name in arrays))
@@ -134,7 +134,7 @@ def fill_from_lite0(base: nn.Module, path: Path) -> None:
 
 
 def list_tensors(layer: nn.Module) -> list[torch.Tensor]:
-    """List the tensors of a layer in the order of Keras; empty for what is not a layer."""
+    """List the tensors of a layer in Keras' order; empty for modules without weights."""
     if isinstance(layer, nn.BatchNorm2d):
         return [layer.weight, layer.bias, layer.running_mean, layer.running_var]
     if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -143,7 +143,7 @@ def list_tensors(layer: nn.Module) -> list[torch.Tensor]:
 
 
 def order_axes(layer: nn.Module, tensor: torch.Tensor) -> tuple[int, ...]:
-    """Return the order that turns the axes of Keras' array into those of the tensor."""
+    """Return the axes order that transposes Keras' array to the tensor's layout."""
     if tensor.ndim < 2:
         return (0,)
     if isinstance(layer, nn.Linear):
@@ -154,9 +154,9 @@ def order_axes(layer: nn.Module, tensor: torch.Tensor) -> tuple[int, ...]:
 def pair_weights(
     student: nn.Module, model: keras.Model
 ) -> Iterator[tuple[torch.Tensor, keras.Variable, tuple[int, ...]]]:
-    """Pair the student's tensors with the variables of a Keras model, both being in order.
+    """Pair the student's tensors with the variables of a Keras model, in layer order.
 
-    The third of each triple turns Keras' axes into PyTorch's.
+    The third element of each triple is the result of order_axes.
     """
     parts = [layer for part in model.layers for layer in getattr(part, "layers", [part])]
     theirs = [layer for layer in parts if layer.weights]
@@ -167,12 +167,12 @@ def pair_weights(
 
 
 def fill_keras(model: keras.Model, student: nn.Module) -> None:
-    """Give a Keras model of deepfake_detect.model the student's weights."""
+    """Copy the student's weights to a Keras model of deepfake_detect.model."""
     for tensor, variable, order in pair_weights(student, model):
         variable.assign(tensor.detach().cpu().numpy().transpose(np.argsort(order)))
 
 
 def fill_torch(student: nn.Module, model: keras.Model) -> None:
-    """Give the student the weights of a Keras model of deepfake_detect.model."""
+    """Copy the weights of a Keras model of deepfake_detect.model to the student."""
     for tensor, variable, order in pair_weights(student, model):
         tensor.data.copy_(torch.from_numpy(variable.numpy().transpose(order)))

