@@ -1,12 +1,12 @@
-"""Compare script 01 with ffmpeg: PNG images of the same frames at the same sizes, on all cores.
+"""Compare the speed of script 01 with ffmpeg: same frames, same sizes, PNG, all cores.
 
     python -m benchmarks.convert_video VIDEOS_DIR
     python -m benchmarks.convert_video VIDEOS_DIR --rounds 3
 
-All frames are saved, and then one per second. ffmpeg converts one video after another with all
-cores; script 01 converts several side by side. Without ffmpeg (a package of that name in Debian)
-only script 01 is measured. One frame per second is also compared with a loop in one process that
-reads and converts every frame and keeps one per second.
+Both save all frames, and then one frame per second. ffmpeg converts one video after another with
+all cores; script 01 converts several in parallel. For one frame per second, a plain loop in one
+process also runs: it reads every frame and saves the first of each second. If ffmpeg is not
+installed (Debian package ffmpeg), the benchmark leaves it out.
 """
 
 import importlib
@@ -35,13 +35,13 @@ SETTINGS = convert.Settings()
 
 
 def size_after_rule(path: Path) -> tuple[int, int]:
-    """Return width and height of a video's frames as script 01 saves them."""
+    """Return the width and height of a video's frames after the width rule of script 01."""
     height, width = resize_by_width(next(Video(path).frames()).image).shape[:2]
     return width, height
 
 
 def run_script_01(videos_dir: Path, output: Path, frames_per_second: float | None) -> None:
-    """Run script 01 as from the shell, with the start of Python."""
+    """Run script 01 from the shell; its time includes the start of Python."""
     command = [sys.executable, ROOT / "01-convert-video-to-image.py", "--videos-dir", videos_dir]
     command += ["--frames-dir", output]
     if frames_per_second:
@@ -50,9 +50,9 @@ def run_script_01(videos_dir: Path, output: Path, frames_per_second: float | Non
 
 
 def run_ffmpeg(videos: dict[Path, tuple[int, int]], output: Path, per_second: float | None) -> None:
-    """Make the same sizes by area averaging, with the same level of compression, as 01 does.
+    """Convert the videos with ffmpeg: same sizes, area averaging and compression level as 01.
 
-    01 stores each row of pixels as its difference from the one above; ffmpeg has its own way.
+    Only the PNG filters differ: 01 stores each row of pixels as its difference from the row above.
     """
     for number, (path, (width, height)) in enumerate(videos.items()):
         filters = f"scale={width}:{height}:flags=area"
@@ -66,7 +66,7 @@ def run_ffmpeg(videos: dict[Path, tuple[int, int]], output: Path, per_second: fl
 
 
 def convert_every_frame(videos: dict[Path, tuple[int, int]], output: Path, every: float) -> None:
-    """Read and convert all frames, and save the first of each second with cv2.imwrite."""
+    """Read all frames; resize and save the first frame of each second with cv2.imwrite."""
     output.mkdir()
     for number, path in enumerate(videos):
         video, due = cv2.VideoCapture(str(path)), 0.0
@@ -84,15 +84,15 @@ def convert_every_frame(videos: dict[Path, tuple[int, int]], output: Path, every
 class Settings:
     """Edit a default here, or override it for one run: --rounds 3."""
 
-    videos_dir: Annotated[Path, tyro.conf.Positional]  # as script 01 takes it
-    rounds: Count = 2  # how often each way is timed, in turn; its best time counts
+    videos_dir: Annotated[Path, tyro.conf.Positional]  # --videos-dir of script 01
+    rounds: Count = 2  # measurements of each method, in turn; the best time counts
 
 
 def main(settings: Settings) -> pd.DataFrame:
     """Time script 01, ffmpeg and the plain loop on the same videos.
 
     Returns:
-        seconds, images and source frames per second of each way
+        seconds, images and source frames per second of each method
     """
     cli.check_ranges(settings)
     videos_dir = settings.videos_dir

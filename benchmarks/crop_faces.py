@@ -3,15 +3,15 @@
     python -m benchmarks.crop_faces frames
     python -m benchmarks.crop_faces frames --frames 200 --rounds 1
 
-Reads   a folder that 01-convert-video-to-image.py wrote; its frames are taken evenly
+Reads   frames, taken evenly from a folder that 01-convert-video-to-image.py wrote
 Writes  nothing; prints three tables
 
-The plain loop is `MTCNN().detect_faces(frame)` for one frame after another, with TensorFlow as it
-comes, in a process of its own whose start is not counted. "End to end" is reading the frames,
-detecting, and writing the crops; of script 02 it is the whole run from the shell, its start
-included. "Detection alone" of script 02 is its detector on all cores of one process. Each round
-measures all of them one after another, so that they share whatever else the machine does. The plain
-loop does not use a GPU: the package's default is the CPU.
+The plain loop calls `MTCNN().detect_faces(frame)` frame by frame with TensorFlow's defaults, in a
+separate process whose start is not counted. "End to end" covers reading the frames, detection, and
+writing the crops; for script 02 it is the whole run from the shell, including its start. "Detection
+alone" of script 02 is its detector in one process on all cores. Each round measures all of them in
+turn, so that other load on the machine affects them equally. The plain loop runs on the CPU, the
+default of the package.
 """
 
 import csv
@@ -44,26 +44,26 @@ class Settings:
     """Edit a default here, or override it for one run: --rounds 1."""
 
     frames_dir: Annotated[Path, tyro.conf.Positional]  # what 01 wrote
-    frames: Count = 1000  # taken evenly; the plain loop sees each once, script 02 all in each round
-    rounds: Count = 4  # of which the medians are printed
+    frames: Count = 1000  # the plain loop takes each one once, script 02 takes all in each round
+    rounds: Count = 4  # the medians are printed
 
 
 SCRIPT = Path(__file__).parents[1] / "02-crop-faces-with-mtcnn.py"
 CONFIDENCE, MARGIN = 0.95, 0.3  # the defaults of script 02
-MIN_FACE_SIZES = (20, 40, 80)  # pixels of the frame; the first is the default of both
-SAME_BOX = 0.99  # intersection over union of the same face, found by both, at least
-SAME_CONFIDENCE = 0.01  # difference, at most
-NEAR_THRESHOLD = 0.005  # a face so close to the threshold may be on either side of it
+MIN_FACE_SIZES = (20, 40, 80)  # in frame pixels; both use the first by default
+SAME_BOX = 0.99  # lowest intersection over union of the same face
+SAME_CONFIDENCE = 0.01  # largest difference for the same face
+NEAR_THRESHOLD = 0.005  # a face this close to the threshold may be on either side of it
 
 Box = tuple[int, int, int, int]  # x, y, width, height
-Faces = list[tuple[Box, float]]  # of a frame, with their confidences
+Faces = list[tuple[Box, float]]  # faces of a frame, with their confidence
 
 
 # --- The plain loop -------------------------------------------------------------------------------
 
 
 def run_plain_loop(paths: list[Path], folder: Path) -> tuple[list[Faces], float, float]:
-    """Return the faces of each frame, the seconds of detection alone, and the seconds of all."""
+    """Return the faces of each frame, the seconds of detection alone, and the total seconds."""
     detector = load_plain_detector()
     found, detecting, start = [], 0.0, time.perf_counter()
     for path in paths:
@@ -84,7 +84,7 @@ def run_plain_loop(paths: list[Path], folder: Path) -> tuple[list[Faces], float,
 
 @cache
 def load_plain_detector() -> object:
-    """Load the detector of the mtcnn package, as its README does."""
+    """Load the detector of the mtcnn package as in its README."""
     from mtcnn import MTCNN
 
     return MTCNN()
@@ -102,7 +102,7 @@ def start_plain_process() -> ProcessPoolExecutor:
 
 
 def run_script(frames_dir: Path, faces_dir: Path, workers: int) -> float:
-    """Run script 02 from the shell; return its seconds."""
+    """Run script 02 from the shell; return the seconds."""
     command = [sys.executable, SCRIPT, "--frames-dir", frames_dir, "--faces-dir", faces_dir]
     command += ["--workers", workers]
     start = time.perf_counter()
@@ -111,7 +111,7 @@ def run_script(frames_dir: Path, faces_dir: Path, workers: int) -> float:
 
 
 def run_detector(paths: list[Path], min_face_size: float) -> tuple[list[Faces], float]:
-    """Return the faces of each frame by the detector of script 02, and the seconds it took."""
+    """Return the faces of each frame from the detector of script 02, and the seconds it took."""
     detector, found, seconds = FaceDetector(min_face_size), [], 0.0
     for at in range(0, len(paths), 32):
         frames = [read_image(path) for path in paths[at : at + 32]]
@@ -122,20 +122,20 @@ def run_detector(paths: list[Path], min_face_size: float) -> tuple[list[Faces], 
 
 
 def list_frames(frames_dir: Path, wanted: int) -> list[Path]:
-    """List some frames of the folder, evenly from the first to the last.
+    """Return evenly spaced frames of the folder, from the first to the last.
 
     Raises:
-        ValueError: there are none
+        ValueError: the folder has no frames
     """
     paths = sorted(frames_dir.glob("*/*.png"))
     if not paths:
-        raise ValueError(f"{frames_dir}: there are no frames in it; run 01 first.")
+        raise ValueError(f"{frames_dir}: the folder has no frames; run 01 first.")
     chosen = np.linspace(0, len(paths) - 1, min(wanted, len(paths))).round().astype(int)
     return [paths[index] for index in chosen]
 
 
 def copy_frames(paths: list[Path], target: Path) -> None:
-    """Copy frames into a folder as 01 leaves it, so that script 02 takes these alone."""
+    """Copy frames into a folder in the layout of 01, so that script 02 uses only these."""
     counts: dict[str, int] = defaultdict(int)
     for path in paths:
         folder = target / path.parent.name
@@ -160,10 +160,10 @@ def overlap(one: Box, other: Box) -> float:
 
 
 def match_faces(found: list[Faces], others: list[Faces]) -> np.ndarray:
-    """Find the best partner in `others` of every confident face in `found`, in the same frame.
+    """Find the best match in `others` for every confident face in `found`, in the same frame.
 
     Returns:
-        float (faces, 3): confidence of the face, overlap and confidence of its partner (0: none)
+        float (faces, 3): confidence of the face, overlap and confidence of its match (0 without)
     """
     rows = []
     for faces, other_faces in zip(found, others, strict=True):
@@ -175,23 +175,23 @@ def match_faces(found: list[Faces], others: list[Faces]) -> np.ndarray:
 
 
 def print_agreement(plain: list[Faces], ours: list[Faces]) -> None:
-    """Print how many faces both found, and by how much boxes and confidences differ."""
+    """Print the number of faces that both found, and the differences of boxes and confidences."""
     one_way = match_faces(plain, ours)
     scores, overlaps, partners = np.concatenate([one_way, match_faces(ours, plain)]).T
     same = (overlaps >= SAME_BOX) & (abs(scores - partners) <= SAME_CONFIDENCE)
     near = ~same & (scores - CONFIDENCE <= NEAR_THRESHOLD)
-    print(f"\nfaces of confidence {CONFIDENCE} or more in {len(plain):,} frames")
-    print(f"the plain loop's          {len(one_way):8,}")
+    print(f"\nfaces with confidence {CONFIDENCE} or more in {len(plain):,} frames")
+    print(f"plain loop                {len(one_way):8,}")
     print(f"script 02                 {len(scores) - len(one_way):8,}")
-    print(f"both, without a partner   {(~same & ~near).sum():8,}")
-    print(f"  and near the threshold  {near.sum():8,}")
-    print(f"lowest overlap of two     {overlaps[same].min(initial=1):8.4f}")
-    print(f"their confidences differ  {abs(scores - partners)[same].max(initial=0):8.6f} at most")
+    print(f"without a match           {(~same & ~near).sum():8,}")
+    print(f"  near the threshold      {near.sum():8,}")
+    print(f"lowest overlap            {overlaps[same].min(initial=1):8.4f}")
+    print(f"confidence difference     {abs(scores - partners)[same].max(initial=0):8.6f} at most")
 
 
 def print_speeds(speeds: dict[str, list[tuple[float, float]]]) -> None:
-    """Print medians over the rounds; a ratio is formed within its round."""
-    print("\nframes per second, and times the plain loop's (lowest to highest of the rounds)")
+    """Print medians over the rounds; each ratio compares values of the same round."""
+    print("\nframes per second, and speed-up over the plain loop (lowest to highest round)")
     print(f"{'':27} {'end to end':>32}   {'detection alone':>32}")
     plain = np.array(speeds["plain loop"])
     for name, rounds in speeds.items():
@@ -205,7 +205,7 @@ def print_speeds(speeds: dict[str, list[tuple[float, float]]]) -> None:
 
 
 def print_min_face_sizes(found: dict[int, list[Faces]], speeds: dict[int, list[float]]) -> None:
-    """Print what a larger smallest face gains in speed, and which faces it loses."""
+    """Print the speed-up of larger --min-face-size values, and the faces that they lose."""
     smallest = min(found)
     print("\n--min-face-size, detection alone")
     for size, rounds in speeds.items():

@@ -1,17 +1,17 @@
-"""Time 06-detect-deepfake.py from its start to its verdict, side by side with a plain loop.
+"""Time 06-detect-deepfake.py from start to verdict, side by side with a plain loop.
 
     python -m benchmarks.detect_deepfake clip.mp4
     python -m benchmarks.detect_deepfake clip.mp4 --seconds 600 --rounds 1 --no-plain
 
-Reads   a video with a face in it, which is repeated to the lengths; a photo is one of its frames
+Reads   a video with a face, repeated to each length; the photo is one of its frames
 Writes  nothing; prints three tables
 
-The plain loop is the mtcnn package frame by frame, Keras' predict face by face and OpenCV's writer,
-on as many frames per second, in one pass; the start of its interpreter is not counted, TensorFlow's
-is. Each round measures all ways one after another, so that they share whatever else the machine
-does, and the ratios are of one round: a photo in times of importing TensorFlow, a video with its
-marked copy in times of what FFmpeg alone takes to decode and encode it, and without the copy in
-times of decoding it.
+The plain loop runs the mtcnn package frame by frame, Keras' predict face by face and OpenCV's
+writer, on the same number of frames per second, in one pass. Its time includes the import of
+TensorFlow, but not the start of Python. Each round measures all methods in turn, so that other load
+on the machine affects them equally. Ratios compare values of the same round: a photo with the
+import of TensorFlow, a video with marked copy with FFmpeg's decoding and encoding, and a video
+without the copy with decoding alone.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ from deepfake_detect.cli import Between, Count
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "06-detect-deepfake.py"
 MODEL = ROOT / "weights" / "deepfake-detector.onnx"
-START = [sys.executable, "-c", "import tensorflow, cv2"]  # what a verdict took at least, once
-STEPS = "loading", "check", "report", "marked copy"  # of the Python interface
+START = [sys.executable, "-c", "import tensorflow, cv2"]  # minimum time when 06 used TensorFlow
+STEPS = "loading", "check", "report", "marked copy"  # steps of the Python interface
 
 
 @dataclass(frozen=True)
 class Settings:
     """Edit a default here, or override it for one run: --rounds 1."""
 
-    video: Annotated[Path, tyro.conf.Positional]  # with a face in it
+    video: Annotated[Path, tyro.conf.Positional]  # a video with a face
     seconds: Annotated[tuple[float, ...], Between(0)] = (0.0, 10.0, 120.0)  # lengths; 0: a photo
-    rounds: Count = 3  # of which the medians are printed
-    plain: bool = True  # time the plain loop, too, which takes minutes for each of a video
-    model: Path = MODEL  # scores the faces; the plain loop takes the .keras file beside it
+    rounds: Count = 3  # the medians are printed
+    plain: bool = True  # also time the plain loop: minutes per minute of video
+    model: Path = MODEL  # an .onnx file; the plain loop uses the .keras file next to it
 
 
 def main(settings: Settings) -> None:
-    """Time script 06 from its start to its verdict, side by side with a plain loop."""
+    """Time script 06 from start to verdict, side by side with a plain loop."""
     cli.check_ranges(settings)
     video, model = settings.video, settings.model.absolute()
     if not video.is_file():
-        raise FileNotFoundError(f"{video}: there is no such video; name one with a face in it.")
+        raise FileNotFoundError(f"{video}: the video does not exist; give a video with a face.")
     times: dict[str, list[Times]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -78,7 +78,7 @@ def main(settings: Settings) -> None:
 
 
 def make_inputs(video: Path, seconds: tuple[float, ...], folder: Path) -> dict[str, Path]:
-    """Make a photo, or a video of a length by repeating the given one, without encoding it."""
+    """Write a photo (length 0), or repeat the video to each length without re-encoding."""
     inputs = {}
     for length in seconds:
         if not length:
@@ -95,7 +95,7 @@ def make_inputs(video: Path, seconds: tuple[float, ...], folder: Path) -> dict[s
 
 
 def store_model(model: Path, target: Path) -> Path:
-    """Copy a model without the compression of its zip file, in which Keras is slow to read."""
+    """Copy a model into an uncompressed zip file, because Keras reads compressed ones slowly."""
     with zipfile.ZipFile(model) as source, zipfile.ZipFile(target, "w") as copy:
         for name in source.namelist():
             copy.writestr(name, source.read(name))
@@ -106,19 +106,19 @@ def store_model(model: Path, target: Path) -> Path:
 
 
 class Times(NamedTuple):
-    """What an input took in a round, in seconds, and the peak memory of script 06, in MiB."""
+    """Times of one input in one round, in seconds, and the peak memory of script 06, in MiB."""
 
     script: float
     unmarked: float  # the script without the marked copy
-    plain: float  # nan where it was not timed
-    decoding: float  # alone, by FFmpeg
-    coding: float  # decoding and encoding, by FFmpeg
-    start: float  # of Python with TensorFlow and OpenCV
+    plain: float  # NaN if not timed
+    decoding: float  # FFmpeg, decoding alone
+    coding: float  # FFmpeg, decoding and encoding
+    start: float  # Python, with the import of TensorFlow and OpenCV
     memory: float
 
 
 def time_input(path: Path, model: Path, stored: Path | None, out: Path) -> Times:
-    """Time an input in every way, each in a process of its own; the plain loop with `stored`."""
+    """Time one input with every method, each in a new process; `stored` is for the plain loop."""
     script = [sys.executable, str(SCRIPT), str(path), "--model", str(model)]
     script += ["--detections-dir", str(out)]
     marked, memory = run(script)
@@ -135,7 +135,7 @@ def time_input(path: Path, model: Path, stored: Path | None, out: Path) -> Times
 
 
 def run(command: list[str]) -> tuple[float, float]:
-    """Run a command; return its seconds, and its peak memory in MiB."""
+    """Run a command; return the seconds and its peak memory in MiB."""
     before = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdout=said, stderr=said)
@@ -148,16 +148,16 @@ def run(command: list[str]) -> tuple[float, float]:
 
 
 def in_new_process(work: object, *given: object) -> object:
-    """Call a function in a new process, which has imported nothing yet."""
+    """Call a function in a new process without imported modules."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pool.submit(os.getpid).result()
         return pool.submit(work, *given).result()
 
 
 def run_plain_loop(path: Path, model: Path, out: Path) -> float:
-    """Score and mark a file as a first attempt would; return the seconds."""
+    """Score and mark a file in the simplest way; return the seconds."""
     before = time.perf_counter()
-    import efficientnet.tfkeras  # noqa: F401 - its layers, for the model
+    import efficientnet.tfkeras  # noqa: F401 - registers the layers of the model
     import keras
     from mtcnn import MTCNN
 
@@ -198,7 +198,7 @@ def print_times(times: dict[str, list[Times]]) -> None:
     for name, rounds in times.items():
         medians = np.median(np.array(rounds), 0)
         print(f"{name:8}" + "".join(f"{value:12.2f}" for value in medians))
-    print("\nin times of")
+    print("\nratio to")
     for name, rounds in times.items():
         script, unmarked, _, decoding, coding, start, _ = np.array(rounds).T
         if name == "photo":
@@ -212,7 +212,7 @@ def print_times(times: dict[str, list[Times]]) -> None:
 
 
 def time_steps(path: Path, model: Path) -> list[dict[str, float]]:
-    """Time the steps of the Python interface, cold and then warm, as in the page."""
+    """Time the steps of the Python interface, cold and then warm, as on the web page."""
     results, before = [], time.perf_counter()
 
     def stop(step: str) -> None:
@@ -224,7 +224,7 @@ def time_steps(path: Path, model: Path) -> list[dict[str, float]]:
         for number in range(2):
             results.append({})
             if not number:
-                from deepfake_detect import Detector  # its imports count
+                from deepfake_detect import Detector  # the time includes its imports
 
                 detector = Detector(model)
             stop("loading")
@@ -239,8 +239,8 @@ def time_steps(path: Path, model: Path) -> list[dict[str, float]]:
 
 
 def print_steps(steps: dict[str, list[dict[str, float]]]) -> None:
-    """Print what each step took, cold and warm."""
-    print("\nwhere the time goes, in seconds")
+    """Print the seconds of each step, cold and warm."""
+    print("\ntime of each step, in seconds")
     print(f"{'':14}" + "".join(f"{name + ', cold':>14}{name + ', warm':>14}" for name in steps))
     for step in STEPS:
         cells = [f"{run[step]:14.2f}" for runs in steps.values() for run in runs]

@@ -1,12 +1,12 @@
-"""Measure what 136,074 videos on 100 workers cost besides the work: scheduler, folders, tables.
+"""Measure the overhead of 136,074 videos on 100 workers: scheduler, folders and tables.
 
     python -m benchmarks.many_machines
     python -m benchmarks.many_machines --videos 2000 --workers 10 --crops 20000
 
-There are as many videos as in the five data sets, and all are empty. Dask's own scheduler has 100
-workers, which share a few processes of this machine and do nothing, so that only the cost of
-handing out tasks is measured. Script 01 makes the folders of the empty files, and script 02 gathers
-the tables of empty crops (benchmarks.table_sizes).
+The five data sets have this number of videos; here all are empty. The 100 Dask workers share a few
+processes on this machine and do nothing, so that only the cost of scheduling is measured. Script 01
+makes the folders of the empty files, and script 02 gathers the tables of empty crops
+(benchmarks.table_sizes).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ pools = importlib.import_module("deepfake_detect.pool")
 class Settings:
     """Edit a default here, or override it for one run: --videos 2000."""
 
-    videos: Count = 136_074  # of the five data sets, all empty
-    workers: Count = 100  # of the cluster, which do nothing
-    crops: Count = 1_360_740  # in the tables: ten per video, as from one frame per second
+    videos: Count = 136_074  # empty videos; the default is the size of the five data sets
+    workers: Count = 100  # workers that do nothing
+    crops: Count = 1_360_740  # rows of the tables: ten per video, as with one frame per second
 
 
 HOSTS = 4  # processes that the workers share
@@ -48,19 +48,19 @@ MIB = 2**20
 
 
 def start_pool(workers: int) -> pebble.ThreadPool:
-    """Return the pool of this file, which deepfake_detect.cluster runs like 01 and 02."""
+    """Return a pool; deepfake_detect.cluster calls this function on each worker."""
     return pebble.ThreadPool(workers)
 
 
 def do_nothing(source: Path, target: Path, checkpoint: dict) -> dict:
-    """Return a row as 01 has it for a video."""
+    """Return the row of a video as in 01, without doing any work."""
     assert source != target and checkpoint
     row = {"width": 1920, "height": 1080, "fps": 29.97, "frames": 10, "status": "ok", "reason": ""}
     return row
 
 
 def host_workers(address: str, count: int) -> None:
-    """Run a number of workers of the cluster in this process, until the scheduler is gone."""
+    """Run `count` Dask workers in this process until the scheduler stops."""
     logging.disable()
 
     async def be_workers() -> None:
@@ -72,7 +72,7 @@ def host_workers(address: str, count: int) -> None:
 
 
 def measure_scheduler(folder: Path, videos: int, workers: int) -> float:
-    """Hand out one task per video to workers that do nothing; print and return tasks per second."""
+    """Submit one task per video to idle workers; print the load, return tasks per second."""
     file, run = folder / "scheduler.json", folder / "run"
     run.mkdir()
     command = ["dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
@@ -93,7 +93,7 @@ def measure_scheduler(folder: Path, videos: int, workers: int) -> float:
         pool = clusters.Cluster(address, start_pool, run, Path(__file__))
         pool.client.wait_for_workers(workers)
 
-        # As the scripts do: a number of tasks at once, and a new one for each that is done.
+        # As in the scripts: keep a number of tasks in flight, and add one for each finished task.
         start = time.perf_counter()
         before = [sum(process.cpu_times()[:2]) for process in (scheduler, client)]
         checkpoint = {"settings": {"frames_per_second": 1}, "files": 1, "bytes": 2_000_000}
@@ -112,13 +112,13 @@ def measure_scheduler(folder: Path, videos: int, workers: int) -> float:
             process.kill()
             process.wait()
     print(f"scheduler  {videos:,} tasks on {workers:,} workers: {seconds:,.1f} s")
-    print(f"           busy: it {of_scheduler:,.1f} s, with {memory:,.0f} MiB; ", end="")
-    print(f"the run that feeds it {of_client:,.1f} s", flush=True)
+    print(f"           processor time of the scheduler {of_scheduler:,.1f} s ({memory:,.0f} MiB),")
+    print(f"           of the submitting process {of_client:,.1f} s", flush=True)
     return videos / max(of_scheduler, of_client)
 
 
 def measure_folders(folder: Path, videos: int) -> None:
-    """Run script 01 on empty files, which get one folder each, and again when all are done."""
+    """Run script 01 on empty files, which makes one folder per file, and run it again."""
     for number in range(videos):
         label = folder / "videos" / ("real" if number % 2 else "fake") / f"{number // 1000}"
         label.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def measure_folders(folder: Path, videos: int) -> None:
     for what in ("made", "found done"):
         start = time.perf_counter()
         command = [sys.executable, str(ROOT / "01-convert-video-to-image.py")]
-        subprocess.run(command, cwd=folder, capture_output=True)  # it ends with: not one frame
+        subprocess.run(command, cwd=folder, capture_output=True)  # exits with an error: no frames
         seconds = time.perf_counter() - start
         assert (folder / "frames" / "videos.csv").exists()
         milliseconds = 1000 * seconds / videos
@@ -137,8 +137,8 @@ def measure_folders(folder: Path, videos: int) -> None:
 
 
 def measure_tables(folder: Path, crops: int) -> None:
-    """Run script 02 over crops that are all done, so that it only gathers its tables."""
-    # Loads TensorFlow, which the workers above do without.
+    """Run script 02 on finished crops, so that it only gathers its tables."""
+    # Imported here, because it loads TensorFlow, which the workers above do not need.
     from benchmarks import table_sizes
 
     table_sizes.write_input(folder, crops)
@@ -149,7 +149,7 @@ def measure_tables(folder: Path, crops: int) -> None:
 
 
 def main(settings: Settings = Settings()) -> None:
-    """Measure what a large run costs besides the work."""
+    """Measure the overhead of a large run."""
     cli.check_ranges(settings)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -158,11 +158,9 @@ def main(settings: Settings = Settings()) -> None:
         rate = measure_scheduler(folder / "cluster", settings.videos, settings.workers)
         measure_folders(folder / "folders", settings.videos)
         measure_tables(folder / "tables", settings.crops)
-    print(
-        f"first to break: the scheduler, or the run that feeds it, at {rate:,.0f} tasks per second:"
-    )
+    print(f"limit      {rate:,.0f} tasks per second, in the scheduler or the submitting process:")
     for seconds in (1, 10, 60):
-        print(f"           {rate * seconds:,.0f} processes, if a task takes {seconds} s")
+        print(f"           {rate * seconds:,.0f} worker processes if a task takes {seconds} s")
 
 
 if __name__ == "__main__":

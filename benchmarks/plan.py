@@ -1,13 +1,13 @@
-"""Plan a large run: time and disk of scripts 01 and 02 for each of the five complete data sets.
+"""Estimate time and disk space of scripts 01 and 02 for the five complete data sets.
 
     python -m benchmarks.plan VIDEOS_DIR
     python -m benchmarks.plan VIDEOS_DIR --videos 20 --workers 4 16 64
 
-Both scripts run on a few of your videos, and their speeds are applied to the published sizes of the
-data sets. It prints a Markdown table for all frames, one per second and 32 per video, on this
-machine and on several like it, and the assumptions. About ten videos of the kind that you want to
-convert are enough; the run takes about as long as scripts 01 and 02 take for them. Processor time
-is measured, so that other work on the machine changes the plan only a little.
+The benchmark runs both scripts on a few of your videos and applies their speeds to the published
+sizes of the data sets. It prints a Markdown table for all frames, one per second and 32 per video,
+on this machine and on several like it, and then the assumptions. About ten typical videos are
+enough; the benchmark takes about as long as scripts 01 and 02 take for them. It measures processor
+time, so that other load on the machine has little effect.
 """
 
 import ctypes
@@ -39,14 +39,14 @@ convert = importlib.import_module("01-convert-video-to-image")
 class Settings:
     """Edit a default here, or override it for one run: --videos 20."""
 
-    videos_dir: Annotated[Path, tyro.conf.Positional]  # some videos of yours, at any depth
-    videos: Count = 10  # measured, evenly spread over their names
-    frames_per_second: Positive = 4.0  # of these videos, searched for faces in the measurement
+    videos_dir: Annotated[Path, tyro.conf.Positional]  # some of your videos, at any depth
+    videos: Count = 10  # videos to measure, evenly spread over the sorted names
+    frames_per_second: Positive = 4.0  # frames to search for faces in the measurement
     workers: Annotated[tuple[int, ...], Between(1)] = (10, 100)  # machines that share the work
 
 
 SAMPLINGS = "all", "1 per second", "32 per video"  # frames kept
-PR_SET_CHILD_SUBREAPER = 36  # of Linux' prctl
+PR_SET_CHILD_SUBREAPER = 36  # option of prctl on Linux
 
 
 class Clips(NamedTuple):
@@ -58,8 +58,8 @@ class Clips(NamedTuple):
     height: int
 
 
-# Frames from the table in Li et al., CVPR 2020 (Celeb-DF); DFDC's clips have 10 s. Sizes are the
-# most frequent ones, except for FaceForensics++, whose videos have 480 to 1080 lines.
+# Frames: table in Li et al., CVPR 2020 (Celeb-DF); DFDC clips have 10 s. Sizes: the most frequent
+# one, except for FaceForensics++, whose videos have 480 to 1080 lines.
 DATA_SETS = {
     "FaceForensics++": Clips(frames=500, fps=25, width=1280, height=720),
     "DFD": Clips(frames=746, fps=24, width=1920, height=1080),
@@ -70,26 +70,26 @@ DATA_SETS = {
 
 
 class Speeds(NamedTuple):
-    """Cost per pixel on this machine, with all cores."""
+    """Cost on this machine, with all cores."""
 
     read: float  # seconds of 01 per pixel of a video
-    write: float  # further seconds per pixel of a saved frame
+    write: float  # additional seconds of 01 per pixel of a saved frame
     search: float  # seconds of 02 per pixel of a saved frame
-    frame_bytes: float  # on the disk, per pixel of a saved frame
-    crops: float  # per frame
-    crop_bytes: float  # on the disk, per crop
+    frame_bytes: float  # bytes on disk per pixel of a saved frame
+    crops: float  # crops per frame
+    crop_bytes: float  # bytes on disk per crop
 
 
 def choose_videos(videos_dir: Path, wanted: int, folder: Path) -> None:
-    """Link some videos into folder/real/, whatever data set they belong to.
+    """Link some videos into folder/real/, regardless of their data set.
 
     Raises:
-        ValueError: there is no video
+        ValueError: videos_dir has no videos
     """
     suffixes = convert.datasets.VIDEO_SUFFIXES
     found = sorted(path for path in videos_dir.rglob("*") if path.suffix.lower() in suffixes)
     if not found:
-        raise ValueError(f"{videos_dir}: it holds no video; name a folder that does.")
+        raise ValueError(f"{videos_dir}: the folder has no videos; give a folder with videos.")
     (folder / "real").mkdir(parents=True)
     for number in sorted(convert.choose_evenly(len(found), wanted)):
         name = f"{number}{found[number].suffix}"
@@ -97,7 +97,7 @@ def choose_videos(videos_dir: Path, wanted: int, folder: Path) -> None:
 
 
 def write_tiny_video(folder: Path) -> None:
-    """Write a video that takes no time, to measure the start of the scripts."""
+    """Write a video of one tiny frame, to measure the start time of the scripts."""
     (folder / "real").mkdir(parents=True)
     codec = cv2.VideoWriter_fourcc(*"MJPG")
     video = cv2.VideoWriter(str(folder / "real" / "0.avi"), codec, 25, (64, 48))
@@ -106,15 +106,15 @@ def write_tiny_video(folder: Path) -> None:
 
 
 def run(script: str, folder: Path, *arguments: str) -> float:
-    """Run a script in the folder as from the shell; return processor seconds divided by cores.
+    """Run a script in the folder; return processor seconds divided by the number of cores.
 
     Raises:
-        RuntimeError: it wrote no table
+        RuntimeError: the script did not write a table
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, str(ROOT / script), *arguments]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    with suppress(ChildProcessError):  # the time of processes that outlive the script counts, too
+    with suppress(ChildProcessError):  # include the time of processes that outlive the script
         while True:
             os.wait()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -127,7 +127,7 @@ def run(script: str, folder: Path, *arguments: str) -> float:
 
 
 def measure_frames(frames_dir: Path) -> tuple[int, int, int, int]:
-    """Count the frames in a folder that 01 wrote, their bytes, their pixels and their videos'."""
+    """Return the number, bytes and pixels of saved frames, and the pixels of their videos."""
     table = pd.read_csv(frames_dir / "videos.csv")
     files = bytes_ = pixels = 0
     for video_id in table["video_id"]:
@@ -141,18 +141,18 @@ def measure_frames(frames_dir: Path) -> tuple[int, int, int, int]:
 
 
 def measure(videos_dir: Path, videos: int, frames_per_second: float) -> tuple[Speeds, str]:
-    """Run 01 and 02 on a few videos; return their speeds, and a sentence on the measurement."""
+    """Run 01 and 02 on a few videos; return the speeds, and a sentence about the measurement."""
     steps = ["01-convert-video-to-image.py", "02-crop-faces-with-mtcnn.py"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         choose_videos(videos_dir, videos, folder / "videos")
         write_tiny_video(folder / "tiny")
 
-        # The start of each script is not a cost per pixel, so it is subtracted.
+        # Subtract the start time of each script, because it does not grow with the pixels.
         start_01 = run(steps[0], folder, "--videos-dir", "tiny", "--frames-dir", "tiny-frames")
         start_02 = run(steps[1], folder, "--frames-dir", "tiny-frames", "--faces-dir", "tiny-faces")
 
-        # All frames and some of them: the same reading, a different number of frames written.
+        # Save all frames, then some: both read the same pixels, but write different numbers.
         every = run(steps[0], folder, "--frames-dir", "every")
         rate = "--frames-per-second", str(frames_per_second)
         some = run(steps[0], folder, *rate, "--frames-dir", "some")
@@ -182,19 +182,19 @@ def measure(videos_dir: Path, videos: int, frames_per_second: float) -> tuple[Sp
 
 
 def count_frames(clips: Clips, sampling: str) -> float:
-    """Return how many frames of a video a sampling keeps, one of SAMPLINGS."""
+    """Return the number of frames per video that a sampling, one of SAMPLINGS, keeps."""
     seconds = clips.frames / clips.fps
     kept = dict(zip(SAMPLINGS, (clips.frames, seconds, 32), strict=True))[sampling]
     return min(kept, clips.frames)
 
 
 def plan(name: str, videos: int, sampling: str, speeds: Speeds) -> dict:
-    """Return the frames, bytes and seconds on this machine of one complete data set."""
+    """Return frames, bytes, and seconds on this machine, for one complete data set."""
     clips = DATA_SETS[name]
     frames = videos * count_frames(clips, sampling)
     rule = convert.resize_by_width(np.empty((clips.height, clips.width, 3), np.uint8))
     pixels = frames * rule.shape[0] * rule.shape[1]
-    # 32 per video takes two passes over a video: one counts its frames.
+    # "32 per video" reads a video twice: the first pass counts its frames.
     passes = 2 if sampling == SAMPLINGS[2] else 1
     pixels_read = passes * videos * clips.frames * clips.width * clips.height
     return {
@@ -210,7 +210,7 @@ def plan(name: str, videos: int, sampling: str, speeds: Speeds) -> dict:
 
 
 def format_seconds(seconds: float) -> str:
-    """Format a time in the unit that a reader would choose."""
+    """Format a time in days, hours or minutes."""
     for unit, length in (("days", 86_400), ("h", 3600)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"
@@ -223,7 +223,7 @@ def format_bytes(size: float) -> str:
 
 
 def make_table(speeds: Speeds, workers: tuple[int, ...]) -> pd.DataFrame:
-    """Make one row per data set and sampling, with the sum of all five, in seconds and bytes."""
+    """Return one row per data set and sampling, and the sums, in seconds and bytes."""
     videos = split_sizes.make_catalogue(1, 0).groupby("dataset").size()
     rows = []
     for sampling in SAMPLINGS:
@@ -250,12 +250,12 @@ def print_table(table: pd.DataFrame, workers: tuple[int, ...]) -> None:
 
 
 def print_assumptions(table: pd.DataFrame, workers: tuple[int, ...]) -> None:
-    """Print the assumptions behind the table, and the highest load on the disk."""
+    """Print the assumptions of the table, and the highest load on the disk."""
     sizes = (f"{name} {c.frames} of {c.width}x{c.height}" for name, c in DATA_SETS.items())
     print(f"\nAssumed: frames per video and their size are {', '.join(sizes)};")
     print("time is proportional to the number of pixels read, saved and searched; your videos have")
     print("the same codec, and the same number and size of faces, as the data sets; all machines")
-    print("are like this one, never wait, and share one disk that keeps up.")
+    print("are like this one, never wait, and share one disk that is fast enough.")
     most = table[(table["data set"] == "all five") & (table["sampling"] == SAMPLINGS[0])].iloc[0]
     for count in workers:
         seconds = most["01"] / count
@@ -264,13 +264,13 @@ def print_assumptions(table: pd.DataFrame, workers: tuple[int, ...]) -> None:
 
 
 def main(settings: Settings) -> pd.DataFrame:
-    """Plan time and disk of scripts 01 and 02 for each of the five complete data sets.
+    """Estimate time and disk space of scripts 01 and 02 for the five complete data sets.
 
     Returns:
         the table, in seconds and bytes
     """
     cli.check_ranges(settings)
-    if sys.platform == "linux":  # adopt the processes that a script leaves behind
+    if sys.platform == "linux":  # adopt processes that outlive a script
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     measured = settings.videos_dir, settings.videos, settings.frames_per_second
     speeds, sentence = measure(*measured)

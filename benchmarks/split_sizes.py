@@ -1,10 +1,10 @@
-"""Plan the split of the five data sets at their true sizes: videos per split, time and memory.
+"""Measure the split of the five data sets at their true sizes: videos per split, time, memory.
 
     python -m benchmarks.split_sizes
     python -m benchmarks.split_sizes --crops-per-video 32
 
-No video is needed: the catalogues follow the published counts of the data sets, with the same
-number of crops for each video. The two people of a fake of Celeb-DF or DFD are random here.
+It does not need videos: it generates catalogues with the published counts of the data sets, and the
+same number of crops per video. In Celeb-DF and DFD, the two people of a fake are random.
 """
 
 import resource
@@ -23,8 +23,8 @@ from deepfake_detect.cli import Count
 class Settings:
     """Edit a default here, or override it for one run: --crops-per-video 32."""
 
-    crops_per_video: Count = 10  # one frame per second of clips of about 10 seconds
-    seed: int = 0  # of the random pairs and of the split
+    crops_per_video: Count = 10  # as with one frame per second in clips of 10 seconds
+    seed: int = 0  # random seed of the pairs and the split
 
 
 COLUMNS = [f"{label} {split}" for label in ("real", "fake") for split in splits.SPLITS]
@@ -33,7 +33,7 @@ Video = tuple[str, str, str, str, str]  # source, dataset, label, method, identi
 
 
 def make_faceforensics() -> Iterator[Video]:
-    """Make 1,000 originals; each of the five methods swaps the two of a pair both ways."""
+    """Make 1,000 originals in pairs, and fakes of each pair by five methods in both directions."""
     name = "FaceForensics++"
     for number in range(1000):
         yield f"original/{number:03d}", name, "real", "original", f"{number:03d}"
@@ -43,7 +43,7 @@ def make_faceforensics() -> Iterator[Video]:
 
 
 def make_celeb_df(rng: np.random.Generator) -> Iterator[Video]:
-    """Make 590 reals of 59 people, 300 clips from YouTube, 5,639 fakes between two people."""
+    """Make 590 reals of 59 people, 300 YouTube clips, and 5,639 fakes of two people each."""
     name = "Celeb-DF"
     for number in range(590):
         yield f"Celeb-real/{number}", name, "real", "original", f"id{number % 59}"
@@ -55,7 +55,7 @@ def make_celeb_df(rng: np.random.Generator) -> Iterator[Video]:
 
 
 def make_dfd(rng: np.random.Generator) -> Iterator[Video]:
-    """Make 363 reals of 28 actors, 3,068 fakes between two actors."""
+    """Make 363 reals of 28 actors, and 3,068 fakes of two actors each."""
     for number in range(363):
         yield f"actors/{number}", "DFD", "real", "original", f"{number % 28:02d}"
     for number in range(3068):
@@ -73,7 +73,7 @@ def make_dfdc() -> Iterator[Video]:
 
 
 def make_timit() -> Iterator[Video]:
-    """Make 32 people in 16 pairs, 10 sentences each; fakes both ways in two qualities."""
+    """Make 32 people in 16 pairs, with 10 sentences and fakes of both directions and qualities."""
     name = "DeepFake-TIMIT"
     for person in range(32):
         for sentence in range(10):
@@ -85,7 +85,7 @@ def make_timit() -> Iterator[Video]:
 
 
 def make_catalogue(crops_per_video: int, seed: int) -> pd.DataFrame:
-    """Make the catalogue of all five, as script 03 reads it from videos.csv and faces.csv."""
+    """Return the catalogue of all five data sets in the format of script 03."""
     rng = np.random.default_rng(seed)
     makers = (make_faceforensics(), make_celeb_df(rng), make_dfd(rng), make_dfdc(), make_timit())
     columns = ["source", "dataset", "label", "method", "identities"]
@@ -95,10 +95,10 @@ def make_catalogue(crops_per_video: int, seed: int) -> pd.DataFrame:
 
 
 def main(settings: Settings = Settings()) -> pd.DataFrame:
-    """Plan the split of the five data sets at their true sizes.
+    """Measure the split of the five data sets at their true sizes.
 
     Returns:
-        the number of videos of each data set by label and split
+        the number of videos by data set, label and split
     """
     cli.check_ranges(settings)
     crops_per_video, seed = settings.crops_per_video, settings.seed

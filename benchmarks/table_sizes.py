@@ -1,11 +1,11 @@
-"""Measure time and memory of scripts 02 and 03 over many crops: do they grow linearly?
+"""Measure how time and memory of scripts 02 and 03 grow with the number of crops.
 
     python -m benchmarks.table_sizes
     python -m benchmarks.table_sizes --crops 10000
 
-The crops are empty files, ten per video, a real and a fake video for each person. Script 02 finds
-all of them done and gathers its tables; script 03 balances, splits and links them. Each runs as
-from the shell.
+The crops are empty files, ten per video, with one real and one fake video per person. Script 02
+finds all of them finished and gathers its tables; script 03 balances, splits and links them. Both
+run from the shell.
 """
 
 import importlib
@@ -29,19 +29,19 @@ from deepfake_detect.faces import CropRule
 ROOT = Path(__file__).resolve().parents[1]
 crop_faces = importlib.import_module("02-crop-faces-with-mtcnn")
 
-CROPS_PER_VIDEO = 10  # as from one frame per second of 10 seconds
+CROPS_PER_VIDEO = 10  # as with one frame per second in clips of 10 seconds
 
 
 @dataclass(frozen=True)
 class Settings:
     """Edit a default here, or override it for one run: --crops 10000."""
 
-    # sizes of the data sets, one after another
-    crops: Annotated[tuple[int, ...], Between(10)] = (10_000, 100_000, 1_000_000)  # in all
+    # sizes
+    crops: Annotated[tuple[int, ...], Between(10)] = (10_000, 100_000, 1_000_000)  # per data set
 
 
 def write_input(folder: Path, crops: int) -> None:
-    """Write frames/ and faces/ as 01 and 02 leave them, the images being empty files."""
+    """Write frames/ and faces/ in the layout of 01 and 02, with empty image files."""
     settings = cli.settings_of_result(crop_faces.Settings())
     settings |= crop_faces.describe_rule(CropRule("reduced", 0.3, False))
     files.claim(folder / "faces", "--faces-dir", crop_faces.__file__)
@@ -75,7 +75,7 @@ def write_input(folder: Path, crops: int) -> None:
 
 
 def run(script: str, folder: Path) -> tuple[float, float]:
-    """Run a script in the folder; return its seconds, and its peak memory in MiB."""
+    """Run a script in the folder; return the seconds and its peak memory in MiB."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, ROOT / script],
@@ -93,7 +93,7 @@ def run(script: str, folder: Path) -> tuple[float, float]:
 
 
 def main(settings: Settings = Settings()) -> None:
-    """Time scripts 02 and 03 over data sets of several sizes."""
+    """Time scripts 02 and 03 on data sets of several sizes."""
     cli.check_ranges(settings)
     print("    crops   02: seconds     MiB   03: seconds     MiB")
     for count in settings.crops:

@@ -1,11 +1,11 @@
-"""Time the training of script 04, and the same with Keras' ImageDataGenerator feeding the model.
+"""Compare the training speed of script 04 with Keras' ImageDataGenerator.
 
     python -m benchmarks.train_cnn split_dataset
     python -m benchmarks.train_cnn split_dataset --crops 500 --rounds 1
 
-In each round, three ways feed one model in turn: a single batch again and again, without waiting;
-04, once all crops are decoded; and ImageDataGenerator with the same ranges, as in the known recipe.
-The time that a way takes longer than the first one is spent waiting for crops.
+In each round, three methods feed the same model in turn: one repeated batch, which never waits; the
+input pipeline of 04, after decoding all crops; and ImageDataGenerator with the same ranges, as in
+the classic recipe. A method that takes longer than the repeated batch waits for crops in this time.
 """
 
 import importlib
@@ -35,23 +35,23 @@ from deepfake_detect.model import build_model
 class Settings:
     """Edit a default here, or override it for one run: --rounds 1."""
 
-    split_dir: Annotated[Path, tyro.conf.Positional]  # a folder as 04-train-cnn.py takes it
+    split_dir: Annotated[Path, tyro.conf.Positional]  # --split-dir of 04-train-cnn.py
     crops: Count = 1000  # training crops per epoch
-    rounds: Count = 2  # how often each way is timed, in turn
+    rounds: Count = 2  # measurements of each method, in turn
 
 
 TRAINING = train_cnn.Settings(learning_rate=1e-5, warm_up_steps=0, decay="constant")
 
 
 def repeat_one_batch(served: tf.data.Dataset, steps: int) -> tf.data.Dataset:
-    """Repeat the first batch for a number of steps: the same arithmetic, without waiting."""
+    """Repeat the first batch for a number of steps: the same computation, without waiting."""
     batch = next(iter(served))
     crops = tf.data.Dataset.from_tensor_slices(batch).batch(len(batch[1]))
     return without_tuning(crops.cache().repeat(steps))
 
 
 def serve_with_generator(split_dir: Path, crops: pd.DataFrame) -> tf.data.Dataset:
-    """Serve crops with ImageDataGenerator and the ranges of 04; it decodes them in every epoch."""
+    """Serve crops by ImageDataGenerator with the ranges of 04; it decodes them in every epoch."""
     ranges = TRAINING.augmentation
     generator = tf.keras.preprocessing.image.ImageDataGenerator(
         width_shift_range=ranges.shift,
@@ -75,16 +75,16 @@ def serve_with_generator(split_dir: Path, crops: pd.DataFrame) -> tf.data.Datase
             images, labels = batches[batch]
             yield images, labels[:, None]
 
-    # Without a signature, Keras 3.15 finds no shape for the labels and stops.
+    # Without a signature, Keras 3.15 cannot infer the shape of the labels and fails.
     signature = tf.TensorSpec((None, 128, 128, 3)), tf.TensorSpec((None, 1))
     return without_tuning(tf.data.Dataset.from_generator(generate, output_signature=signature))
 
 
 def main(settings: Settings) -> None:
-    """Time the training of 04, and the same with Keras' ImageDataGenerator."""
+    """Compare the training speed of script 04 with Keras' ImageDataGenerator."""
     cli.check_ranges(settings)
     table = crop_files.find_crops(settings.split_dir, ("train",))
-    # As many reals as fakes: each pair of 04 has one of them.
+    # Equal numbers of reals and fakes: each pair of 04 has one of each.
     each = min(settings.crops // 2, *table["label"].value_counts())
     table = table.groupby("label").sample(each, random_state=1).reset_index(drop=True)
     model = build_model(None)
@@ -116,8 +116,8 @@ def main(settings: Settings) -> None:
 def time_ways(
     model: tf.keras.Model, ways: dict[str, Callable[[], tf.data.Dataset]], rounds: int
 ) -> pd.core.groupby.SeriesGroupBy:
-    """Return the seconds per crop of each round, grouped by way."""
-    # In an epoch of 04, a real crop may appear twice, with two fakes.
+    """Return the seconds per crop of each round, grouped by method."""
+    # In an epoch of 04, a real crop may appear twice, with different fakes.
     served = {name: sum(len(y) for _, y in serve()) for name, serve in ways.items()}
     for serve in ways.values():  # TensorFlow compiles during the first steps
         model.fit(serve(), steps_per_epoch=2, verbose=0)

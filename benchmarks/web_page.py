@@ -1,13 +1,13 @@
-"""Put load on the page and its HTTP API: clients at once, then uploads in turn.
+"""Measure the web page and its HTTP API under load: parallel clients, then uploads in turn.
 
     python -m benchmarks.web_page
     python -m benchmarks.web_page clip.mp4 photo.jpg --clients 8 --requests 200
 
-Reads   files to send, in turn; without any, two practice clips
-Writes  nothing; prints the latency of POST /check, and the memory, open files and disk of the
-        page's process, which are to stay flat
+Reads   files to send, in turn; by default, two practice clips
+Writes  nothing; prints the latency of POST /check, and memory, open files and files on disk of the
+        page's process, which should not grow
 
-The page is started as from the shell. Its memory is read from /proc, so this needs Linux.
+The page runs from the shell. This needs Linux, because it reads the memory from /proc.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from deepfake_detect.cli import Count
 from deepfake_detect.practice import write_examples
 
 SCRIPT = Path(__file__).parents[1] / "08-web-page.py"
-WARM_UP = 5  # requests before memory is compared: libraries fill their caches
-ASKED_EVERY = 0.2  # seconds between two questions whether a job is done
+WARM_UP = 5  # requests before the first memory measurement, to fill the caches of libraries
+ASKED_EVERY = 0.2  # seconds between two polls for a finished job
 
 
 @dataclass(frozen=True)
 class Settings:
     """Edit a default here, or override it for one run: --requests 10."""
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()  # to send; none: practice clips
-    requests: Count = 50  # of POST /check
-    clients: Count = 4  # that send them at once
-    uploads: int = 200  # to the page, one after another, with report and marked copy
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()  # default: two practice clips
+    requests: Count = 50  # requests to POST /check
+    clients: Count = 4  # parallel clients
+    uploads: int = 200  # uploads to the page, one after another, with report and marked copy
 
 
 class Page(NamedTuple):
-    """A page that is open: its port, process and temporary folder."""
+    """A running page: its port, process and temporary folder."""
 
     port: int
     process: int
@@ -60,7 +60,7 @@ class Page(NamedTuple):
 
 
 def main(settings: Settings = Settings()) -> None:
-    """Put load on the page and its HTTP API."""
+    """Measure the web page and its HTTP API under load."""
     cli.check_ranges(settings)
     with tempfile.TemporaryDirectory() as temporary:
         files = settings.files or tuple(write_examples(Path(temporary)).values())
@@ -72,7 +72,7 @@ def main(settings: Settings = Settings()) -> None:
 
 @contextmanager
 def open_page(folder: Path) -> Iterator[Page]:
-    """Start the page on a free port, in its own temporary folder."""
+    """Start the page on a free port, in a separate temporary folder."""
     command = [sys.executable, str(SCRIPT), "--api", "--no-open-browser", "--port", "0"]
     began = time.perf_counter()
     with subprocess.Popen(
@@ -81,7 +81,7 @@ def open_page(folder: Path) -> Iterator[Page]:
         try:
             line = next((line for line in process.stdout if "the page is open" in line), None)
             if line is None:
-                raise OSError(f"{SCRIPT.name} does not start; its message is above.")
+                raise OSError(f"{SCRIPT.name} did not start; see its message above.")
             print(f"start to an open page  {time.perf_counter() - began:.1f} s")
             port = int(line.split("/:")[0].rsplit(":", 1)[1])
             (temporary,) = folder.glob("deepfake-page-*")
@@ -91,13 +91,13 @@ def open_page(folder: Path) -> Iterator[Page]:
 
 
 def check_in_parallel(page: Page, files: tuple[Path, ...], settings: Settings) -> None:
-    """Send files to POST /check from several clients, and print how long each answer took."""
+    """Send files to POST /check from parallel clients, and print the latency of the answers."""
 
     def check(path: Path) -> float:
         began = time.perf_counter()
         answer = post(page, "/check", path)
         if "verdict" not in answer:
-            raise ValueError(f"{path.name}: no verdict, but {answer}")
+            raise ValueError(f"{path.name}: the answer has no verdict: {answer}")
         return time.perf_counter() - began
 
     for path in itertools.islice(itertools.cycle(files), WARM_UP):
@@ -116,7 +116,7 @@ def check_in_parallel(page: Page, files: tuple[Path, ...], settings: Settings) -
 
 
 def upload_in_turn(page: Page, files: tuple[Path, ...], uploads: int) -> None:
-    """Drop files on the page one after another, and remove each result."""
+    """Upload files to the page one after another, and delete each result."""
     before = None
     began = time.perf_counter()
     for number, path in enumerate(itertools.islice(itertools.cycle(files), uploads)):
@@ -133,7 +133,7 @@ def upload_in_turn(page: Page, files: tuple[Path, ...], uploads: int) -> None:
 
 
 def measure(page: Page) -> tuple[float, int, int]:
-    """Measure the page's process: memory in MB, open files, and files below its folder."""
+    """Return memory in MB, open files, and files in the temporary folder of the page."""
     status = Path(f"/proc/{page.process}/status").read_text()
     memory = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
     opened = len(list(Path(f"/proc/{page.process}/fd").iterdir()))
@@ -141,14 +141,14 @@ def measure(page: Page) -> tuple[float, int, int]:
 
 
 def print_growth(before: tuple[float, int, int], after: tuple[float, int, int]) -> None:
-    """Print what measure gave, before and after."""
+    """Print two results of measure, before and after."""
     names = ("memory in MB", "open files", "files on disk")
     for name, first, last in zip(names, before, after, strict=True):
         print(f"  {name:20} {first:.0f} before, {last:.0f} after")
 
 
 def post(page: Page, address: str, path: Path) -> dict:
-    """Send a file as a form, as a browser or curl does."""
+    """Send a file as a form, like a browser or curl; return the JSON answer."""
     boundary = uuid4().hex
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{path.name}"'
     body = f"{head}\r\n\r\n".encode() + path.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
@@ -159,7 +159,7 @@ def post(page: Page, address: str, path: Path) -> dict:
 def ask(
     page: Page, method: str, address: str, body: bytes = b"", headers: dict | None = None
 ) -> dict:
-    """Ask the page, and return the JSON of its answer."""
+    """Send a request to the page; return the JSON answer."""
     connection = http.client.HTTPConnection("127.0.0.1", page.port)
     connection.request(method, address, body, headers or {})
     answer = json.loads(connection.getresponse().read() or b"{}")

@@ -1,8 +1,8 @@
-"""Score one face of a picture with the ONNX file, onnxruntime and OpenCV alone.
+"""Score one face in a picture with only the ONNX file, onnxruntime and OpenCV.
 
     python examples/onnx_minimal.py photo.png X Y WIDTH HEIGHT
 
-The box is around the face, as MTCNN finds it; docs/onnx.md says how the crop must look.
+X, Y, WIDTH and HEIGHT are the face's box from MTCNN; docs/onnx.md explains how to cut a crop.
 """
 
 import json

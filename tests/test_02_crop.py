@@ -1,4 +1,4 @@
-"""02: the margin, the tables, and a run that continues where it was."""
+"""02: crops, tables, and continuing a stopped run."""
 
 import json
 import subprocess
@@ -22,7 +22,9 @@ SCRIPT = "02-crop-faces-with-mtcnn.py"
 
 
 @given(*[st.integers(0, 80)] * 2, *[st.integers(1, 80)] * 2, st.floats(0, 1))
-def test_the_margin(x: int, y: int, width: int, height: int, margin: float) -> None:
+def test_margin_is_added_on_each_side(
+    x: int, y: int, width: int, height: int, margin: float
+) -> None:
     frame = np.arange(160 * 160 * 3, dtype=np.uint32).reshape(160, 160, 3)
     cut = face_detector.crop_face(frame, (x, y, width, height), margin)
     left, top = max(0, x - round(margin * width)), max(0, y - round(margin * height))
@@ -33,7 +35,9 @@ def test_the_margin(x: int, y: int, width: int, height: int, margin: float) -> N
 
 
 @given(*[st.integers(0, 80)] * 2, *[st.integers(1, 80)] * 2, st.floats(0, 1))
-def test_the_square(x: int, y: int, width: int, height: int, margin: float) -> None:
+def test_square_crop_is_centred_on_the_box(
+    x: int, y: int, width: int, height: int, margin: float
+) -> None:
     frame = np.arange(600 * 600 * 3, dtype=np.uint32).reshape(600, 600, 3)
     cut = face_detector.crop_face(frame, (x + 200, y + 200, width, height), margin, square=True)
     side = max(width, height) * (1 + 2 * margin)
@@ -47,7 +51,7 @@ def test_the_square(x: int, y: int, width: int, height: int, margin: float) -> N
 
 
 class KnownFaces:
-    """A detector that returns given faces, and keeps the frames that it was shown."""
+    """A detector that returns given faces, and stores the frames that it searched."""
 
     def __init__(self, faces: list[list[object]]) -> None:
         self.faces, self.shown = faces, []
@@ -59,7 +63,7 @@ class KnownFaces:
 
 @st.composite
 def frame_and_face(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """A frame of noise, full size, and a box in the frame as the width rule has it."""
+    """Draw a full-size frame of noise, and a box in the frame after the width rule."""
     width, height = draw(st.integers(40, 2400)), draw(st.integers(40, 120))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     frame = rng.integers(0, 256, (height, width, 3), np.uint8)
@@ -75,14 +79,14 @@ def frame_and_face(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int, int, in
 
 @settings(max_examples=50)
 @given(frame_and_face(), st.sampled_from(["reduced", "full"]), st.floats(0, 1), st.booleans())
-def test_training_and_detection_see_the_very_same_pixels(
+def test_training_and_detection_use_identical_pixels(
     tmp_path_factory: pytest.TempPathFactory,
     drawn: tuple,
     frames: str,
     margin: float,
     square: bool,
 ) -> None:
-    """Saved by 01 and cut by 02, or from the video's frame in memory: one crop, one box."""
+    """A frame saved by 01 and cropped by 02 gives the same crop and box as a frame in memory."""
     video_frame, box = drawn
     rule = face_detector.CropRule(frames, margin, square)
     frame = face_detector.resize_by_width(video_frame) if frames == "reduced" else video_frame
@@ -115,7 +119,9 @@ def frames(tmp_path: Path) -> Path:
     return write_frames(tmp_path / "frames", shown, step=10)
 
 
-def test_crops_on_disk(frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_crops_and_tables_on_disk(
+    frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (frames / "c/c-000020.png").write_bytes(b"broken")
     table = run_02(frames, tmp_path / "faces")
     assert table["crop"].tolist() == [
@@ -142,7 +148,7 @@ def test_crops_on_disk(frames: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "frame 20 of c: does not decode" in capsys.readouterr().out
 
 
-def test_faces_under_the_threshold_are_never_saved(frames: Path, tmp_path: Path) -> None:
+def test_faces_below_the_threshold_are_not_saved(frames: Path, tmp_path: Path) -> None:
     scores = run_02(frames, tmp_path / "faces")["confidence"]
     threshold = float(scores.sort_values().iloc[2]) + 1e-7
     table = run_02(frames, tmp_path / "faces", confidence=threshold)
@@ -154,13 +160,13 @@ def test_faces_under_the_threshold_are_never_saved(frames: Path, tmp_path: Path)
     assert not (tmp_path / "faces/faces.csv").exists()
 
 
-def test_a_second_run_does_only_what_changed(
+def test_second_run_only_processes_changes(
     frames: Path, tmp_path: Path, snapshot: callable, capsys: pytest.CaptureFixture
 ) -> None:
     faces = tmp_path / "faces"
     run_02(frames, faces)
     before = snapshot(faces)
-    left = files.name_unfinished(faces)  # what a killed run leaves
+    left = files.name_unfinished(faces)  # leftovers of a killed run
     (left / "c").mkdir(parents=True)
     (left / "c/c-000000-00.png").write_bytes(b"half an image")
     (frames / "c/c-000010.png").write_bytes(cv2.imencode(".png", FRAMES["two"])[1])
@@ -180,7 +186,9 @@ def test_a_second_run_does_only_what_changed(
     assert snapshot(faces)[of_first[0]] != after[of_first[0]]
 
 
-def test_processes_write_what_one_does(frames: Path, tmp_path: Path, snapshot: callable) -> None:
+def test_two_processes_write_the_same_files_as_one(
+    frames: Path, tmp_path: Path, snapshot: callable
+) -> None:
     run_02(frames, tmp_path / "1")
     run_02(frames, tmp_path / "2", workers=2)
     contents = [
@@ -194,7 +202,7 @@ def test_processes_write_what_one_does(frames: Path, tmp_path: Path, snapshot: c
     assert len(contents[0]) == 10 and contents[0] == contents[1]
 
 
-def test_searching_loads_nothing_that_only_training_needs() -> None:
+def test_detection_does_not_import_training_packages() -> None:
     lines = (
         "import importlib, sys; importlib.import_module('02-crop-faces-with-mtcnn'); "
         "print(sorted({'tensorflow', 'keras', 'pandas', 'scipy', 'mtcnn'} & set(sys.modules)))"
@@ -203,7 +211,7 @@ def test_searching_loads_nothing_that_only_training_needs() -> None:
     assert result.stdout.strip() == "[]", result.stderr
 
 
-def test_frames_and_folders_that_are_not_as_expected(frames: Path, tmp_path: Path) -> None:
+def test_unexpected_frames_and_folders(frames: Path, tmp_path: Path) -> None:
     faces = tmp_path / "faces"
     videos = pd.read_csv(frames / "videos.csv")
     lost = pd.DataFrame([{"video_id": "lost", "frames": 7, "status": "ok"}])
@@ -212,7 +220,7 @@ def test_frames_and_folders_that_are_not_as_expected(frames: Path, tmp_path: Pat
     cut = (frames / "c/c-000010.png").read_bytes()[:-1000]
     (frames / "c/c-000010.png").write_bytes(cut)
     (frames / "c/other-000010.png").write_bytes((frames / "a-b/a-b-000000.png").read_bytes())
-    files.claim(faces, "--faces-dir", SCRIPT)  # by an earlier run
+    files.claim(faces, "--faces-dir", SCRIPT)  # as an earlier run does
     (faces / "mine").mkdir()
     (faces / "mine/mine-000000-00.png").write_bytes(b"kept")
     table = run_02(frames, faces)
@@ -231,7 +239,7 @@ def test_frames_and_folders_that_are_not_as_expected(frames: Path, tmp_path: Pat
     assert (faces / "a-b/a-b-000000-00.png").exists() and (faces / "faces.csv").exists()
 
 
-def test_what_bad_input_gets(tmp_path: Path) -> None:
+def test_bad_input_is_reported(tmp_path: Path) -> None:
     frames, faces = tmp_path / "frames", tmp_path / "faces"
     with pytest.raises(FileNotFoundError, match=r"frames: .* run 01.* --frames-dir"):
         run_02(frames, faces)
@@ -250,7 +258,7 @@ def test_what_bad_input_gets(tmp_path: Path) -> None:
     assert not faces.exists()
 
 
-def test_full_frames_are_searched_reduced_and_cut_full(
+def test_full_frames_are_searched_reduced_and_cropped_full(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     frames, faces = tmp_path / "frames", tmp_path / "faces"

@@ -1,4 +1,4 @@
-"""03: nobody in two splits, balance, and folders that hold what was planned."""
+"""03: no identity in two splits, balanced classes, and folders that match the plan."""
 
 import importlib
 from collections import defaultdict
@@ -17,22 +17,22 @@ from deepfake_detect.splits import balance, share_evenly, split_videos
 SCRIPT = "03-prepare-fake-real-dataset.py"
 prepare = importlib.import_module("03-prepare-fake-real-dataset")
 RATIO = (0.8, 0.1, 0.1)
-PARTS = 10  # of DFDC, at least, for each to stay whole
+PARTS = 10  # smallest number of DFDC parts that are kept whole
 METHODS = ("Deepfakes", "Face2Face", "FaceSwap")
 
 
-# --- Catalogues such as the five data sets give ---------------------------------------------------
+# --- Catalogues like the five data sets -----------------------------------------------------------
 
 
 def faceforensics(people: int, rng: np.random.Generator) -> list[tuple]:
-    """A real of each number, and fakes of each pair both ways, by several methods."""
+    """Make one real per person, and fakes of each pair in both directions by several methods."""
     reals = [("ff", "real", "original", f"{n}") for n in range(people)]
     pairs = [f"{n};{n ^ 1}" for n in range(people)]
     return reals + [("ff", "fake", method, pair) for method in METHODS for pair in pairs]
 
 
 def celeb(people: int, rng: np.random.Generator) -> list[tuple]:
-    """Reals of few people, fakes between any two of them, and singles with no fake."""
+    """Make reals of few people, fakes of any two of them, and single reals without fakes."""
     reals = [("celeb", "real", "original", f"id{n % people}") for n in range(3 * people)]
     singles = [("celeb", "real", "original", f"youtube{n}") for n in range(people)]
     swaps = [rng.choice(people, 2, replace=False) for _ in range(12 * people)]
@@ -40,20 +40,20 @@ def celeb(people: int, rng: np.random.Generator) -> list[tuple]:
 
 
 def dfdc(originals: int, rng: np.random.Generator) -> list[tuple]:
-    """Reals, and one to five fakes of each; some reals are missing, as in a part of the set."""
+    """Make reals, and one to four fakes of each; some reals are missing, as in parts of DFDC."""
     reals = [("DFDC", "real", "original", f"o{n}") for n in range(originals)]
     fakes = [("DFDC", "fake", "DFDC", f"o{n}") for n in range(originals + 3)]
     return reals + fakes * int(rng.integers(1, 5))
 
 
 def plain(videos: int, rng: np.random.Generator) -> list[tuple]:
-    """Reals and fakes that nothing joins."""
+    """Make unrelated reals and fakes."""
     reals = [("plain", "real", "original", f"r{n}") for n in range(videos)]
     return reals + [("plain", "fake", "plain", f"f{n}") for n in range(2 * videos)]
 
 
 def timit(pairs: int, rng: np.random.Generator) -> list[tuple]:
-    """Pairs of people, each swapped with the other, in two qualities."""
+    """Make pairs of people, swapped in both directions, in two qualities."""
     people = range(2 * pairs)
     reals = [("timit", "real", "original", f"p{n}") for n in people for _ in range(4)]
     fakes = [("timit", "fake", "faceswap", f"p{n};p{n ^ 1}") for n in people for _ in range(8)]
@@ -61,7 +61,7 @@ def timit(pairs: int, rng: np.random.Generator) -> list[tuple]:
 
 
 def make_catalogue(sizes: dict[callable, int], seed: int) -> pd.DataFrame:
-    """Videos as script 03 reads them, with a number of crops drawn by lot for each."""
+    """Make a catalogue in the format of script 03, with a random number of crops per video."""
     rng = np.random.default_rng(seed)
     rows = [row for kind, size in sizes.items() for row in kind(size, rng)]
     videos = pd.DataFrame(rows, columns=["dataset", "label", "method", "identities"])
@@ -86,7 +86,7 @@ CATALOGUES = st.builds(
 
 
 def splits_of_identities(videos: pd.DataFrame) -> dict[tuple[str, str], set[str]]:
-    """Worked out again here, with nothing of the script."""
+    """Return the splits of each identity, without using the script's code."""
     seen = defaultdict(set)
     for video in videos.itertuples():
         for identity in video.identities.split(";") if video.split else ():
@@ -96,7 +96,9 @@ def splits_of_identities(videos: pd.DataFrame) -> dict[tuple[str, str], set[str]
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(CATALOGUES, st.integers(0, 100))
-def test_no_identity_in_two_splits_and_no_real_left_out(videos: pd.DataFrame, seed: int) -> None:
+def test_each_identity_is_in_one_split_and_all_reals_are_kept(
+    videos: pd.DataFrame, seed: int
+) -> None:
     videos["split"] = split_videos(videos, "identity", RATIO, seed, PARTS)
     assert set(videos["split"]) <= {"train", "val", "test", ""}
     assert all(len(splits) == 1 for splits in splits_of_identities(videos).values())
@@ -118,7 +120,7 @@ def test_every_split_is_balanced_and_fakes_are_spread(videos: pd.DataFrame, seed
         got = part.groupby("label")["taken"].sum().reindex(["fake", "real"], fill_value=0)
         assert got["fake"] == got["real"] == available.min()
         for _, of_method in part.groupby(["label", "method"]):
-            # Nobody gets two more than another who had one left to give.
+            # A video gives at most one crop more than a video with crops left.
             left_some = of_method["taken"] < of_method["crops"]
             if left_some.any():
                 assert of_method["taken"].max() <= of_method["taken"][left_some].min() + 1
@@ -126,7 +128,7 @@ def test_every_split_is_balanced_and_fakes_are_spread(videos: pd.DataFrame, seed
 
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(CATALOGUES, st.integers(0, 100), st.randoms(use_true_random=False))
-def test_same_seed_same_split_in_whatever_order(
+def test_split_depends_on_the_seed_not_the_order(
     videos: pd.DataFrame, seed: int, random: object
 ) -> None:
     order = list(range(len(videos)))
@@ -142,7 +144,7 @@ def test_same_seed_same_split_in_whatever_order(
 
 
 @pytest.mark.parametrize("kind", [faceforensics, celeb, dfdc, plain, timit])
-def test_shares_come_near_when_groups_are_many(kind: callable) -> None:
+def test_many_groups_match_the_split_ratio(kind: callable) -> None:
     for seed in range(10):
         videos = make_catalogue({kind: 100}, seed)
         videos["split"] = split_videos(videos, "identity", RATIO, seed, PARTS)
@@ -153,14 +155,14 @@ def test_shares_come_near_when_groups_are_many(kind: callable) -> None:
         assert (kept["fake"] > 0.6 * kept["real"]).all()
 
 
-def test_another_seed_deals_others() -> None:
+def test_seeds_give_different_splits() -> None:
     for kind in (faceforensics, celeb, dfdc, plain, timit):
         videos = make_catalogue({kind: 40}, 0)
         splits = [split_videos(videos, "identity", RATIO, seed, PARTS) for seed in range(3)]
         assert len({tuple(split) for split in splits}) == 3
 
 
-def test_one_data_set_more_moves_nobody() -> None:
+def test_adding_a_data_set_keeps_the_other_splits() -> None:
     alone = make_catalogue({faceforensics: 40}, 0)
     both = pd.concat([alone, make_catalogue({timit: 10}, 0).assign(dataset="a")])
     both["video_id"] = both["dataset"] + both["video_id"]
@@ -169,7 +171,7 @@ def test_one_data_set_more_moves_nobody() -> None:
     assert first.equals(second[: len(alone)])
 
 
-def test_whole_parts_of_dfdc_stay_together_when_there_are_ten() -> None:
+def test_ten_parts_of_dfdc_stay_whole() -> None:
     for parts, together in ((10, True), (9, False)):
         videos = make_catalogue({dfdc: 200}, 0)
         part = videos["identities"].str[1:].astype(int) % parts
@@ -212,7 +214,7 @@ def test_share_evenly(available: list[int], wanted: int, seed: int) -> None:
 
 
 def write_faces(folder: Path, videos: int = 10, crops: int = 6) -> None:
-    """frames/videos.csv and faces/, of reals and of two fakes for each, with tiny crops."""
+    """Write frames/videos.csv and faces/ with tiny crops of reals and two fakes of each."""
     rows, faces = [], []
     for number in range(videos):
         for label, method in (("real", "original"), ("fake", "A"), ("fake", "B")):
@@ -247,14 +249,14 @@ def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def count_files(folder: Path) -> dict[str, int]:
-    """The number of files in each folder at the end of a path."""
+    """Count the images in each folder."""
     counts = defaultdict(int)
     for path in folder.rglob("*.png"):
         counts[path.parent.relative_to(folder).as_posix()] += 1
     return dict(counts)
 
 
-def test_the_folders_hold_what_was_planned(faces: Path, capsys: pytest.CaptureFixture) -> None:
+def test_folders_match_the_plan(faces: Path, capsys: pytest.CaptureFixture) -> None:
     prepare.main()
     assert count_files(faces / "prepared_dataset") == {"real": 60, "fake": 60}
     assert count_files(faces / "split_dataset") == {
@@ -268,14 +270,14 @@ def test_the_folders_hold_what_was_planned(faces: Path, capsys: pytest.CaptureFi
     assert "identities in two splits: 0" in capsys.readouterr().out
     table = pd.read_csv(faces / "split_dataset/crops.csv")
     columns = ["crop", "video_id", "dataset", "method", "label", "split", "identities"]
-    assert list(table.columns) == columns  # 04 pairs a real with a fake by the identities
+    assert list(table.columns) == columns  # 04 pairs reals and fakes by identities
     assert all((faces / "split_dataset" / crop).is_file() for crop in table["crop"])
     fakes = table[table["label"] == "fake"]
     assert fakes["method"].value_counts().to_dict() == {"A": 30, "B": 30}
     assert (fakes["video_id"].value_counts() == 3).all()
 
 
-def test_a_second_run_gives_the_same_and_starts_clean(faces: Path) -> None:
+def test_second_run_gives_the_same_files_without_leftovers(faces: Path) -> None:
     prepare.main()
     first = sorted(faces.rglob("*_dataset/**/*"))
     prepare.main()
@@ -303,7 +305,7 @@ def test_missing_crops_are_left_out_and_counted(faces: Path, capsys: pytest.Capt
     assert "1 crops of faces.csv, not on disk: x-original-3/" in capsys.readouterr().out
 
 
-def test_what_bad_input_gets(faces: Path, snapshot: callable) -> None:
+def test_bad_input_is_reported(faces: Path, snapshot: callable) -> None:
     prepare.main()
     (faces / "split_dataset/train/real/mine.png").touch()
     before = snapshot(faces)

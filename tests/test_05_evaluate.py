@@ -50,8 +50,8 @@ class Report:
 
 @pytest.fixture(scope="module")
 def report(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """The report on the test part, which the model never saw, and on a folder of real/ and fake/
-    with names that a plot could take for formulas."""
+    """Report on the unseen test part, and on a folder of real/ and fake/ whose name contains
+    characters that Matplotlib could read as a formula."""
     folder = tmp_path_factory.mktemp("report")
     other = folder / "o$$ther"
     write_split(folder / "made", {"x": 2}, crops=1)
@@ -78,7 +78,7 @@ def test_files_are_written_and_pictures_are_not_empty(
     report: Report, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = sorted(path.name for path in report.folder.iterdir() if path.name != ".lock")
-    assert names == [  # and no sheet of mistakes where none was made
+    assert names == [  # worst_mistakes.png is missing, because the model made no mistakes
         ".made-by",
         "README.md",
         "metrics.json",
@@ -119,7 +119,7 @@ def test_metrics_json_is_what_main_returns(report: Report, trained: Trained) -> 
 def test_model_card_has_the_numbers(report: Report, trained: Trained) -> None:
     card = (report.folder / "README.md").read_text(encoding="utf-8")
     assert f"fake from {trained.training['decision']['threshold']:.4f} on" in card
-    # One video of each class: exact intervals of 0 of 1 and 1 of 1, and none of the AUC.
+    # One video per class: exact intervals of 0 of 1 and 1 of 1, but not for the AUC.
     rates = "0 of 1 (0 to 98 %) | 1 of 1 (3 to 100 %) | 0 of 1 (0 to 98 %)"
     for name in ("all", "dfdc"):
         assert f"| {report.others[0]} | {name} | all | 1.000 | 1.000 | 0.000 | {rates} |" in card
@@ -136,7 +136,7 @@ def test_model_card_has_the_numbers(report: Report, trained: Trained) -> None:
         assert len(widths) <= 1, table
 
 
-def test_predictions_hold_every_crop_once(report: Report, trained: Trained) -> None:
+def test_predictions_contain_every_crop_once(report: Report, trained: Trained) -> None:
     table = report.predictions
     assert list(table.columns) == evaluate.CROP_COLUMNS
     assert len(table) == len(table.drop_duplicates(["folder", "crop"])) == 16
@@ -165,20 +165,20 @@ def test_model_separates_unseen_videos(report: Report) -> None:
     )
 
 
-def test_val_is_measured_if_there_is_no_test(
+def test_val_is_measured_without_test(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_split(tmp_path / "split", {"val": 1}, crops=2)
     metrics = run(trained.model_dir / "best_model.onnx", (tmp_path / "split",), tmp_path / "report")
     assert metrics["folders"][str(tmp_path / "split")]["part"] == "val"
-    assert metrics["groups"][0]["auc_95"] is None  # of one video: no interval
+    assert metrics["groups"][0]["auc_95"] is None  # one video per class: no interval
     assert metrics["robustness"] == []
     assert f"{tmp_path / 'split'}: 4 crops" in capsys.readouterr().out
     assert not (tmp_path / "report" / "robustness.png").exists()
 
 
 def test_crops_have_the_size_of_the_model(trained: Trained, tmp_path: Path) -> None:
-    """Unchanged, and changed."""
+    """Also after changes."""
     model, split_dir = tmp_path / "small.keras", tmp_path / "split"
     start = trained.model_dir / "best_model.keras"
     write_model(build_model(start, 64), read_decision(start), model)
@@ -220,7 +220,7 @@ def test_sweep_has_a_row_for_each_change(report: Report) -> None:
         assert all(set(row["auc_by_dataset"]) == named for row in rows)
 
 
-def test_each_change_does_what_it_says() -> None:
+def test_each_change_has_its_effect() -> None:
     y, x = np.mgrid[:128, :128]
     image = np.stack((2 * x, 2 * y, 128 + 60 * np.sin(x / 2)), axis=-1).astype(np.uint8)
     for kind, value in evaluate.UNCHANGED.items():
@@ -240,7 +240,7 @@ def test_each_change_does_what_it_says() -> None:
     assert (lit == 255).all() and (evaluate.change_crop(lit, "brightness", -0.2) == 204).all()
 
 
-def test_small_and_soft_crops_are_undecided(trained: Trained) -> None:
+def test_small_and_blurry_crops_are_undecided(trained: Trained) -> None:
     crops = crop_files.find_crops(trained.split_dir, ("test",))
     images = np.empty((len(crops), 128, 128, 3), np.uint8)
     crops, _ = crop_files.decode_crops(crops, trained.split_dir, images)
@@ -259,7 +259,7 @@ def test_small_and_soft_crops_are_undecided(trained: Trained) -> None:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures and a video of a public-domain portrait, one without a face, a broken one, notes."""
+    """Make pictures and a video of a public-domain portrait, a faceless and a broken picture."""
     folder = tmp_path_factory.mktemp("clips")
     face = cv2.cvtColor(skimage.data.astronaut()[:256, 96:352], cv2.COLOR_RGB2BGR)
     for name in ("real/a.png", "real/b.jpg", "fake/c.png"):
@@ -279,14 +279,14 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checked(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """The report on whole files, by the model that comes with the project."""
+    """Report on whole files with the included model."""
     folder = tmp_path_factory.mktemp("checked") / "report"
     metrics = run(SHIPPED, None, folder, clips=(clips,))
     table = pd.read_csv(folder / "clips.csv", keep_default_na=False)
     return Report(folder, metrics, table, [clips])
 
 
-def test_verdicts_of_the_detection_are_counted(checked: Report, clips: Path) -> None:
+def test_verdicts_are_counted(checked: Report, clips: Path) -> None:
     counts = checked.metrics["clips"]
     assert counts == json.loads((checked.folder / "metrics.json").read_text())["clips"]
     files = {kind: {c: counts[kind][c]["files"] for c in ("real", "fake")} for kind in KINDS}
@@ -295,7 +295,7 @@ def test_verdicts_of_the_detection_are_counted(checked: Report, clips: Path) -> 
     assert list(counts["not_checked"]) == [str(clips / "real" / "torn.png")]
     assert list(counts["left_out"]) == [str(clips / "notes.png")]
     assert "--clips" in counts["command"]
-    # The same as the detection says of each file.
+    # The verdicts match the detection on each file.
     table = checked.predictions.set_index("file")
     detector = Detector(SHIPPED)
     for name in ("real/b.jpg", "fake/v.avi"):
@@ -309,20 +309,20 @@ def test_verdicts_of_the_detection_are_counted(checked: Report, clips: Path) -> 
     assert {"clips", "clips KIND", "clips COUNTS"} <= named
 
 
-def test_the_measures_that_come_along_are_of_the_included_model() -> None:
+def test_included_results_belong_to_the_included_model() -> None:
     saved = json.loads(SHIPPED.with_suffix(".json").read_text(encoding="utf-8"))
     assert saved["decision"] == describe_decision(DetectionModel.load(SHIPPED).decision)
     assert saved["clips"]["video"]["real"]["files"] and saved["clips"]["video"]["fake"]["files"]
     assert saved["groups"] and saved["robustness"]
 
 
-def test_the_folder_given_may_be_the_label_itself(clips: Path) -> None:
+def test_clips_folder_may_itself_be_named_after_a_label(clips: Path) -> None:
     listed, left_out = evaluate.list_clips((clips / "fake",))
     assert sorted(Path(file).name for file in listed["file"]) == ["c.png", "v.avi"]
     assert set(listed["label"]) == {"fake"} and not left_out
 
 
-def test_clips_in_the_layout_of_a_data_set_have_its_labels(clips: Path, tmp_path: Path) -> None:
+def test_clips_in_a_data_set_layout_get_its_labels(clips: Path, tmp_path: Path) -> None:
     names = {
         "original_sequences/youtube/c23/videos/003.avi": ("real", "original"),
         "manipulated_sequences/FaceSwap/c23/videos/003_000.avi": ("fake", "FaceSwap"),
@@ -339,10 +339,10 @@ def test_clips_in_the_layout_of_a_data_set_have_its_labels(clips: Path, tmp_path
     assert found == names
 
 
-def test_crops_and_clips_may_be_measured_one_after_the_other(
+def test_report_keeps_earlier_results_of_the_same_model(
     checked: Report, clips: Path, tmp_path: Path
 ) -> None:
-    """Unless another model was measured in between."""
+    """A different model starts a new report."""
     folder = shutil.copytree(checked.folder, tmp_path / "report")
     write_split(tmp_path / "split", {"test": 1}, crops=1)
     metrics = run(SHIPPED, (tmp_path / "split",), folder)
@@ -370,7 +370,7 @@ def test_onnx_and_keras_give_the_same_scores(tmp_path: Path) -> None:
 # Wrong input
 
 
-def test_user_files_stay_and_an_earlier_report_is_replaced(
+def test_user_files_are_kept_and_earlier_report_is_replaced(
     trained: Trained, small_split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, folder = trained.model_dir / "best_model.onnx", tmp_path / "report"
@@ -456,5 +456,5 @@ def test_one_class_alone_is_enough(
 def test_missing_model_ends_with_exit_code_1(tmp_path: Path) -> None:
     result = run_script(SCRIPT, "--model", "no.keras", cwd=tmp_path)
     assert_stops(result, "no.keras")
-    assert result.stderr.count("\n") == 1  # TensorFlow says nothing on being loaded
+    assert result.stderr.count("\n") == 1  # TensorFlow prints nothing while it loads
     assert list(tmp_path.iterdir()) == []

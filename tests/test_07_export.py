@@ -1,4 +1,4 @@
-"""07: the exported models give the Keras model's scores, or are not written."""
+"""07: exported models are only written if their scores match the Keras model."""
 
 import importlib
 import json
@@ -28,7 +28,7 @@ def run(folder: Path, export_dir: Path, **settings: object) -> dict:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model as 04 writes it, with an untrained top, crops, and what 07 makes of them."""
+    """Write a model with an untrained top and crops, and export the model."""
     folder = tmp_path_factory.mktemp("export")
     export.keras.utils.set_random_seed(1)
     built = build_model(LITE0_WEIGHTS, 64, 60)
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def truth(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The crops, and their p_fake by the Keras model."""
+    """Return the crops, and their p_fake from the Keras model."""
     settings = export.Settings(crops_dir=folder / "crops", crops=99)
     images, _ = export.read_crops(settings, 64)
     model = load_model(folder / "model.keras")
@@ -58,13 +58,13 @@ def truth(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return images, calibrate(scipy.special.expit(logit), Decision(temperature=1.5, shift=-0.4))
 
 
-def test_broken_crops_are_left_out_and_few_are_taken_evenly(folder: Path) -> None:
-    for wanted, expected in ((99, 12), (4, 3)):  # the last one is broken
+def test_broken_crops_are_skipped_and_few_are_taken_evenly(folder: Path) -> None:
+    for wanted, expected in ((99, 12), (4, 3)):  # the last crop is broken
         settings = export.Settings(crops_dir=folder / "crops", crops=wanted)
         assert len(export.read_crops(settings, 64)[0]) == expected
 
 
-def test_onnx_gives_the_same_scores_one_crop_or_many(
+def test_onnx_scores_match_for_one_crop_and_many(
     folder: Path, truth: tuple[np.ndarray, np.ndarray]
 ) -> None:
     images, p_fake = truth
@@ -79,7 +79,7 @@ def test_onnx_gives_the_same_scores_one_crop_or_many(
     assert (model.decision.threshold, model.decision.temperature) == (0.3, 1.5)
 
 
-def test_tflite_gives_the_same_scores(folder: Path, truth: tuple[np.ndarray, np.ndarray]) -> None:
+def test_tflite_scores_match(folder: Path, truth: tuple[np.ndarray, np.ndarray]) -> None:
     images, p_fake = truth
     path = folder / "export" / "detector.tflite"
     runner = tf.lite.Interpreter(model_path=str(path)).get_signature_runner()
@@ -88,7 +88,7 @@ def test_tflite_gives_the_same_scores(folder: Path, truth: tuple[np.ndarray, np.
         np.testing.assert_allclose(scores, p_fake[: len(some)], atol=0.02)
 
 
-def test_the_json_has_what_was_measured(folder: Path) -> None:
+def test_json_has_the_measured_values(folder: Path) -> None:
     about = json.loads((folder / "export" / "detector.json").read_text(encoding="utf-8"))
     result = json.loads((folder / "result.json").read_text())
     assert about["threshold"] == 0.3 and about["checked_on_crops"] == 12
@@ -100,10 +100,12 @@ def test_the_json_has_what_was_measured(folder: Path) -> None:
         assert 0 < result[name]["difference"] < 0.02
 
 
-def test_scores_that_differ_are_not_written_and_no_half_of_a_set_is(
+def test_differing_models_and_partial_sets_are_not_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    converted = (folder / "export" / "detector.tflite").read_bytes()  # it takes half a minute
+    converted = (
+        folder / "export" / "detector.tflite"
+    ).read_bytes()  # reuse: converting takes half a minute
     monkeypatch.setattr(export, "convert_to_tflite", lambda *_: converted)
     with pytest.raises(ValueError, match="differ"):
         run(folder, tmp_path / "export", tolerance=0.0)
@@ -118,16 +120,16 @@ def test_scores_that_differ_are_not_written_and_no_half_of_a_set_is(
     assert after == before
 
 
-def test_another_s_folder_is_left_alone(folder: Path, tmp_path: Path) -> None:
+def test_foreign_folder_is_not_changed(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "detector.json").write_text("mine")
     with pytest.raises(ValueError, match=r"detector\.json.*--export-dir"):
-        # Before anything is converted: what this tolerance refuses comes later.
+        # The refusal comes before the conversion: this tolerance would fail after it.
         run(folder, tmp_path, tolerance=0.0)
     assert (tmp_path / "detector.json").read_text() == "mine"
     assert not (tmp_path / "detector.onnx").exists()
 
 
-def test_without_crops_it_makes_its_own(folder: Path, tmp_path: Path) -> None:
+def test_practice_crops_are_used_without_a_folder(folder: Path, tmp_path: Path) -> None:
     options = ("--model", folder / "model.keras", "--crops", 3, "--rounds", 1)
     result = run_script(SCRIPT, *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -135,12 +137,12 @@ def test_without_crops_it_makes_its_own(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "model/export/detector.tflite").is_file()
 
 
-def test_wrong_input_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+def test_wrong_input_is_reported(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = run_script(
         SCRIPT, "--model", folder / "model.keras", "--crops-dir", "empty", cwd=tmp_path
     )
-    assert_stops(result, f"{SCRIPT}: empty: there is no crop in it")
+    assert_stops(result, f"{SCRIPT}: empty: ", "--crops-dir")
     assert result.stderr.count("\n") == 1  # TensorFlow prints nothing while it loads
     with pytest.raises(FileNotFoundError, match="04-train-cnn"):
         export.main(export.Settings(tmp_path / "model.keras", tmp_path / "export"))

@@ -1,4 +1,4 @@
-"""Each benchmark runs, on data so small that its numbers say nothing: what no test runs, rots."""
+"""Each benchmark runs on tiny data: the numbers are meaningless, but the code stays tested."""
 
 import importlib
 import os
@@ -18,11 +18,11 @@ RUNS = {
     "convert_video.py": (["videos", "--rounds", 1], "2 videos, 16 frames"),
     "crop_faces.py": (
         ["frames", "--frames", 4, "--rounds", 1],
-        "both, without a partner          0",
+        "without a match                  0",
     ),
     "detect_deepfake.py": (
         ["face.avi", "--seconds", 1, "--rounds", 1],
-        "where the time goes",
+        "time of each step",
     ),
     "many_machines.py": (["--videos", 20, "--workers", 2, "--crops", 200], "20 tasks on 2 workers"),
     "plan.py": (["videos", "--frames-per-second", 1], "| all five | 32 per video | 4,354,368 |"),
@@ -39,7 +39,7 @@ RUNS = {
 }
 
 
-def test_every_benchmark_is_run_here() -> None:
+def test_every_benchmark_has_a_test() -> None:
     assert set(RUNS) == {path.name for path in (ROOT / "benchmarks").glob("*.py")}
 
 
@@ -49,7 +49,7 @@ def write_videos(folder: Path) -> None:
 
 
 def write_frames(folder: Path) -> None:
-    """frames/ as 01 leaves it, a head in each frame; and face.avi of the same frames."""
+    """Write frames/ in the layout of 01, with a face in each frame, and face.avi from them."""
     writer = cv2.VideoWriter(
         str(folder / "face.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 4, (320, 240)
     )
@@ -64,7 +64,7 @@ def write_frames(folder: Path) -> None:
 
 
 def write_crops(folder: Path) -> None:
-    """split_dataset/ with crops of noise, for each video of its own."""
+    """Write split_dataset/ with noise crops, each from a different video."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 16), ("val", 2), ("test", 2)):
         for label in ("real", "fake"):
@@ -76,7 +76,7 @@ def write_crops(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
+def test_benchmark_runs(name: str, tmp_path: Path) -> None:
     write_videos(tmp_path)
     write_frames(tmp_path)
     write_crops(tmp_path)
@@ -93,7 +93,7 @@ def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
     assert expected in result.stdout
 
 
-def test_a_photo_and_a_longer_video_are_made_of_a_video(tmp_path: Path) -> None:
+def test_photo_and_longer_video_are_made_from_a_video(tmp_path: Path) -> None:
     detect_deepfake = importlib.import_module("benchmarks.detect_deepfake")
     write_frames(tmp_path)
     inputs = detect_deepfake.make_inputs(tmp_path / "face.avi", (0, 2), tmp_path)
@@ -102,7 +102,7 @@ def test_a_photo_and_a_longer_video_are_made_of_a_video(tmp_path: Path) -> None:
     assert cv2.VideoCapture(str(inputs["2 s"])).get(cv2.CAP_PROP_FRAME_COUNT) == 8
 
 
-def test_every_trial_has_a_line_in_the_table_of_the_log() -> None:
+def test_log_table_lists_every_entry() -> None:
     text = (ROOT / "benchmarks" / "LOG.md").read_text(encoding="utf-8")
     titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
     anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]

@@ -1,4 +1,4 @@
-"""The ONNX file of detection: equal to Keras, found, checked, safe to share."""
+"""The ONNX file of detection: scores as in Keras, file checks, and sharing between threads."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ SHIPPED = ROOT / "weights" / "deepfake-detector.onnx"
 
 
 def make_crops(size: int) -> np.ndarray:
-    """Odd crops, RGB uint8: noise, portraits, sharp and soft, black, white, a line, two halves."""
+    """Make crops, RGB uint8: noise, sharp and blurry portraits, black, white, line, two halves."""
     rng = np.random.default_rng(0)
     portrait = cv2.resize(skimage.data.astronaut()[:230, 100:350], (size, size))
     crops = [rng.integers(0, 256, (size, size, 3), np.uint8), portrait, portrait[:, ::-1]]
@@ -45,7 +45,7 @@ def make_crops(size: int) -> np.ndarray:
 
 
 def explain_with_keras(model: keras.Model, crops: np.ndarray) -> np.ndarray:
-    """Gradient times activation of the last feature map, by TensorFlow's own gradient."""
+    """Return gradient times activation of the last feature map, with TensorFlow's gradient."""
     import tensorflow as tf
 
     base = next(layer for layer in model.layers if isinstance(layer, keras.Model))
@@ -65,11 +65,11 @@ def explain_with_keras(model: keras.Model, crops: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Built:
-    """A model with random batch statistics, 16-bit weights and a top that answers differently."""
+    """A model with random biases and batch statistics, and 16-bit weights."""
 
     keras: keras.Model
     decision: Decision
-    path: Path  # of the .onnx file
+    path: Path  # the .onnx file
 
 
 def build(path: Path, size: int, sharpen_to: float, darken_to: float) -> Built:
@@ -95,7 +95,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture(scope="module")
 def built_plain(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Of another size, and without sharpening and darkening."""
+    """Make a model of another size, without sharpening and darkening."""
     return build(tmp_path_factory.mktemp("model") / "plain.onnx", 64, 0.0, 0.0)
 
 
@@ -115,7 +115,7 @@ def test_scores_match_keras(which: str, request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.parametrize("which", ["built", "built_plain"])
-def test_evidence_is_the_gradient_of_keras_times_the_activation(
+def test_evidence_matches_gradient_times_activation_of_keras(
     which: str, request: pytest.FixtureRequest
 ) -> None:
     built = request.getfixturevalue(which)
@@ -137,7 +137,7 @@ def test_heat_maps_show_the_strongest_place() -> None:
     assert make_heat_maps(evidence[:0], 128).shape == (0, 128, 128)
 
 
-def test_the_file_holds_its_decision_and_training(built: Built) -> None:
+def test_file_contains_decision_and_training(built: Built) -> None:
     model = DetectionModel.load(built.path)
     assert model.decision == built.decision
     assert model.training == {"practice": True, "epochs": 3}
@@ -146,7 +146,7 @@ def test_the_file_holds_its_decision_and_training(built: Built) -> None:
     onnx.checker.check_model(str(built.path), full_check=True)
 
 
-def test_any_number_of_crops_gives_the_same_scores(built: Built) -> None:
+def test_scores_do_not_depend_on_the_number_of_crops(built: Built) -> None:
     model = DetectionModel.load(built.path)
     crops = np.concatenate([make_crops(built.decision.image_size)] * 2)
     p_fake, evidence = model.score(crops)
@@ -158,7 +158,7 @@ def test_any_number_of_crops_gives_the_same_scores(built: Built) -> None:
         model.score(crops[:, :-1])
 
 
-def test_threads_share_a_model(built: Built) -> None:
+def test_threads_can_share_a_model(built: Built) -> None:
     model, crops = DetectionModel.load(built.path), make_crops(built.decision.image_size)
     alone = [model.score(crops[:count])[0] for count in range(1, 9)]
     with ThreadPoolExecutor(4) as pool:
@@ -167,7 +167,7 @@ def test_threads_share_a_model(built: Built) -> None:
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_the_shipped_model_matches_the_keras_file() -> None:
+def test_included_model_matches_the_keras_file() -> None:
     path = SHIPPED.with_suffix(".keras")
     model, decision = DetectionModel.load(SHIPPED), read_decision(path)
     assert model.decision == decision
@@ -178,7 +178,7 @@ def test_the_shipped_model_matches_the_keras_file() -> None:
     np.testing.assert_allclose(model.score(crops)[0], truth, atol=0.003)
 
 
-def test_loading_imports_little() -> None:
+def test_loading_does_not_import_large_packages() -> None:
     lines = (
         "import sys; from deepfake_detect.detection_model import DetectionModel, find_model; "
         "DetectionModel.load(find_model()); print(sorted({'tensorflow', 'keras', 'onnx', "
@@ -191,7 +191,7 @@ def test_loading_imports_little() -> None:
 # --- Which model ----------------------------------------------------------------------------------
 
 
-def test_which_model_is_found(
+def test_find_model_prefers_the_trained_model(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -216,7 +216,7 @@ def test_which_model_is_found(
         find_model(Path("nothing.onnx"))
 
 
-def test_the_command_for_a_keras_file_makes_the_onnx_file(built: Built, tmp_path: Path) -> None:
+def test_command_exports_a_keras_file(built: Built, tmp_path: Path) -> None:
     write_model(built.keras, built.decision, tmp_path / "m.keras", {"epochs": 3})
     command = [sys.executable, "-m", "deepfake_detect.onnx_export", str(tmp_path / "m.keras")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -273,12 +273,12 @@ def cut_weights(model: onnx.ModelProto) -> None:
 
 BAD = {
     "empty": lambda content: b"",
-    "a text": lambda content: b"not a model" * 100,
+    "text": lambda content: b"not a model" * 100,
     "a zip file": lambda content: b"PK\3\4" + bytes(1000),
-    "cut off": lambda content: content[: len(content) // 2],
-    "cut off at the end": lambda content: content[:-1],
+    "truncated": lambda content: content[: len(content) // 2],
+    "last byte missing": lambda content: content[:-1],
     "too large": lambda content: content + bytes(detection_model.LARGEST_FILE),
-    "of another program": edit(lambda model: setattr(model, "producer_name", "pytorch")),
+    "from another program": edit(lambda model: setattr(model, "producer_name", "pytorch")),
     "without a decision": edit(lambda model: model.ClearField("metadata_props")),
     "NaN weights": edit(put_nan),
     "weights elsewhere": edit(keep_outside),
@@ -299,7 +299,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_one_sentence(name: str, built: Built, tmp_path: Path) -> None:
+def test_bad_file_is_rejected(name: str, built: Built, tmp_path: Path) -> None:
     path = tmp_path / "bad.onnx"
     path.write_bytes(BAD[name](built.path.read_bytes()))
     with pytest.raises(ValueError, match=r"bad\.onnx.*04-train-cnn\.py") as raised:
@@ -308,7 +308,7 @@ def test_a_bad_file_is_one_sentence(name: str, built: Built, tmp_path: Path) -> 
 
 
 def test_damaged_files_never_crash(built: Built) -> None:
-    """Bytes changed and cut at random: a sentence, or a model whose scores are numbers."""
+    """Randomly changed or truncated files load or are rejected in one sentence."""
     content, rng = built.path.read_bytes(), np.random.default_rng(0)
     for _ in range(60):
         damaged = bytearray(content)
@@ -322,7 +322,7 @@ def test_damaged_files_never_crash(built: Built) -> None:
             assert "\n" not in str(error)
 
 
-def test_what_is_not_a_file(tmp_path: Path) -> None:
+def test_missing_files_folders_and_pipes_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="04-train-cnn"):
         DetectionModel.load(tmp_path / "nothing.onnx")
     with pytest.raises(FileNotFoundError, match="04-train-cnn"):
@@ -333,7 +333,7 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
             DetectionModel.load(tmp_path / "pipe.onnx")
 
 
-def test_an_old_opencv_is_one_sentence(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_opencv_is_rejected(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cv2, "__version__", "4.12.0")
     with pytest.raises(ValueError, match=r"OpenCV 4\.12\.0"):
         DetectionModel.load(built.path)

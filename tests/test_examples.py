@@ -1,4 +1,4 @@
-"""The examples run, and give what the project gives."""
+"""The examples run, and give the same results as the project."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from deepfake_detect import Detector
 
 
 @pytest.mark.parametrize("place", [(200, 60, 1.0), (-40, 100, 0.5)])
-def test_the_minimal_example_gives_the_score_of_06(place: tuple, tmp_path: Path) -> None:
+def test_minimal_example_matches_the_score_of_06(place: tuple, tmp_path: Path) -> None:
     path = tmp_path / "face.png"
     cv2.imwrite(str(path), make_frame(place, size=(1280, 720)))
     result = Detector(ROOT / "weights" / "deepfake-detector.onnx").check(path)

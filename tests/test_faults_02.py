@@ -1,4 +1,4 @@
-"""02 in trouble: killed, crashed, stopped, a full disk, and folders that somebody has edited."""
+"""02 under faults: kills, crashes, signals, a full disk, and edited folders."""
 
 import os
 import re
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from deepfake_detect import files
 
 SCRIPT = "02-crop-faces-with-mtcnn.py"
-KILLS = int(os.environ.get("KILLS", "3"))  # 20 by hand: each takes as long as a run
+KILLS = int(os.environ.get("KILLS", "3"))  # set 20 for a manual test: each takes as long as a run
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a run that nothing befell writes."""
+    """Return the files of an undisturbed run."""
     faces = tmp_path_factory.mktemp("undisturbed") / "faces"
     assert len(run_02(frames, faces)) == 12
     return read(faces)
@@ -45,16 +45,16 @@ def read(faces: Path) -> dict[str, bytes]:
     return tree
 
 
-# Killed, crashed, stopped
+# Kills, crashes and signals
 
 
-def test_killed_at_any_moment_it_goes_on(
+def test_run_continues_after_kills(
     frames: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     faces, times = tmp_path / "faces", {}
 
     def check() -> None:
-        """A folder with a final name is whole, and is never written again."""
+        """Check that a folder with its final name is complete and not written again."""
         for folder in faces.glob("v?"):
             for path in folder.iterdir():
                 name = path.relative_to(faces).as_posix()
@@ -71,11 +71,11 @@ def test_killed_at_any_moment_it_goes_on(
     assert read(faces) == undisturbed
 
 
-def test_a_crash_of_a_worker_costs_its_video_only(tmp_path: Path) -> None:
+def test_worker_crash_loses_only_its_video(tmp_path: Path) -> None:
     frames, faces = write_videos(tmp_path / "frames", videos=6, frames=32), tmp_path / "faces"
     options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
 
-    # Each takes a whole video, so that none is killed as it takes its next: that ends the run.
+    # Each task is a whole video, so that no worker is killed between tasks, which ends the run.
     with faults.running(SCRIPT, *options, cwd=tmp_path) as run:
         faults.wait_for(lambda: len(list(faces.glob(".unfinished-*/v*"))) == 2, run)
         for worker in faults.workers_of(run):
@@ -92,8 +92,8 @@ def test_a_crash_of_a_worker_costs_its_video_only(tmp_path: Path) -> None:
     assert pd.read_csv(faces / "skipped.csv").empty
 
 
-def test_workers_that_cannot_begin_end_the_run(tmp_path: Path) -> None:
-    """They end as soon as they are there, as when the memory is full."""
+def test_run_ends_if_workers_cannot_start(tmp_path: Path) -> None:
+    """The workers end immediately after their start, as with full memory."""
     frames = write_videos(tmp_path / "frames", videos=1, frames=2)
     dying = (
         "import os, deepfake_detect.pool as pool\n"
@@ -106,13 +106,13 @@ def test_workers_that_cannot_begin_end_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_ctrl_c_and_its_like_end_it_and_all_of_its_processes(name: str, tmp_path: Path) -> None:
+def test_signals_end_the_run_and_all_its_processes(name: str, tmp_path: Path) -> None:
     frames, faces = write_videos(tmp_path / "frames", videos=4, frames=100), tmp_path / "faces"
     options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
     with faults.running(SCRIPT, *options, cwd=tmp_path) as run:
         faults.wait_for(lambda: list(faces.glob(".unfinished-*/*/*.png")), run)
         if name == "SIGINT":
-            os.killpg(run.pid, signal.SIGINT)  # as the shell does: to the workers as well
+            os.killpg(run.pid, signal.SIGINT)  # like the shell: also to the workers
         else:
             run.send_signal(getattr(signal, name))
         assert run.wait() == 130
@@ -123,7 +123,7 @@ def test_ctrl_c_and_its_like_end_it_and_all_of_its_processes(name: str, tmp_path
     assert not list(faces.glob(".unfinished*"))
 
 
-def test_a_second_run_stops_and_a_dead_one_s_lock_does_not_hold(
+def test_second_run_stops_and_stale_lock_is_ignored(
     frames: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     faces = tmp_path / "faces"
@@ -133,12 +133,12 @@ def test_a_second_run_stops_and_a_dead_one_s_lock_does_not_hold(
     with filelock.FileLock(faces / ".lock"):
         options = ("--frames-dir", frames, "--faces-dir", faces)
         assert_stops(run_script(SCRIPT, *options, cwd=tmp_path), f"{faces}: another run")
-    assert (faces / ".lock").exists()  # left behind as by a crash
+    assert (faces / ".lock").exists()  # as after a crash
     run_02(frames, faces)
     assert read(faces) == undisturbed
 
 
-def test_a_full_disk_stops_it_and_after_room_is_made_it_goes_on(
+def test_run_continues_after_a_full_disk(
     frames: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     with faults.small_disk(tmp_path / "disk", 0.3) as resize:
@@ -159,7 +159,7 @@ def test_a_full_disk_stops_it_and_after_room_is_made_it_goes_on(
 # Changed and edited input
 
 
-def test_a_changed_setting_redoes_all(frames: Path, tmp_path: Path) -> None:
+def test_changed_setting_redoes_all_videos(frames: Path, tmp_path: Path) -> None:
     one, both = tmp_path / "one", tmp_path / "both"
     run_02(frames, one, margin=0.1)
     run_02(frames, both, margin=0.4)
@@ -167,7 +167,7 @@ def test_a_changed_setting_redoes_all(frames: Path, tmp_path: Path) -> None:
     assert read(one) == read(both)
 
 
-def test_what_changed_is_redone_and_what_is_gone_is_dropped(
+def test_changed_videos_are_redone_and_removed_videos_deleted(
     frames: Path, undisturbed: dict[str, bytes], tmp_path: Path, snapshot: Callable
 ) -> None:
     mine, faces = tmp_path / "frames", tmp_path / "faces"
@@ -177,7 +177,7 @@ def test_what_changed_is_redone_and_what_is_gone_is_dropped(
     shutil.copy(mine / "v0" / "v0-000000.png", mine / "v1" / "v1-000000.png")
     videos = pd.read_csv(mine / "videos.csv")
     videos[videos.video_id != "v2"].to_csv(mine / "videos.csv", index=False)
-    (files.name_unfinished(faces) / "v9").mkdir(parents=True)  # of a run that was killed
+    (files.name_unfinished(faces) / "v9").mkdir(parents=True)  # as after a killed run
     table = run_02(mine, faces)
     after = snapshot(faces)
     assert set(table.video_id) == {"v0", "v1"} and not (faces / "v2").exists()
@@ -212,7 +212,7 @@ def add_crop(faces: Path) -> None:
 
 
 @pytest.mark.parametrize("edit", [cut, make_a_list, rename_in_json, delete_crop, add_crop])
-def test_a_folder_edited_by_hand_is_made_again(
+def test_edited_folder_is_redone(
     edit: Callable, frames: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     faces = tmp_path / "faces"
@@ -224,7 +224,7 @@ def test_a_folder_edited_by_hand_is_made_again(
     assert (faces / "v0" / "faces.json").stat().st_mtime_ns == untouched
 
 
-# What is not ours
+# Files of the user
 
 
 def test_only_own_folders_are_deleted(frames: Path, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_only_own_folders_are_deleted(frames: Path, tmp_path: Path) -> None:
         (faces / name).mkdir()
         (faces / name / "faces.json").write_text(content)
         (faces / name / "notes.txt").write_text("mine")
-    own = faces / "gone"  # of a video that is gone
+    own = faces / "gone"  # the folder of a removed video
     shutil.copytree(faces / "v0", own)
     for path in own.glob("*.png"):
         path.rename(path.with_name(path.name.replace("v0", "gone")))
@@ -256,7 +256,7 @@ def test_only_own_folders_are_deleted(frames: Path, tmp_path: Path) -> None:
             assert after.get(name) == before[name], name
 
 
-def test_a_folder_of_a_video_s_name_that_is_not_ours_stops_it(frames: Path, tmp_path: Path) -> None:
+def test_foreign_folder_with_a_video_name_stops_the_run(frames: Path, tmp_path: Path) -> None:
     faces = tmp_path / "faces"
     files.claim(faces, "--faces-dir", SCRIPT)
     (faces / "v1").mkdir()
@@ -289,7 +289,7 @@ def test_linked_folders_stay_links(
     mine = tmp_path / "frames"
     shutil.copytree(frames, mine)
     videos[videos["video_id"] != "v1"].to_csv(mine / "videos.csv", index=False)
-    run_02(mine, faces)  # its settings are the same: the others are done
+    run_02(mine, faces)  # same settings: the other videos are already done
     assert not (faces / "v1").is_symlink() and len(list((large / "moved").iterdir())) == 5
 
     (faces / "v1").symlink_to(tmp_path / "nowhere")
@@ -297,7 +297,7 @@ def test_linked_folders_stay_links(
         run_02(frames, faces)
 
 
-def test_a_planted_link_is_not_followed(frames: Path, tmp_path: Path) -> None:
+def test_planted_links_are_not_followed(frames: Path, tmp_path: Path) -> None:
     faces, victim, room = tmp_path / "faces", tmp_path / "victim.txt", tmp_path / "room"
     victim.write_text("precious")
     room.mkdir()
@@ -324,7 +324,7 @@ def png_claiming(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def test_broken_frames_are_named_and_odd_ones_searched(tmp_path: Path) -> None:
+def test_broken_frames_are_listed_and_odd_sizes_searched(tmp_path: Path) -> None:
     frames = write_videos(tmp_path / "frames", videos=1, frames=3)
     folder = frames / "v0"
     whole = (folder / "v0-000000.png").read_bytes()
@@ -338,11 +338,11 @@ def test_broken_frames_are_named_and_odd_ones_searched(tmp_path: Path) -> None:
         )
         cv2.imwrite(str(folder / f"v0-{index:06d}.png"), frame)
     (folder / "notes.txt").write_text("mine")
-    (folder / "v0-1.png").write_bytes(whole)  # not a name that 01 gives
+    (folder / "v0-1.png").write_bytes(whole)  # 01 does not use this name
     table = run_02(frames, tmp_path / "faces")
     assert sorted(table.frame) == [0, 1, 2, 22]
     skipped = pd.read_csv(tmp_path / "faces" / "skipped.csv").set_index("frame").reason
-    # OpenCV makes what it can of the first half of a picture, or nothing.
+    # OpenCV may or may not decode the first half of a picture, so frame 10 is optional.
     assert set(skipped.index) - {10} == {11, 12, 13}
     assert skipped[12] == "is an empty file"
 
@@ -366,13 +366,13 @@ def test_pipes_and_broken_links_are_skipped_and_counted(
     assert "5 frames (skipped.csv)" in capsys.readouterr().out
     run_02(frames, tmp_path / "faces")
     assert "1 of 1 videos were done" in capsys.readouterr().out
-    shutil.copy(folder / "v0-000001.png", folder / "nothing")  # now that link leads somewhere
+    shutil.copy(folder / "v0-000001.png", folder / "nothing")  # the target of the broken link
     assert sorted(run_02(frames, tmp_path / "faces")["frame"]) == [0, 1, 13, 15]
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e308"])
 @pytest.mark.parametrize("name", ["confidence", "margin", "min_face_size", "scale_factor"])
-def test_numbers_without_end_are_one_sentence(name: str, value: str, tmp_path: Path) -> None:
+def test_infinite_and_nan_settings_are_rejected(name: str, value: str, tmp_path: Path) -> None:
     sentence = re.escape(f"--{name.replace('_', '-')} is {float(value)}; give ")
     with pytest.raises(ValueError, match=sentence):
         run_02(tmp_path / "none", tmp_path / "faces", **{name: float(value)})
@@ -398,7 +398,7 @@ def test_numbers_without_end_are_one_sentence(name: str, value: str, tmp_path: P
         b'video_id,frames,status\n"v0,3,ok\n',
     ],
 )
-def test_a_table_that_01_does_not_write_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+def test_invalid_videos_csv_is_rejected(content: bytes, tmp_path: Path) -> None:
     frames = write_videos(tmp_path / "frames", videos=1, frames=1)
     (frames / "videos.csv").write_bytes(content)
     with pytest.raises(ValueError, match=r"01-convert-video-to-image\.py") as raised:
@@ -417,7 +417,7 @@ LINES = st.lists(st.text('ab,."\\/\n\r\t0123é\x00', max_size=12), max_size=6)
 
 @given(LINES, st.binary(max_size=20))
 @settings(deadline=None, max_examples=200)
-def test_no_table_leads_out_of_the_folder(scratch: Path, lines: list[str], tail: bytes) -> None:
+def test_video_ids_cannot_escape_the_folder(scratch: Path, lines: list[str], tail: bytes) -> None:
     text = "\n".join(["video_id,frames,status", *(f"{line},3,ok" for line in lines)])
     (scratch / "videos.csv").write_bytes(text.encode() + tail)
     try:

@@ -1,4 +1,4 @@
-"""03 in trouble: killed, stopped, a full disk, tables and folders that somebody has edited."""
+"""03 under faults: kills, signals, a full disk, and edited tables and folders."""
 
 import importlib
 import os
@@ -23,12 +23,12 @@ from deepfake_detect import files
 
 SCRIPT = "03-prepare-fake-real-dataset.py"
 prepare = importlib.import_module("03-prepare-fake-real-dataset")
-KILLS = int(os.environ.get("KILLS", "5"))  # 20 by hand: each takes as long as a run
+KILLS = int(os.environ.get("KILLS", "5"))  # set 20 for a manual test: each takes as long as a run
 FOLDERS = ("prepared_dataset", "split_dataset")
 
 
 def write_input(folder: Path, people: int = 12, crops: int = 8, size: int = 30) -> Path:
-    """frames/videos.csv and faces/ of some people, each with a real and a fake video."""
+    """Write frames/videos.csv and faces/ of some people, with a real and a fake video each."""
     videos, faces = [], []
     for person in range(people):
         for label in ("real", "fake"):
@@ -67,10 +67,10 @@ def folder(tmp_path: Path) -> Path:
     return write_input(tmp_path / "work")
 
 
-# Killed, stopped
+# Kills and a full disk
 
 
-def test_killed_at_any_moment_a_folder_is_old_or_new_or_not_there(folder: Path) -> None:
+def test_killed_run_leaves_old_or_new_folders_or_none(folder: Path) -> None:
     run(folder, seed=1)
     old = read(folder)
     run(folder, seed=2)
@@ -95,10 +95,10 @@ def test_killed_at_any_moment_a_folder_is_old_or_new_or_not_there(folder: Path) 
     assert not list(folder.glob(".*unfinished*"))
 
 
-def test_whatever_was_left_by_a_kill_is_cleared_away(folder: Path) -> None:
+def test_leftovers_of_a_killed_run_are_deleted(folder: Path) -> None:
     run(folder)
     new = read(folder)
-    for name in FOLDERS:  # stopped while it wrote a crop, and while it deleted the old folder
+    for name in FOLDERS:  # killed while writing a crop, and while deleting the old folder
         for number in "ab":
             left = folder / f".{name}.unfinished-{number * 32}"
             shutil.copytree(folder / name, left)
@@ -111,7 +111,7 @@ def test_whatever_was_left_by_a_kill_is_cleared_away(folder: Path) -> None:
     assert not list(folder.glob(".*unfinished*"))
 
 
-def test_a_second_run_stops(folder: Path) -> None:
+def test_second_run_stops(folder: Path) -> None:
     for name in FOLDERS:
         with (
             filelock.FileLock(folder / f".{name}.lock"),
@@ -119,10 +119,10 @@ def test_a_second_run_stops(folder: Path) -> None:
         ):
             run(folder)
         assert read(folder) == {}
-    run(folder)  # the lock files are there still, as after a crash
+    run(folder)  # the lock files still exist, as after a crash
 
 
-def test_a_full_disk_leaves_the_old_folders_whole(tmp_path: Path) -> None:
+def test_full_disk_keeps_the_old_folders(tmp_path: Path) -> None:
     with faults.small_disk(tmp_path / "disk", 3) as resize:
         folder = write_input(tmp_path / "disk" / "work")
         run(folder, seed=1, files="copy")
@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_the_old_folders_whole(tmp_path: Path) -> None:
 
 
 def faults_used(disk: Path) -> float:
-    """The megabytes in use."""
+    """Return the used space in megabytes."""
     status = os.statvfs(disk)
     return (status.f_blocks - status.f_bfree) * status.f_frsize / 2**20
 
@@ -162,7 +162,7 @@ def edit(path: Path, old: str, new: str) -> None:
         b"crop,video_id\na,b,c,d\ne\n",
     ],
 )
-def test_a_table_of_another_kind_is_one_sentence(table: str, content: bytes, folder: Path) -> None:
+def test_invalid_table_is_rejected(table: str, content: bytes, folder: Path) -> None:
     (folder / table).write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError)) as raised:
         run(folder)
@@ -170,7 +170,7 @@ def test_a_table_of_another_kind_is_one_sentence(table: str, content: bytes, fol
     assert "\n" not in str(raised.value).strip() and read(folder) == {}
 
 
-def test_a_row_twice_is_named(folder: Path) -> None:
+def test_duplicate_row_is_rejected(folder: Path) -> None:
     path = folder / "frames" / "videos.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines, lines[1]]))
@@ -178,7 +178,7 @@ def test_a_row_twice_is_named(folder: Path) -> None:
         run(folder)
 
 
-def test_rows_that_lead_out_of_the_folder_are_left_out(
+def test_rows_with_paths_outside_the_folder_are_left_out(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outside = folder / "secret.png"
@@ -203,12 +203,12 @@ def test_rows_that_lead_out_of_the_folder_are_left_out(
     assert "7 crops of faces.csv, not of the form video_id/video_id-000042-00.png" in said
 
 
-def test_crops_that_are_gone_and_labels_that_are_none_are_counted(
+def test_missing_crops_and_invalid_labels_are_counted(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "faces" / "dfd-real-03" / "dfd-real-03-000002-00.png").unlink()
     edit(folder / "frames" / "videos.csv", "DFD,fake,m,05", "DFD,perhaps,m,05")
-    long = "long" * 100  # well formed, and longer than a file's name can be
+    long = "long" * 100  # valid, but too long for a file name
     with (folder / "faces" / "faces.csv").open("a") as table:
         table.write(f"{long}/{long}-000000-00.png,{long}\n")
     run(folder)
@@ -218,9 +218,7 @@ def test_crops_that_are_gone_and_labels_that_are_none_are_counted(
 
 
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "\x00\x01"])
-def test_a_split_with_a_crops_csv_of_another_kind_is_not_deleted(
-    content: str, folder: Path
-) -> None:
+def test_split_with_a_foreign_crops_csv_is_not_deleted(content: str, folder: Path) -> None:
     run(folder)
     (folder / "split_dataset" / "crops.csv").write_text(content)
     before = read(folder)
@@ -239,7 +237,7 @@ FIELDS = st.text('ab,.-"\\/\n\r0129é\x00', max_size=20)
 
 @given(st.lists(st.tuples(FIELDS, FIELDS), max_size=5), st.binary(max_size=10))
 @settings(deadline=None, max_examples=200)
-def test_no_table_of_faces_ends_in_anything_but_a_sentence(
+def test_random_faces_csv_never_crashes(
     scratch: Path, rows: list[tuple[str, str]], tail: bytes
 ) -> None:
     path = scratch / "faces" / "faces.csv"
@@ -257,7 +255,7 @@ def test_no_table_of_faces_ends_in_anything_but_a_sentence(
         path.write_bytes(whole)
 
 
-# A table that somebody opened and saved
+# Tables saved by a spreadsheet
 
 
 def write_by_01(folder: Path, videos: pd.DataFrame) -> None:
@@ -270,7 +268,7 @@ def write_by_01(folder: Path, videos: pd.DataFrame) -> None:
 
 @pytest.fixture
 def ffpp(folder: Path) -> pd.DataFrame:
-    """The videos of 12 people, in the layout of FaceForensics++."""
+    """Return videos of 12 people in the layout of FaceForensics++."""
     videos = pd.read_csv(folder / "frames/videos.csv", dtype=str, keep_default_na=False)
     crops = pd.read_csv(folder / "faces/faces.csv", dtype=str)
     for row, (video_id, person) in enumerate(zip(videos.video_id, videos.identities, strict=True)):
@@ -295,7 +293,7 @@ def ffpp(folder: Path) -> pd.DataFrame:
 
 
 def people_by_split(folder: Path) -> dict[str, set[str]]:
-    """The splits of each person, by the file names alone."""
+    """Return the splits of each person, from the file names alone."""
     found = defaultdict(set)
     for path in (folder / "split_dataset").glob("*/*/*.png"):
         for person in re.findall(r"(?<=[-_])0\d\d(?=[-_])", path.name.partition("c23")[2]):
@@ -303,7 +301,7 @@ def people_by_split(folder: Path) -> dict[str, set[str]]:
     return found
 
 
-def test_a_table_as_01_wrote_it_is_believed(
+def test_unchanged_table_is_accepted(
     folder: Path, ffpp: pd.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(folder)
@@ -312,7 +310,7 @@ def test_a_table_as_01_wrote_it_is_believed(
 
 
 @pytest.mark.parametrize("change", ["zeros", "commas", "blanks"])
-def test_a_table_that_a_spreadsheet_saved_splits_nobody(
+def test_table_saved_by_a_spreadsheet_keeps_people_together(
     change: str, folder: Path, ffpp: pd.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(folder)
@@ -331,7 +329,7 @@ def test_a_table_that_a_spreadsheet_saved_splits_nobody(
 
 
 @pytest.mark.parametrize(("row", "identity"), [(2, "009"), (2, ""), (3, "1.5E+10"), (3, "001")])
-def test_an_identity_that_contradicts_the_names_stops_it(
+def test_identity_that_contradicts_the_file_names_is_rejected(
     row: int, identity: str, folder: Path, ffpp: pd.DataFrame
 ) -> None:
     ffpp.loc[row, "identities"] = identity
@@ -341,13 +339,11 @@ def test_an_identity_that_contradicts_the_names_stops_it(
     assert read(folder) == {}
 
 
-# Folders and numbers that cannot be meant
+# Invalid folders and numbers
 
 
 @pytest.mark.parametrize("name", ["split_dataset", "prepared_dataset"])
-def test_what_this_script_did_not_make_is_never_deleted(
-    name: str, folder: Path, snapshot: callable
-) -> None:
+def test_foreign_folder_is_never_deleted(name: str, folder: Path, snapshot: callable) -> None:
     (folder / name / "mine").mkdir(parents=True)
     (folder / name / "mine" / "thesis.txt").write_text("three years")
     before = snapshot(folder)
@@ -359,7 +355,7 @@ def test_what_this_script_did_not_make_is_never_deleted(
 
 
 @pytest.mark.parametrize("end", [".partial", ".replaced.partial", ".unfinished"])
-def test_folders_of_similar_names_stay(end: str, folder: Path) -> None:
+def test_folders_with_similar_names_are_kept(end: str, folder: Path) -> None:
     for name in FOLDERS:
         (folder / f"{name}{end}").mkdir()
         (folder / f"{name}{end}" / "thesis.txt").write_text("three years")
@@ -367,7 +363,7 @@ def test_folders_of_similar_names_stay(end: str, folder: Path) -> None:
     assert all((folder / f"{name}{end}" / "thesis.txt").exists() for name in FOLDERS)
 
 
-def test_own_files_beside_the_mark_and_links_are_not_deleted_either(folder: Path) -> None:
+def test_user_files_and_links_in_our_folders_are_not_deleted(folder: Path) -> None:
     run(folder)
     before = read(folder)
     for add in (
@@ -383,14 +379,14 @@ def test_own_files_beside_the_mark_and_links_are_not_deleted_either(folder: Path
         assert read(folder) == before
 
 
-def test_a_file_in_the_place_of_a_folder_stays(folder: Path, snapshot: callable) -> None:
+def test_file_with_the_name_of_a_folder_is_kept(folder: Path, snapshot: callable) -> None:
     before = snapshot(folder)
     with pytest.raises(ValueError, match=r"videos\.csv: this is not a folder; .* --split-dir"):
         run(folder, split_dir=folder / "frames" / "videos.csv")
     assert {name: snapshot(folder)[name] for name in before} == before
 
 
-def test_a_linked_folder_works_again_and_again_and_stays_a_link(folder: Path) -> None:
+def test_linked_folder_stays_a_link(folder: Path) -> None:
     run(folder)
     expected = read(folder)
     for name in FOLDERS:
@@ -415,8 +411,8 @@ def test_planted_links_are_not_followed(planted: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mtime_kept", [True, False])
-def test_a_planted_list_gives_nothing_away(mtime_kept: bool, folder: Path) -> None:
-    """The list and the table of a split, in a folder with files of such names of the user's."""
+def test_user_file_with_the_name_of_a_crop_is_kept(mtime_kept: bool, folder: Path) -> None:
+    """A listed crop that the user replaced is not deleted, even if its timestamp is the same."""
     run(folder, files="copy")
     split_dir = folder / "split_dataset"
     crop = next(split_dir.glob("train/real/*.png"))
@@ -433,17 +429,19 @@ def test_a_planted_list_gives_nothing_away(mtime_kept: bool, folder: Path) -> No
     ("prepared_dir", "split_dir"),
     [("a", "a"), ("a", "b/../a"), ("a", "a/b"), ("a/b", "a"), ("link", "a")],
 )
-def test_one_folder_for_both_is_refused(prepared_dir: str, split_dir: str, folder: Path) -> None:
+def test_same_or_nested_folders_are_rejected(
+    prepared_dir: str, split_dir: str, folder: Path
+) -> None:
     (folder / "link").symlink_to("a")
-    with pytest.raises(ValueError, match="give two folders, neither in the other"):
+    with pytest.raises(ValueError, match="give two folders"):
         run(folder, prepared_dir=folder / prepared_dir, split_dir=folder / split_dir)
     assert not (folder / "a").exists()
 
 
-def test_the_working_folder_is_refused_with_a_sentence(folder: Path, snapshot: callable) -> None:
+def test_working_folder_is_rejected(folder: Path, snapshot: callable) -> None:
     before = snapshot(folder)
     wrong = run_script(SCRIPT, "--prepared-dir", "out/prepared", "--split-dir", ".", cwd=folder)
-    assert_stops(wrong, "give two folders, neither in the other")
+    assert_stops(wrong, "give two folders")
     wrong = run_script(SCRIPT, "--prepared-dir", "../prepared", "--split-dir", ".", cwd=folder)
     assert_stops(wrong, "not created by this script", "--split-dir")
     assert {name: snapshot(folder)[name] for name in before} == before
@@ -462,13 +460,13 @@ def test_the_working_folder_is_refused_with_a_sentence(folder: Path, snapshot: c
         ("dfdc_parts", 0),
     ],
 )
-def test_a_number_out_of_its_range_is_named(option: str, value: object, folder: Path) -> None:
+def test_number_out_of_range_is_rejected(option: str, value: object, folder: Path) -> None:
     with pytest.raises(ValueError, match=rf"--{option.replace('_', '-')}.* is .*; give"):
         run(folder, **{option: value})
     assert read(folder) == {}
 
 
-def test_a_name_with_an_accent_is_one_name_however_it_is_written(folder: Path) -> None:
+def test_accented_names_match_in_any_unicode_form(folder: Path) -> None:
     path = folder / "frames" / "videos.csv"
     videos = pd.read_csv(path, dtype=str, keep_default_na=False)
     videos["identities"] = "José" + videos["identities"]
@@ -479,11 +477,11 @@ def test_a_name_with_an_accent_is_one_name_however_it_is_written(folder: Path) -
     ]
     videos.to_csv(path, index=False)
     on_disk = run(folder)
-    people = on_disk["video_id"].str[-2:]  # the number that the real and the fake share
+    people = on_disk["video_id"].str[-2:]  # the number of the person
     assert (on_disk.groupby(people)["split"].nunique() == 1).all()
 
 
-def test_the_crop_rule_goes_with_the_crops(folder: Path) -> None:
+def test_crop_rule_is_copied_with_the_crops(folder: Path) -> None:
     run(folder)
     assert not any((folder / name / "crop-rule.json").exists() for name in FOLDERS)
     rule = '{"frames": "reduced", "margin": 0.3, "square": false}'
@@ -497,15 +495,15 @@ def test_the_crop_rule_goes_with_the_crops(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_ends_it_with_a_sentence_and_the_old_folders(name: str, tmp_path: Path) -> None:
+def test_signal_stops_the_run_and_keeps_the_old_folders(name: str, tmp_path: Path) -> None:
     folder = write_input(tmp_path / "work", people=30, crops=100)
     run(folder, seed=1)
     old = read(folder)
     number = getattr(signal, name)
     before = signal.signal(
         number, signal.SIG_DFL
-    )  # ignored, as nohup has it, it would be inherited
-    for _ in range(20):  # on a busy machine a run may have ended before it is signalled
+    )  # under nohup, the run would inherit the ignored signal
+    for _ in range(20):  # on a busy machine, a run may end before the signal
         with faults.running(SCRIPT, "--seed", 2, cwd=folder) as running:
             while running.poll() is None and not list(
                 folder.glob(".prepared_dataset.unfinished-*/real/*")

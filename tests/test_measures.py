@@ -1,4 +1,4 @@
-"""Tests of measures: each by its definition, intervals by simulation and by known values."""
+"""Tests of measures: definitions, and intervals by simulation and known values."""
 
 import hypothesis
 import numpy as np
@@ -15,7 +15,7 @@ from deepfake_detect.decision import Decision, calibrate
 
 
 def make_predictions(rows: list[tuple[str, str, float]]) -> pd.DataFrame:
-    """Predictions from (label, video_id, p_real), uncalibrated."""
+    """Make uncalibrated predictions from (label, video_id, p_real)."""
     table = pd.DataFrame(rows, columns=["label", "video_id", "p_real"])
     table = table.assign(p_fake=1 - table.p_real, folder="f", dataset="", method="")
     return table.assign(undecided=False)
@@ -83,7 +83,7 @@ def test_measures_match_their_definitions(draws: list[tuple[bool, int]]) -> None
     )
     assert values["brier"] == pytest.approx(sklearn.metrics.brier_score_loss(is_fake, p_fake))
     assert values["accuracy"] == pytest.approx(np.mean((p_fake >= 0.6) == is_fake))
-    # The error rates cross between two neighbouring cuts; the equal error rate lies between them.
+    # The error rates cross between two neighbouring cuts, and the equal error rate is between them.
     cuts = sorted({*p_fake, 2.0})
     rates = [(np.mean(p_fake[~is_fake] >= cut), np.mean(p_fake[is_fake] < cut)) for cut in cuts]
     assert values["eer"] in [pytest.approx(sum(pair) / 2) for pair in rates]
@@ -98,7 +98,7 @@ def test_measures_match_their_definitions(draws: list[tuple[bool, int]]) -> None
 
 
 @pytest.mark.parametrize("too_sure_by", [0.8, 1.0, 2.5])
-def test_right_calibration_has_a_low_error(too_sure_by: float) -> None:
+def test_correct_temperature_gives_a_low_calibration_error(too_sure_by: float) -> None:
     rng = np.random.default_rng(2)
     logits = rng.normal(0, 1.5, 20_000)
     is_fake = rng.random(20_000) < scipy.special.expit(logits)
@@ -114,7 +114,7 @@ def test_calibration_error_uses_ten_bins() -> None:
     p_fake = np.array([0.95, 1.0, 0.91, 0.31, 0.35, 0.0])
     error = abs(0.95 + 1.0 + 0.91 - 2) / 6 + abs(0.31 + 0.35 - 1) / 6
     assert measures.measure_calibration(is_fake, p_fake) == pytest.approx(error)
-    # More of the same reals change nothing: fakes and reals weigh the same in all.
+    # Repeating the reals does not change the error: both classes have the same total weight.
     more = np.concatenate((is_fake, is_fake[~is_fake])), np.concatenate((p_fake, p_fake[~is_fake]))
     assert measures.measure_calibration(*more) == pytest.approx(error)
 
@@ -138,19 +138,19 @@ def test_intervals_count_videos_not_crops() -> None:
             low, high = values[f"{measure}_95"]
             assert low < values[measure] < high
         width[name] = values["auc_95"][1] - values["auc_95"][0]
-    # Four copies of each crop add no information, unless they count as other videos.
+    # Four copies of each crop do not add information, unless they count as other videos.
     assert width["often"] == pytest.approx(width["once"])
     assert width["alone"] < 0.7 * width["once"]
     few = once.groupby("label").head(9)
     assert measures.measure_with_intervals(few, Decision(), 9, 10, 1)["auc_95"] is None
-    # Hanley and McNeil (1982): the standard error of this AUC, times 3.92.
+    # Width of the interval: 3.92 times the standard error by Hanley and McNeil (1982).
     auc = sklearn.metrics.roc_auc_score(once["label"] == "fake", once["p_fake"])
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     error = np.sqrt((auc * (1 - auc) + 39 * (q1 - auc**2) + 39 * (q2 - auc**2)) / 1600)
     assert width["once"] == pytest.approx(3.92 * error, rel=0.25)
 
 
-def test_groups_have_the_reals_of_their_data_set() -> None:
+def test_groups_include_the_reals_of_their_data_set() -> None:
     labels = ["real", "real", "fake", "fake", "fake", "real", "fake"]
     table = make_predictions(
         [(label, video, 0.5) for label, video in zip(labels, "abcdefg", strict=True)]
@@ -172,7 +172,7 @@ def test_groups_have_the_reals_of_their_data_set() -> None:
 
 
 def test_each_data_set_has_its_own_auc() -> None:
-    """One is separated, one half, one not at all; one without reals is left out."""
+    """AUC 1, 0.5 and 0; a data set without reals is left out."""
     pairs = {"x": ((0.9, 0.8), (0.2, 0.3)), "y": ((0.9, 0.3), (0.5, 0.5)), "z": ((0.1,), (0.6,))}
     rows = [
         dict(dataset=name, method=label, label=label, video_id=f"{name}{number}", p_fake=p_fake)
@@ -187,8 +187,8 @@ def test_each_data_set_has_its_own_auc() -> None:
 
 
 @given(st.integers(1, 60), st.data())
-def test_exact_intervals_cover_what_they_promise(total: int, data: st.DataObject) -> None:
-    """Clopper and Pearson: each bound is where the count, or a more extreme one, has 2.5 %."""
+def test_exact_intervals_have_the_stated_coverage(total: int, data: st.DataObject) -> None:
+    """Clopper and Pearson: at each bound, the count or a more extreme one has probability 2.5 %."""
     count = data.draw(st.integers(0, total))
     hits = np.arange(total) < count
     low, high = measures.exact_interval(hits)
@@ -199,14 +199,14 @@ def test_exact_intervals_cover_what_they_promise(total: int, data: st.DataObject
         assert scipy.stats.binom.cdf(count, total, high) == pytest.approx(0.025)
 
 
-def test_an_interval_of_no_hit_is_not_zero_to_zero() -> None:
+def test_interval_of_zero_hits_has_a_width() -> None:
     low, high = measures.exact_interval(np.zeros(22, bool))
     assert low == 0 and high == pytest.approx(0.154, abs=0.001)
     assert measures.exact_interval(np.zeros(0, bool)) is None
 
 
 @pytest.mark.parametrize("label", ["fake", "real"])
-def test_one_class_alone_is_measured(label: str) -> None:
+def test_one_class_alone_can_be_measured(label: str) -> None:
     predictions = make_predictions([(label, f"v{i}", p) for i, p in enumerate((0.1, 0.5, 0.9))])
     decision = Decision(threshold=0.8, real_below=0.3)
     folder = measures.measure_folder(predictions, decision)
@@ -219,7 +219,7 @@ def test_one_class_alone_is_measured(label: str) -> None:
     assert counted["auc_95"] is None and counted["undecided_for"] == {"score": 1, "crops": 0}
 
 
-def test_the_auc_of_separated_videos_has_no_interval() -> None:
+def test_perfect_auc_has_no_interval() -> None:
     rows = [
         (label, f"{label}{i}", p) for label, p in (("fake", 0.1), ("real", 0.9)) for i in range(9)
     ]
@@ -255,7 +255,7 @@ def test_verdicts_on_clips_are_counted_once(rows: list) -> None:
             assert low <= part[verdict] / part["files"] <= high
 
 
-def test_the_auc_of_clips_leaves_out_files_without_a_face() -> None:
+def test_auc_of_clips_ignores_files_without_a_face() -> None:
     table = pd.DataFrame(
         {
             "kind": "video",

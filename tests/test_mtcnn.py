@@ -30,7 +30,7 @@ def find_with(package: MTCNN, frame: np.ndarray) -> list[tuple[tuple, float]]:
     return sorted(faces, key=lambda face: -face[1])
 
 
-def test_the_faces_match_the_package(package: MTCNN) -> None:
+def test_faces_match_the_package(package: MTCNN) -> None:
     for name, frame, faces in zip(
         FRAMES, FRAMES.values(), FaceDetector().detect(FRAMES.values()), strict=True
     ):
@@ -42,8 +42,8 @@ def test_the_faces_match_the_package(package: MTCNN) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_faces_match_the_package_in_frames_of_odd_sizes(package: MTCNN, seed: int) -> None:
-    """Three portraits of random sizes on noise: boxes within a pixel of the package's."""
+def test_faces_match_the_package_in_odd_frame_sizes(package: MTCNN, seed: int) -> None:
+    """Boxes of three portraits of random sizes on noise are within one pixel of the package."""
     rng = np.random.default_rng(seed)
     height, width = rng.integers(150, 420, 2)
     frame = rng.integers(90, 160, (height, width, 3), dtype=np.uint8)
@@ -68,7 +68,7 @@ def test_p_net_matches_the_package(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("name", "stage"), [("rnet", StageRNet), ("onet", StageONet)])
-def test_the_other_networks_match_the_package(name: str, stage: type) -> None:
+def test_r_net_and_o_net_match_the_package(name: str, stage: type) -> None:
     side = mtcnn.SIDES[name]
     patches = np.random.default_rng(0).uniform(-1, 1, (5, side, side, 3)).astype(np.float32)
     offsets, *_, probabilities = stage()._model(tf.constant(patches))
@@ -80,7 +80,7 @@ def test_the_other_networks_match_the_package(name: str, stage: type) -> None:
 @given(st.integers(0, 999), st.sampled_from([24, 48]))
 @settings(max_examples=30)
 def test_patches_match_the_package(seed: int, side: int) -> None:
-    """Boxes inside the image, across its edges and outside."""
+    """Test boxes inside the image, across its edges and outside."""
     rng = np.random.default_rng(seed)
     smooth = rng.uniform(-1, 1, (2, 6, 7, 3)).astype(np.float32)
     images = [cv2.resize(image, (90, 70), interpolation=cv2.INTER_CUBIC) for image in smooth]
@@ -89,7 +89,7 @@ def test_patches_match_the_package(seed: int, side: int) -> None:
     theirs = extract_patches(tf.constant(np.stack(images)), boxes, (side, side)).numpy()
     ours = mtcnn.cut_patches(images, boxes, side)
     different = np.abs(ours - theirs).max(axis=3) > 1e-3
-    # A pixel on the very edge may count as inside or outside.
+    # Pixels exactly on the edge may count as inside or outside.
     edges = [different[:, [0, -1]].sum(), different[:, :, [0, -1]].sum()]
     assert different.sum() <= sum(edges) <= 2 * side
 
@@ -104,7 +104,7 @@ def test_suppression_matches_the_package(seed: int, threshold: float, by_smaller
     np.testing.assert_array_equal(mtcnn.suppress(boxes, threshold, by_smaller), theirs)
 
 
-def test_suppression_of_many_boxes_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_suppression_in_blocks_gives_the_same_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     low, sides = rng.uniform(0, 200, (300, 2)), rng.uniform(5, 40, (300, 2))
     boxes = np.column_stack((np.zeros(300), low, low + sides, rng.permutation(300) / 300))
@@ -114,7 +114,7 @@ def test_suppression_of_many_boxes_takes_little_memory(monkeypatch: pytest.Monke
 
 
 @given(st.integers(12, 2000), st.integers(12, 2000), st.integers(12, 400))
-def test_the_scales_match_the_package(height: int, width: int, min_face_size: int) -> None:
+def test_scales_match_the_package(height: int, width: int, min_face_size: int) -> None:
     package = build_scale_pyramid(width, height, 20, 0.709)
     assert mtcnn.list_scales(height, width, 20, 0.709) == pytest.approx(package)
     ours = mtcnn.list_scales(height, width, min_face_size, 0.709)
@@ -123,9 +123,7 @@ def test_the_scales_match_the_package(height: int, width: int, min_face_size: in
 
 
 @pytest.mark.parametrize("strip", [100, 3000, 20_000])
-def test_large_images_in_strips_give_the_same_boxes(
-    strip: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_strips_give_the_same_boxes(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [mtcnn.normalise(PORTRAIT[:301, :217]), mtcnn.normalise(PORTRAIT[200:501, 200:417])]
     whole = mtcnn.scan(images, 0.5)
     monkeypatch.setattr(mtcnn, "STRIP_PIXELS", strip)
@@ -135,7 +133,7 @@ def test_large_images_in_strips_give_the_same_boxes(
     np.testing.assert_allclose(strips[order[1]], whole[order[0]], atol=1e-3)
 
 
-def test_a_frame_has_the_same_faces_in_any_batch() -> None:
+def test_faces_do_not_depend_on_the_batch() -> None:
     detector = FaceDetector()
     together = detector.detect(list(FRAMES.values()) * 2)
     for frame, first, second in zip(FRAMES.values(), together, together[7:], strict=False):
@@ -144,12 +142,12 @@ def test_a_frame_has_the_same_faces_in_any_batch() -> None:
         assert [face.box for face in alone] == [face.box for face in second]
 
 
-def test_a_larger_smallest_face_still_finds_the_large_ones() -> None:
+def test_larger_min_face_size_keeps_large_faces() -> None:
     found = dict(zip(FRAMES, FaceDetector(80).detect(FRAMES.values()), strict=True))
     assert len(found["one"]) == 1 and len(found["small"]) == 0
 
 
-def test_lower_thresholds_give_more_faces_with_their_confidence() -> None:
+def test_lower_thresholds_find_more_faces() -> None:
     frames = [FRAMES["two"], PORTRAIT]
     usual = FaceDetector().detect(frames)
     unsure = FaceDetector(thresholds=(0.3, 0.3, 0.05)).detect(frames)

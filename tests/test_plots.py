@@ -1,4 +1,4 @@
-"""Tests of the pictures of a report: what they show, and that they can be read."""
+"""Tests of the pictures in a report: content and readability."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from deepfake_detect import plots
 from deepfake_detect.decision import Decision
 from deepfake_detect.files import claim
 
-CARD_WIDTH = 900  # pixels that a page gives a picture
+CARD_WIDTH = 900  # pixels of a picture on the page
 
 
 def make_predictions(
@@ -37,7 +37,7 @@ def list_texts(figure: Figure) -> list[matplotlib.text.Text]:
 
 
 def assert_readable(figure: Figure) -> None:
-    """Text is at least 9 pixels high at the card's width, and every panel with data has axes."""
+    """Check that text is at least 9 pixels high in the card, and that panels have axis labels."""
     scale = CARD_WIDTH / figure.get_size_inches()[0] / 72  # pixels per point
     assert min(text.get_fontsize() for text in list_texts(figure)) * scale >= 9
     for axes in figure.findobj(matplotlib.axes.Axes):
@@ -45,7 +45,7 @@ def assert_readable(figure: Figure) -> None:
             assert axes.get_xlabel()
 
 
-def test_scores_are_readable_at_the_width_of_the_card() -> None:
+def test_scores_are_readable_in_the_model_card() -> None:
     figure = plots.draw_scores(make_predictions(), Decision(threshold=0.7, real_below=0.4))
     assert_readable(figure)
     panels = [axes for axes in figure.findobj(matplotlib.axes.Axes) if axes.axison]
@@ -61,7 +61,7 @@ def test_scores_of_one_class_have_no_empty_panel(label: str) -> None:
     assert_readable(figure)
 
 
-def test_confusion_has_counts_and_per_cent() -> None:
+def test_confusion_has_counts_and_percentages() -> None:
     table = make_predictions().assign(p_fake=[0.9] * 15 + [0.5] * 4 + [0.1] + [0.1] * 20)
     figure = plots.draw_scores(table, Decision(threshold=0.7, real_below=0.4))
     texts = {text.get_text() for text in list_texts(figure)}
@@ -85,7 +85,7 @@ def test_robustness_draws_only_changes_that_were_made() -> None:
     assert [axes.get_ylabel() for axes in reals.axes] == ["reals called fake", ""]
 
 
-def test_a_mistake_is_a_crop_called_wrong_and_not_undecided(tmp_path: Path) -> None:
+def test_mistakes_are_crops_called_wrong_but_not_undecided(tmp_path: Path) -> None:
     write_split(tmp_path, {"test": 2}, crops=1)
     crops = crop_files.find_crops(tmp_path, ("test",))
     crops = crops.assign(folder=str(tmp_path), video_id=list("abcd"), undecided=False)
@@ -109,7 +109,7 @@ def test_a_mistake_is_a_crop_called_wrong_and_not_undecided(tmp_path: Path) -> N
     assert name_mistakes(0.25, 0.1, 0.1, 0.9, undecided=True) == []
 
 
-def test_a_picture_that_fails_costs_only_itself(
+def test_failed_picture_is_reported_and_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def draw() -> Figure:
