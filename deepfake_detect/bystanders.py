@@ -1,9 +1,9 @@
-"""Find the faces of a fake that were not swapped, by comparing it with its original.
+"""Find the faces in a fake that were not swapped, by comparing it with its original.
 
-In a video of two people one is often left as they are: a crop of their face shows no deepfake, and
-must not be labelled as one. Where the original is at hand, each face of the fake is compared with
-the same place in the same frame of the original. Both went through a codec, so they are never quite
-the same: the rest of the picture shows how much the codec alone changes.
+In a video of two people, often only one face is swapped. A crop of the other face is not a deepfake
+and must not be labelled as one. If the original is available, each face of the fake is compared
+with the same place in the same frame of the original. Compression changes both, so they are never
+identical; the rest of the picture shows how much compression alone changes.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ from tqdm import tqdm
 
 from deepfake_detect import files
 
-BLUR = 2.0  # pixels: noise of the codec evens out, another face does not
-GRID = 4  # blocks along each side of a face; a change of the mouth alone shows in one of them
-# Measured on fakes of FaceForensics++ c23: a face that was swapped or re-enacted differs by 5 grey
-# levels or more, 7 times what the codec changes, and one that was not by what the codec changes.
-TIMES_CODEC = 2.0
-LEAST, MOST = 1.0, 4.0  # grey levels that are allowed: where the pictures are equal, and at all
+BLUR = 2.0  # pixels; averages out compression noise, but not a different face
+GRID = 4  # blocks per side of a face; a change of only the mouth is visible in one block
+# Measured on fakes of FaceForensics++ c23: a swapped or re-enacted face differs by 5 grey levels or
+# more, 7 times the change by compression; other faces differ only by the change by compression.
+TIMES_CODEC = 2.0  # allowed difference, relative to the change by compression
+LEAST, MOST = 1.0, 4.0  # grey levels; range of the allowed difference
 COLUMNS = ["crop", "video_id", "original", "difference", "allowed"]
 
 
 def find_originals(videos: pd.DataFrame) -> dict[str, str]:
-    """Find the real video that each fake was made from, among the videos of a table.
+    """Find the real video that each fake was made from.
 
-    Its first identity is the person who was filmed. Of several videos of this person it is the one
-    whose name the fake's has, less the other person's: id0_0001 for id0_id1_0001.
+    The first identity of a fake is the person who was filmed. If there are several videos of this
+    person, the original is the one whose name is the name of the fake without the other person:
+    id0_0001 for id0_id1_0001.
 
     Args:
         videos: columns video_id, source, dataset, label, compression (may be missing), identities
 
     Returns:
-        The video_id of the original, by the video_id of the fake.
+        The video_id of the original by the video_id of the fake, where it was found.
     """
     reals: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
     videos = videos.assign(stem=videos["source"].map(lambda source: PurePosixPath(source).stem))
@@ -69,16 +70,16 @@ def find_originals(videos: pd.DataFrame) -> dict[str, str]:
 def find_bystanders(
     faces: pd.DataFrame, originals: dict[str, str], frames_dir: Path
 ) -> pd.DataFrame:
-    """Find the crops of fakes that show a face as it is in the original.
+    """Find the crops of fakes that show an unchanged face of the original.
 
     Args:
         faces: rows of faces.csv: crop, video_id, frame, x, y, width, height
-        originals: see find_originals
-        frames_dir: has the frames of both
+        originals: video_id of the original of each fake, see find_originals
+        frames_dir: folder with the frames of the fakes and the originals
 
     Returns:
-        A row for each such crop: crop, video_id, original, and the difference in grey levels, with
-        what was allowed. A crop that cannot be compared is not in it.
+        One row per such crop: crop, video_id, original, the difference and the allowed difference
+        in grey levels. Crops that cannot be compared are left out.
     """
     faces = faces[faces["video_id"].isin(list(originals))]
     frames = list(faces.groupby(["video_id", "frame"], sort=False))
@@ -107,25 +108,25 @@ def find_bystanders(
 def compare_faces(
     fake: np.ndarray, original: np.ndarray, boxes: np.ndarray
 ) -> tuple[float, list[float]]:
-    """Measure how much each face of a frame differs from the original's frame.
+    """Measure how much each face of a fake differs from the same place in the original frame.
 
     Args:
         fake, original: frames, BGR uint8 (height, width, 3)
         boxes: int (n, 4): x, y, width, height, in pixels
 
     Returns:
-        The difference that is allowed, and the difference of each face, in grey levels: the largest
-        mean of a block.
+        The allowed difference, and the difference of each face: the largest mean of a block, in
+        grey levels.
 
     Raises:
-        ValueError: the frames cannot be compared
+        ValueError: the frames have different sizes
     """
     if fake.shape != original.shape:
-        raise ValueError("the frames are not of one size")
+        raise ValueError("the frames have different sizes")
     change = cv2.GaussianBlur(fake.astype(np.float32) - original, (0, 0), BLUR)
     change = np.abs(change).mean(axis=2)
     outside = np.ones(change.shape, np.uint8)
-    for x, y, width, height in boxes:  # with what a swap may change around a face
+    for x, y, width, height in boxes:  # including the surroundings, which a swap may change
         outside[cut(y - height // 2, 2 * height), cut(x - width // 2, 2 * width)] = 0
     block = max(4, int(np.median(boxes[:, 2])) // GRID)
     size = max(1, change.shape[1] // block), max(1, change.shape[0] // block)
@@ -136,7 +137,7 @@ def compare_faces(
 
 
 def measure_boxes(change: np.ndarray, boxes: np.ndarray) -> Iterator[float]:
-    """Yield the largest mean of a block of each box; infinite for a box outside the frame."""
+    """Yield the largest block mean of each box; infinity for a box outside the frame."""
     for x, y, width, height in boxes:
         face = change[cut(y, height), cut(x, width)]
         if not face.size:
@@ -146,12 +147,12 @@ def measure_boxes(change: np.ndarray, boxes: np.ndarray) -> Iterator[float]:
 
 
 def cut(start: int, length: int) -> slice:
-    """Return the part of an axis from a start that may be before it."""
+    """Return a slice of `length` from `start`, which may be negative, clipped at 0."""
     return slice(max(0, start), max(0, start + length))
 
 
 def count_without_original(faces: pd.DataFrame, fakes: set[str], originals: dict[str, str]) -> int:
-    """Count the fakes with several faces in a frame whose original is not at hand."""
+    """Count the fakes with several faces in a frame whose original is not available."""
     alone = faces[faces["video_id"].isin(fakes - set(originals))]
     several = alone.groupby(["video_id", "frame"]).size() > 1
     return int(several.groupby("video_id").any().sum())

@@ -1,8 +1,8 @@
-"""Find the videos below videos/, and describe each one; 01 uses this.
+"""Find the videos below videos/, and describe each one, for 01.
 
-The data sets are recognised by their own folder and file names, or by the lists that come with
-them. What they look like is written in data-sets.toml: this module reads it, walks through the
-folder and gives each video a description and a video_id. No file is decoded for that.
+Data sets are recognized by their own folder and file names, or by their label lists, as described
+in data-sets.toml. This module reads that table, walks through the folder, and gives each video a
+description and a video_id. It does not decode any file.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ import pandas as pd
 from deepfake_detect import cli
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
-COMPANION_SUFFIXES = (".json", ".csv", ".txt", ".md", ".pdf", ".py")  # beside videos, not videos
-LARGEST_LIST = 100_000_000  # bytes, some million videos; a larger file would fill the memory
-LONGEST_ID = 80  # characters, so that names of crops stay below the 255 that disks allow
-ROWS = {  # what the rows of data-sets.toml must have
+COMPANION_SUFFIXES = (".json", ".csv", ".txt", ".md", ".pdf", ".py")  # ignored
+LARGEST_LIST = 100_000_000  # bytes, some million videos; reading a larger file could exhaust memory
+LONGEST_ID = 80  # characters; names of crops then stay below the usual limit of 255
+ROWS = {  # required columns of the rows of data-sets.toml
     "left_out": "folder reason",
     "videos": "dataset folder name label method identities id example",
     "lists": "dataset file label real fake method identities id",
     "splits": "dataset file split",
 }
 SPLITS = ("train", "val", "test")
-LONGEST_MATCH = 5  # seconds; some expressions take years on some names
+LONGEST_MATCH = 5  # seconds; some regular expressions take years on some names
 DESCRIPTION = ["dataset", "label", "method", "compression", "identities", "official_split"]
 Row = dict[str, Any]  # a row of data-sets.toml
-Description = dict[str, str]  # the columns of DESCRIPTION, and `prefix`, the start of the video_id
+Description = dict[str, str]  # columns of DESCRIPTION, and `prefix`, the start of the video_id
 
 
 def read_data_sets(path: Path) -> tuple[list[Row], dict[str, Row]]:
-    """Read what the data sets look like on disk; the file itself explains its rows.
+    """Read the table of data sets; data-sets.toml explains its rows.
 
     Returns:
-        The rows for videos, and those for lists by the name of the list in lower case.
+        The rows for videos, and the rows for lists by the lower-case file name of the list.
 
     Raises:
-        ValueError: the file is not such a table.
+        ValueError: the file cannot be read, or a row is invalid
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -66,22 +66,26 @@ def read_data_sets(path: Path) -> tuple[list[Row], dict[str, Row]]:
                     raise ValueError(f"row {number} of [[{kind}]]: {error}") from error
         lists = {row["file"].lower(): row for row in table["lists"] + table["splits"]}
     except RecursionError as error:
-        raise ValueError(f"{path}: it is nested too deeply.") from error
+        raise ValueError(
+            f"{path}: nested too deeply; correct it, or name another file with --data-sets."
+        ) from error
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}; correct it, or give another --data-sets.") from error
+        raise ValueError(
+            f"{path}: {error}; correct it, or name another file with --data-sets."
+        ) from error
     return table["left_out"] + table["videos"], lists
 
 
 def check_row(kind: str, row: Row) -> None:
-    """Check a row of data-sets.toml: its columns are there and say what they may say.
+    """Check a row of data-sets.toml: its columns and their values.
 
     Raises:
-        ValueError, re.error: one does not
+        ValueError, re.error: a column is missing, or a value is invalid
     """
     if not isinstance(row, dict):
-        raise ValueError("it is not a table")
+        raise ValueError("the row is not a table")
     if missing := set(ROWS[kind].split()) - set(row):
-        raise ValueError(f"it has no {min(missing)}")
+        raise ValueError(f"the column {min(missing)} is missing")
     for column, value in row.items():
         is_list = column == "methods" or (column == "identities" and kind == "lists")
         texts = value if is_list else [value]
@@ -107,15 +111,15 @@ def check_row(kind: str, row: Row) -> None:
 
 
 def check_groups(column: str, text: str, groups: set[str]) -> None:
-    """Check the names in braces in a text of data-sets.toml; they have no format of their own.
+    """Check that the names in braces in a text of data-sets.toml are groups without a format.
 
     Raises:
-        ValueError: one is not a group, or has a format
+        ValueError: a name is not a group, or has a format
     """
     for _, group, form, conversion in string.Formatter().parse(text):
         if group is not None and (group not in groups or form or conversion):
             raise ValueError(
-                f"{column} has {{{group}}}, which is not the name of a group beside it"
+                f"{column} has {{{group}}}, which is not a group of the expressions in this row"
             )
 
 
@@ -125,11 +129,11 @@ def make_catalogue(
     """Find and describe the videos.
 
     Returns:
-        One row a video (video_id, source, the columns of DESCRIPTION), and one row for each file
-        that is left out (path, reason).
+        One row per video (video_id, source, the columns of DESCRIPTION), and one row per file that
+        is left out (path, reason).
 
     Raises:
-        ValueError: there is no folder, or no video to convert in it.
+        ValueError: the folder does not exist, or has no video to convert
     """
     if not videos_dir.is_dir():
         raise ValueError(
@@ -147,14 +151,14 @@ def make_catalogue(
         except ValueError as error:
             left_out[source] = str(error)
     for path in (lists.described.keys() | lists.faults.keys()) - set(sources):
-        left_out[path] = lists.faults.get(path, "named by a list, but not there")
+        left_out[path] = lists.faults.get(path, "listed, but the file is missing")
     left_out = sorted((path.as_posix(), reason) for path, reason in left_out.items())
     left_out = pd.DataFrame(left_out, columns=["path", "reason"])
     if not videos:
         print_left_out(left_out)
         raise ValueError(
-            f"{videos_dir}: no video to convert was found in it; it should hold a data set as it "
-            "was unpacked, or videos in folders called real and fake."
+            f"{videos_dir}: no video to convert was found; put an unpacked data set there, or "
+            "videos in folders named real and fake."
         )
     catalogue = pd.DataFrame(videos)
     catalogue["video_id"] = name_videos(catalogue)
@@ -164,12 +168,11 @@ def make_catalogue(
 def find_files(
     videos_dir: Path, list_rows: dict[str, Row]
 ) -> tuple[list[PurePosixPath], list[PurePosixPath], dict[PurePosixPath, str]]:
-    """Walk through videos/, links included; a folder that a link leads back to is seen once.
+    """Walk through videos/, following links; each folder is visited once.
 
     Returns:
-        Videos (files, and folders of numbered stills), lists, and files that are neither or cannot
-        be read, with the reason; as paths below videos/, sorted, so that the order on the disk
-        changes nothing.
+        Videos (files, and folders of numbered stills), lists, and other or unreadable files with
+        the reason; as paths below videos/, sorted, so that the order on disk does not matter.
     """
     videos, lists, left_out, seen = [], [], {}, set()
 
@@ -178,12 +181,12 @@ def find_files(
         left_out[PurePosixPath(folder.as_posix())] = f"cannot be read: {error.strerror}"
 
     for folder, subfolders, names in os.walk(videos_dir, onerror=leave_out, followlinks=True):
-        # Links last: a folder is then known by its own name, and not by that of a link to it.
+        # Visit links last, so that a folder is known by its own name, not by the name of a link.
         subfolders.sort(key=lambda name: (Path(folder, name).is_symlink(), name))
         below = PurePosixPath(Path(folder).relative_to(videos_dir).as_posix())
         if (real_folder := os.path.realpath(folder)) in seen:
             subfolders.clear()
-            left_out[below] = "a link to a folder that was seen already"
+            left_out[below] = "a link to a folder that was already visited"
             continue
         seen.add(real_folder)
         names = [name for name in names if not name.startswith(".")]
@@ -207,10 +210,10 @@ def read_lists(
     sources: list[PurePosixPath],
     list_rows: dict[str, Row],
 ) -> tuple[Lists, dict[PurePosixPath, str]]:
-    """Read the lists that come with the data sets.
+    """Read the label lists of the data sets.
 
     Returns:
-        What the lists say, and the lists that cannot be read, with the reason.
+        The content of the lists, and the lists that cannot be read, with the reason.
     """
     lists, unreadable = Lists({}, {}, set(), defaultdict(dict)), {}
     for path in list_paths:
@@ -227,7 +230,7 @@ def read_lists(
                 lists.splits[row["dataset"], root].update(entries)
             continue
         beside = {}
-        if name.endswith(".csv"):  # its videos may be in a folder beside it
+        if name.endswith(".csv"):  # its videos may be in a folder next to it
             beside = {s.name: s for s in sources if s.parent.parent == folder}
         for video, entry in entries.items():
             source = beside.get(video, folder / video)
@@ -241,23 +244,23 @@ def read_lists(
 
 
 class Lists(NamedTuple):
-    """What the lists below videos/ say."""
+    """The content of the lists below videos/."""
 
     described: dict[PurePosixPath, Description]  # by the video's path below videos/
-    faults: dict[PurePosixPath, str]  # why what a list says of a video is of no use
-    folders: set[PurePosixPath]  # that have a list of all their videos
-    splits: dict[tuple[str, PurePosixPath], dict[str, str]]  # by data set and folder; by name
+    faults: dict[PurePosixPath, str]  # why the entry of a video is invalid
+    folders: set[PurePosixPath]  # folders whose videos are all in a list
+    splits: dict[tuple[str, PurePosixPath], dict[str, str]]  # by (data set, folder), then by name
 
 
 NO_LISTS = Lists({}, {}, set(), {})
 
 
 def find_fault(path: Path) -> str:
-    """Find out why a file, or a still in a folder, cannot be read; empty if it can be opened."""
+    """Return why a file, or a still in a folder, cannot be read; empty if it can be read."""
     try:
         for file in list_files(path):
             if not stat.S_ISREG(file.stat().st_mode):
-                return "not a plain file"  # to open a pipe would wait for ever
+                return "not a plain file"  # opening a pipe would block
             if not os.access(file, os.R_OK):
                 return "cannot be read: no permission"
     except OSError as error:
@@ -266,20 +269,20 @@ def find_fault(path: Path) -> str:
 
 
 def list_files(path: Path) -> list[Path]:
-    """List the file itself, or the stills in a folder of them, in order."""
+    """Return the file itself, or the stills in a folder, sorted by name."""
     if not path.is_dir():
         return [path]
     return sorted(file for file in path.iterdir() if not file.name.startswith("."))
 
 
 def read_list(path: Path, row: Row) -> dict[str, Any]:
-    """Read a list of videos, each with an object or a row of the table, or of a split's members.
+    """Read a list: videos with their JSON objects or CSV rows, or the members of a split.
 
     Raises:
-        ValueError: the file holds anything else.
+        ValueError: the file has another format
     """
     if path.stat().st_size > LARGEST_LIST:
-        raise ValueError(f"it is larger than {LARGEST_LIST:,} bytes")
+        raise ValueError(f"the file is larger than {LARGEST_LIST:,} bytes")
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix.lower() == ".csv":
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
@@ -290,20 +293,20 @@ def read_list(path: Path, row: Row) -> dict[str, Any]:
     elif "label" in row:
         content = json.loads(text, object_pairs_hook=join_entries)
         if not isinstance(content, dict):
-            raise ValueError("a JSON object of file names is expected")
+            raise ValueError("expected a JSON object with file names as keys")
         return content
     else:
         pairs = json.loads(text)
         if not isinstance(pairs, list) or not all(isinstance(pair, list) for pair in pairs):
-            raise ValueError("a JSON list of pairs is expected")
+            raise ValueError("expected a JSON list of pairs")
         members = [person for pair in pairs for person in pair]
     if not all(isinstance(member, str) for member in members):
-        raise ValueError("a pair of it is not of two texts")
+        raise ValueError("a member of a pair is not a text")
     return dict.fromkeys(members, row["split"]) | {"": row.get("others", "")}
 
 
 def join_entries(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dictionary of pairs; a name that comes again with another entry gets None."""
+    """Make a dictionary from pairs; a name with several different entries maps to None."""
     entries = {}
     for name, entry in pairs:
         entries[name] = entry if entries.get(name, entry) == entry else None
@@ -311,14 +314,14 @@ def join_entries(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def describe_by_entry(name: str, entry: dict | None, row: Row) -> Description:
-    """Describe a video by its entry in a list and the row of data-sets.toml for such lists.
+    """Describe a video by its entry in a list and the row of data-sets.toml for that list.
 
     Raises:
-        ValueError: the entry does not describe the video; the message is the reason.
+        ValueError: the entry is invalid; the message is the reason
     """
     path = PurePosixPath(name)
     if not path.name or path.is_absolute() or ".." in path.parts:
-        raise ValueError("its entry points outside the list's own folder")
+        raise ValueError("its entry points outside the folder of the list")
     try:
         texts = {column: entry.get(column) for column in [row["label"], *row["identities"]]}
         texts["split"] = row.get("every", entry.get(row.get("split")))
@@ -337,7 +340,9 @@ def describe_by_entry(name: str, entry: dict | None, row: Row) -> Description:
             "official_split": texts["split"],
             "prefix": row["id"],
         }
-        "".join([name, *description.values()]).encode()  # each must be text that can be written
+        "".join(
+            [name, *description.values()]
+        ).encode()  # check that all texts can be written as UTF-8
     except (AttributeError, LookupError, TypeError, ValueError):
         raise ValueError(
             "its entry in the list has no label REAL or FAKE, or it has several entries"
@@ -349,32 +354,34 @@ def describe(source: PurePosixPath, lists: Lists, rows: list[Row]) -> Descriptio
     """Describe a video.
 
     Raises:
-        ValueError: that is not possible; the message is the reason.
+        ValueError: the video cannot be described; the message is the reason
     """
     try:
         source.as_posix().encode()
     except UnicodeEncodeError:
-        raise ValueError("its name is not text (UTF-8): rename it") from None
+        raise ValueError("its name is not valid UTF-8; rename it") from None
     if source in lists.faults:
         raise ValueError(lists.faults[source])
     with within_seconds(LONGEST_MATCH, "its name takes too long to compare with data-sets.toml"):
         video = lists.described.get(source) or describe_by_name(source, rows)
     if video is None and not lists.folders.isdisjoint(source.parents):
-        raise ValueError("the list of its folder (metadata.json or the like) does not name it")
+        raise ValueError("the list in its folder (such as metadata.json) does not name it")
     video = video or describe_by_plain_folder(source)
     if video is None:
-        raise ValueError("fits no data set's layout, and is in no folder called real or fake")
-    # One name, written on a Mac and elsewhere, may differ in how an accent is spelt.
+        raise ValueError("matches no known data set, and is not inside a folder named real or fake")
+    # macOS and other systems may encode the accents of the same name differently.
     video["identities"] = unicodedata.normalize("NFC", video["identities"].lower())
     return video | {"official_split": find_official_split(source, video, lists)}
 
 
 @contextmanager
 def within_seconds(seconds: float, reason: str) -> Iterator[None]:
-    """Interrupt a regular expression, which no thread could; where the system has such signals.
+    """Limit the time of a block, on systems with SIGALRM.
+
+    A signal can interrupt a regular expression, a thread cannot.
 
     Raises:
-        ValueError: the block took longer; the message is the reason
+        ValueError: the block took longer; the message is `reason`
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() != threading.main_thread():
         yield
@@ -393,10 +400,10 @@ def within_seconds(seconds: float, reason: str) -> Iterator[None]:
 
 
 def describe_by_name(source: PurePosixPath, rows: list[Row]) -> Description | None:
-    """Describe the video at this path below videos/ by its names; None if no row has its folder.
+    """Describe a video by its path below videos/; None if its folder does not match any row.
 
     Raises:
-        ValueError: the folder fits a row and the name does not; the message is the reason.
+        ValueError: the folder matches a row, but the name does not; the message is the reason
     """
     for row in rows:
         parent, ignore = source.parent.as_posix(), re.IGNORECASE | re.ASCII
@@ -425,20 +432,20 @@ def describe_by_name(source: PurePosixPath, rows: list[Row]) -> Description | No
 
 
 def describe_by_plain_folder(source: PurePosixPath) -> Description | None:
-    """Describe a video somewhere below a folder that is called real or fake; None elsewhere.
+    """Describe a video below a folder named real or fake; None elsewhere.
 
-    The folder below that one is its identity, or its own name if there is none: real/anna/1.mp4 and
-    fake/anna/2.mp4 count as made from one person and stay in one split.
+    The identity is the next folder below it, or the file name if there is none: real/anna/1.mp4 and
+    fake/anna/2.mp4 count as the same person and stay in one split.
 
     Raises:
-        ValueError: it is below both.
+        ValueError: the video is below both real and fake
     """
     folders = [part.lower() for part in source.parent.parts]
     labels = {label for label in ("real", "fake") if label in folders}
     if not labels:
         return None
     if len(labels) == 2:
-        raise ValueError("below a folder called real and one called fake at once")
+        raise ValueError("below both a folder named real and a folder named fake")
     label = labels.pop()
     below = PurePosixPath(*source.parts[folders.index(label) + 1 :]).with_suffix("").parts
     return {
@@ -452,7 +459,7 @@ def describe_by_plain_folder(source: PurePosixPath) -> Description | None:
 
 
 def find_official_split(source: PurePosixPath, video: Description, lists: Lists) -> str:
-    """Find train, val or test as the data set publishes it; empty where there is no such list."""
+    """Return the published split of a video (train, val or test); empty if there is none."""
     for folder in source.parents:
         if members := lists.splits.get((video["dataset"], folder)):
             first_person = video["identities"].split(";")[0]
@@ -462,17 +469,17 @@ def find_official_split(source: PurePosixPath, video: Description, lists: Lists)
 
 
 def print_left_out(left_out: pd.DataFrame) -> None:
-    """Print each reason once, with the number of files and the first of them."""
+    """Print each reason once, with the first three files and the number of others."""
     for reason, paths in left_out.groupby("reason")["path"]:
         more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
         print(cli.printable(f"  left out        {reason}: {', '.join(paths[:3])}{more}"))
 
 
 def name_videos(catalogue: pd.DataFrame) -> pd.Series:
-    """Make a video_id for each row: unique, of letters, digits, _ . and -, 89 characters at most.
+    """Return a unique video_id per row: letters, digits, _ . and -, at most 89 characters.
 
-    It is a file name on every system. Names that would be cut, or be the same but for upper and
-    lower case, get a piece of their path's SHA-1, so that an id depends on no other video's order.
+    It is a valid file name on every system. Names that are too long, or that are equal except for
+    case, get part of the SHA-1 of their path, so that an id does not depend on other videos.
     """
     stems = catalogue["source"].map(lambda source: PurePosixPath(source).stem)
     names = (catalogue["prefix"] + "-" + stems).str.replace(r"[^A-Za-z0-9_.-]", "_", regex=True)

@@ -1,8 +1,8 @@
-"""Show decoded frames as a player does: deinterlaced, upright, of the right shape and colours.
+"""Convert decoded frames as a video player does: deinterlacing, rotation, pixel shape and colours.
 
-HDR of the PQ kind (HDR10, SMPTE ST 2084) becomes ordinary video: white is put at 203 candela per
-square metre (ITU-R BT.2408), colours are converted from BT.2020 or P3 to BT.709, and what is
-brighter than white is rolled off smoothly instead of cut.
+HDR video with PQ (HDR10, SMPTE ST 2084) is converted to SDR: reference white is 203 candela per
+square metre (ITU-R BT.2408), colours are converted from BT.2020 or P3 to BT.709, and values
+brighter than white are compressed smoothly instead of clipped.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from av.filter import Graph
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
-FRAMES_KEPT = 16  # at most, by side data that refers to its frame
-LARGEST_HEADER = 2**26  # bytes of an MP4 that are searched for its clean aperture
-LONGEST_PIXEL = 4  # width to height of a pixel, or the inverse; more is not believed
+FRAMES_KEPT = 16  # frames kept alive by references in their side data, at most
+LARGEST_HEADER = 2**26  # bytes of the MP4 header to search for the clean aperture
+LONGEST_PIXEL = 4  # largest credible aspect ratio of a pixel, or its inverse
 PQ = 16  # AVCOL_TRC_SMPTE2084
 BT709, NOT_SAID = 1, 2  # AVCOL_PRI_BT709, AVCOL_SPC_UNSPECIFIED
-HDR_CONVERTED = "its HDR colours (PQ) were converted to ordinary ones"  # notes
+HDR_CONVERTED = "its HDR colours (PQ) were converted to ordinary ones"  # a note
 HDR_AS_IT_IS = "its HDR colours (Dolby Vision) could not be converted"
 UNKNOWN_COLOURS = 14, 15  # AVCOL_SPC_ICTCP, AVCOL_SPC_IPT_C2: Dolby Vision without a base layer
 REFERENCE_WHITE = 203  # candela per square metre, ITU-R BT.2408
-BRIGHTEST = 10_000 / REFERENCE_WHITE  # that PQ can say, in units of white: 49.3
-KNEE = 0.8  # linear light above which the curve departs from a line
-DISPLAY_GAMMA = 2.4  # of ordinary video, ITU-R BT.1886
-STEPS = 16_384  # of the table from light to output; below 0.5 of an output level each
+BRIGHTEST = 10_000 / REFERENCE_WHITE  # brightest value of PQ, in units of white: 49.3
+KNEE = 0.8  # linear light above which the curve is compressed
+DISPLAY_GAMMA = 2.4  # of SDR video, ITU-R BT.1886
+STEPS = 16_384  # entries of the table from light to output; each is below half an output level
 
-# Linear light to BT.709, rows and columns red, green, blue; by FFmpeg's number of the primaries.
+# Linear light to BT.709, in the order red, green, blue, by FFmpeg's number of the primaries.
 TO_BT709 = {
     9: (  # BT.2020: ITU-R BT.2087
         (1.660491, -0.587641, -0.072850),
@@ -54,30 +54,30 @@ TO_BT709 = {
 
 
 class Aperture(NamedTuple):
-    """The clean aperture of a QuickTime or MP4 file: pixels as stored, ISO 14496-12, 12.1.4."""
+    """The clean aperture of a QuickTime or MP4 file in stored pixels, ISO 14496-12, 12.1.4."""
 
     width: float
     height: float
-    right: float  # of its middle from the middle of the frame
+    right: float  # offset of its centre from the centre of the frame
     down: float
 
 
 class Display:
-    """Converts the decoded frames of one stream.
+    """A converter for the decoded frames of one stream.
 
     Attributes:
-        notes: sentences about what could not be shown right
+        notes: sentences about properties that could not be shown correctly
     """
 
     def __init__(
         self, stream: av.VideoStream, notes: list[str], aperture: Aperture | None = None
     ) -> None:
-        """Take the shape of the pixels from the container, or else from each frame.
+        """Use the pixel shape of the container if it has one, otherwise of each frame.
 
         Args:
-            stream: of the frames
-            notes: gets a sentence about what cannot be shown right
-            aperture: part of the frames that is shown; None is all
+            stream: the stream of the frames
+            notes: a list to which sentences about incorrect display are added
+            aperture: part of the frames to show; None: the whole frame
         """
         self.aperture = aperture
         self.decoder, self.notes = stream.codec_context, notes
@@ -109,7 +109,7 @@ class Display:
         return image
 
     def is_plain(self, frame: av.VideoFrame) -> bool:
-        """Return True if a frame is displayed as it is stored, in YUV 4:2:0 of 8 bits."""
+        """Return True if a frame is displayed as stored, in 8-bit YUV 4:2:0."""
         return (
             frame.format.name in ("yuv420p", "yuvj420p")
             and not (frame.width % 2 or frame.height % 2)
@@ -122,9 +122,9 @@ class Display:
     def _find_matrix(self, frame: av.VideoFrame) -> object:
         """Return the display matrix of a frame, if it has one.
 
-        A frame whose side data was asked for refers to itself: only the garbage collector frees it,
-        and by itself it would let hundreds of frames pile up. So a frame is asked only if the first
-        one has a matrix, or it is turned.
+        Reading the side data of a frame creates a reference cycle: only the garbage collector frees
+        the frame, and hundreds of frames would accumulate. We therefore read it only if the first
+        frame has a matrix or this frame is rotated, and run the collector regularly.
         """
         if self.first_has_matrix is False and not frame.rotation:
             return None
@@ -136,14 +136,14 @@ class Display:
         return frame.side_data.get(SideData.DISPLAYMATRIX)
 
     def _pixel(self) -> float:
-        """Return the width to height of a pixel; 1 if not said, not credible or within 1 %."""
+        """Return the aspect ratio of a pixel; 1 if unknown, not credible or within 1 % of 1."""
         ratio = float(self.of_container or self.decoder.sample_aspect_ratio or 1)
         credible = 1 / LONGEST_PIXEL <= ratio <= LONGEST_PIXEL
         return ratio if credible and abs(ratio - 1) > 0.01 else 1.0
 
 
 def image_to_yuv(image: np.ndarray) -> av.VideoFrame:
-    """Convert an image, BGR uint8, to a frame of YUV 4:2:0 in BT.709, of an even size."""
+    """Convert an image, BGR uint8, to a frame in YUV 4:2:0 and BT.709, padded to even size."""
     down, right = image.shape[0] % 2, image.shape[1] % 2
     if down or right:
         image = cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_REPLICATE)
@@ -178,7 +178,7 @@ def read_aperture(file: BinaryIO) -> Aperture | None:
 
 
 def crop_to_aperture(image: np.ndarray, aperture: Aperture, pixel: float) -> np.ndarray:
-    """Cut a frame to its clean aperture, where that is inside; `pixel` is its width to height."""
+    """Crop a frame to its clean aperture if valid; `pixel` is the aspect ratio of a pixel."""
     height, width = image.shape[:2]
     wide, high = round(aperture.width * pixel), round(aperture.height)
     left = round((width - wide) / 2 + aperture.right * pixel)
@@ -190,11 +190,11 @@ def crop_to_aperture(image: np.ndarray, aperture: Aperture, pixel: float) -> np.
 
 
 def deinterlace(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """Make of each interlaced frame one with lines of one moment; leave the others as they are.
+    """Deinterlace the interlaced frames, and yield the other frames unchanged.
 
-    Interlacing is a property of a frame, not of a stream. From the first interlaced frame on, all
-    pass through FFmpeg's bwdif, which needs the frame before and the one after, and changes only
-    those that say they are interlaced.
+    Interlacing is a property of a frame, not of a stream. After the first interlaced frame, all
+    frames pass through FFmpeg's bwdif, which needs the previous and the next frame, and changes
+    only frames that are marked as interlaced.
     """
     graph, kind = None, None
     for frame in frames:
@@ -214,7 +214,7 @@ def deinterlace(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
 
 
 def make_deinterlacer(frame: av.VideoFrame) -> Graph:
-    """Make a filter graph for frames like this one."""
+    """Return a filter graph for frames with the size and format of this one."""
     graph = Graph()
     source = graph.add_buffer(
         width=frame.width,
@@ -228,20 +228,20 @@ def make_deinterlacer(frame: av.VideoFrame) -> Graph:
 
 
 def pull(graph: Graph) -> Iterator[av.VideoFrame]:
-    """Yield the frames that a filter graph has finished."""
+    """Yield the finished frames of a filter graph."""
     with suppress(av.BlockingIOError, av.EOFError):
         while True:
             yield graph.pull()
 
 
 def drain(graph: Graph) -> Iterator[av.VideoFrame]:
-    """Yield what a filter graph still holds, at the end of its frames."""
+    """Flush a filter graph, and yield its remaining frames."""
     graph.push(None)
     yield from pull(graph)
 
 
 def turn(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Turn and mirror an image by a display matrix, int32 (9,), to the nearest right angle."""
+    """Rotate and mirror an image by a display matrix, int32 (9,), to the nearest right angle."""
     a, b, _, c, d, *_ = matrix.tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):
         image, mirrored, flipped = cv2.transpose(image), c < 0, b < 0
@@ -259,8 +259,8 @@ def map_to_sdr(image: np.ndarray, primaries: int) -> np.ndarray:
     """Convert a PQ image to BT.709.
 
     Args:
-        image: BGR uint16 (height, width, 3), 0 to 65535 for PQ's 0 to 1
-        primaries: of its colours, FFmpeg's AVColorPrimaries; unknown ones are taken for BT.2020
+        image: BGR uint16 (height, width, 3), where 65535 is PQ value 1
+        primaries: colour primaries, FFmpeg's AVColorPrimaries; unknown values count as BT.2020
 
     Returns:
         BGR uint8 (height, width, 3).
@@ -269,14 +269,14 @@ def map_to_sdr(image: np.ndarray, primaries: int) -> np.ndarray:
     if primaries != BT709:
         matrix = np.array(TO_BT709.get(primaries, TO_BT709[9]), np.float32)[::-1, ::-1]  # BGR
         light = cv2.transform(light, matrix)
-    light = cv2.sqrt(np.maximum(light, 0, out=light))  # dark steps need more of the table
+    light = cv2.sqrt(np.maximum(light, 0, out=light))  # more table entries for dark values
     steps = cv2.multiply(light, (STEPS - 1) / BRIGHTEST**0.5)
     return output_levels()[np.minimum(steps, STEPS - 1, out=steps).astype(np.uint16)]
 
 
 @cache
 def linear_light() -> np.ndarray:
-    """Light for each of 4096 PQ values, in units of white: ST 2084, equations 4.1 and 4.2."""
+    """Return the light for 4096 PQ values, in units of white: ST 2084, equations 4.1 and 4.2."""
     root = np.linspace(0, 1, 4096) ** (32 / 2523)  # 1 / m2
     light = (np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** (8192 / 1305)
     return (light * BRIGHTEST).astype(np.float32)
@@ -284,7 +284,7 @@ def linear_light() -> np.ndarray:
 
 @cache
 def output_levels() -> np.ndarray:
-    """Output 0 to 255 for STEPS values of light, whose square root grows evenly."""
+    """Return output levels, uint8, for STEPS light values with evenly spaced square roots."""
     light = np.linspace(0, BRIGHTEST**0.5, STEPS) ** 2
     room = 1 - KNEE
     rolled = KNEE + room * (1 - np.exp(-(np.maximum(light, KNEE) - KNEE) / room))

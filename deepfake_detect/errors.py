@@ -1,29 +1,29 @@
-"""What a check can raise: a class for each kind of failure."""
+"""The exceptions that a check can raise."""
 
 
 class DetectionError(Exception):
-    """A file could not be checked; each kind of failure has a class below this one."""
+    """A file could not be checked; base class of all errors in this module."""
 
 
 class SourceNotFoundError(DetectionError, FileNotFoundError):
-    """There is no such file, or it is a folder, pipe or device."""
+    """The file does not exist, or is a folder, pipe or device."""
 
 
 class SourceUnreadableError(DetectionError, ValueError):
-    """It is neither a video nor a picture, is damaged, or its frames have an odd shape or type."""
+    """The source is not a video or picture, or is damaged, or its frames have a wrong format."""
 
 
 class SourceTooLargeError(DetectionError, ValueError):
-    """It has more pixels than the settings allow."""
+    """The source has more pixels than the settings allow."""
 
 
 class SourceChangedError(DetectionError, OSError):
-    """The file changed while it was read, so its check sum would not be of what was scored."""
+    """The file changed while it was read, so its checksum may not match the scored content."""
 
 
 class ModelError(DetectionError, ValueError):
-    """The model cannot be used: it is missing, damaged or of another kind."""
+    """The model file is missing, damaged or of another kind."""
 
 
 class CancelledError(DetectionError):
-    """The caller asked to stop."""
+    """The caller cancelled the check."""

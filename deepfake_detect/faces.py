@@ -1,4 +1,4 @@
-"""Faces in frames: their boxes, and how their crops are cut."""
+"""Face boxes and face crops, and the rules for cutting crops."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Face(NamedTuple):
 
 
 class CropRule(NamedTuple):
-    """How crops are cut; must be the same in training and detection."""
+    """The rules for cutting crops; must be the same in training and detection."""
 
     frames: str  # "reduced" by the width rule, or "full"
     margin: float  # share of the box, added on each side
@@ -40,16 +40,16 @@ def crop_faces(
     """Find the faces in frames and crop them; training and detection both use this function.
 
     Args:
-        frames: BGR uint8 (height, width, 3), of any size, as 01 saves them: reduced by the width
-            rule if rule.frames is "reduced", in full size if it is "full"
-        detector: finds the faces
-        confidence: lowest confidence of a face, 0 to 1
-        rule: how crops are cut
+        frames: BGR uint8 (height, width, 3), of any size, as saved by 01: reduced by the width rule
+            if rule.frames is "reduced", at full size if it is "full"
+        detector: the face detector
+        confidence: minimum confidence of a face, 0 to 1
+        rule: the rules for cutting crops
 
     Returns:
-        For each frame its faces, best first, in frame pixels, with their crops, BGR uint8.
+        For each frame, its faces in frame pixels with their crops, BGR uint8, best face first.
     """
-    # Full frames are searched at reduced size; only the crops have all the pixels.
+    # Search full frames at reduced size, but cut the crops at full resolution.
     searched = frames
     if rule.frames == "full":
         searched = [resize_by_width(frame, rule.width_rule) for frame in frames]
@@ -75,7 +75,7 @@ def crop_face(frame: np.ndarray, box: Box, margin: float, square: bool = False) 
 
     Args:
         frame: uint8 (height, width, 3)
-        box: in frame pixels
+        box: face box in frame pixels
         margin: share of the box's width and height, added on each side
         square: crop a square; side = longer side of the box plus a margin on both sides
     """
@@ -92,9 +92,9 @@ def crop_face(frame: np.ndarray, box: Box, margin: float, square: bool = False) 
 def resize_by_width(frame: np.ndarray, width_rule: WidthRule = WIDTH_RULE) -> np.ndarray:
     """Resize an image, uint8 (height, width) or (height, width, 3), by the factor for its width.
 
-    The rule brings faces to a similar size. By default: below 300 pixels 2x, up to 1000 1x, up to
-    1900 0.5x, above 0.33x, rounded down to whole pixels. INTER_AREA averages, so shrinking does not
-    cause aliasing.
+    The rule brings faces to a similar size. Default factors by width: 2 below 300 pixels, 1 up to
+    1000, 0.5 up to 1900, 0.33 above, rounded down to whole pixels. INTER_AREA averages pixels, so
+    shrinking does not cause aliasing.
     """
     height, width = frame.shape[:2]
     factor = next(factor for limit, factor in width_rule if width < limit)
@@ -116,13 +116,13 @@ def prepare_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def squeeze(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize an image, uint8 of any shape, to size x size; keep the order of its channels."""
+    """Resize an image, uint8 of any shape, to size x size; keep the channel order."""
     resample = cv2.INTER_AREA if min(image.shape[:2]) > size else cv2.INTER_LINEAR
     return cv2.resize(image, (size, size), interpolation=resample)
 
 
 def measure_sharpness(crop: np.ndarray) -> float:
-    """Return the variance of the Laplacian of a prepared crop, RGB uint8, in grey.
+    """Return the variance of the Laplacian of the grey image of a prepared crop, RGB uint8.
 
     Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000.
     """
@@ -132,9 +132,9 @@ def measure_sharpness(crop: np.ndarray) -> float:
 def measure_look(face: np.ndarray) -> np.ndarray:
     """Return the square roots of a face's colour histogram, BGR uint8 to float16 (384,).
 
-    The dot product of two is their similarity, 0 to 1 (Bhattacharyya, 1943). On real videos of
-    Celeb-DF v2, 95 of 100 pairs of frames from one video have 0.89 or more, and 95 of 100 pairs
-    from two videos have 0.75 or less.
+    The dot product of two such vectors is their similarity, 0 to 1 (Bhattacharyya, 1943). On real
+    videos of Celeb-DF v2, 95 % of pairs of frames from one video have 0.89 or more, and 95 % of
+    pairs from two videos have 0.75 or less.
     """
     lab = cv2.cvtColor(face, cv2.COLOR_BGR2LAB)
     lab[..., 1:] = lab[..., 1:].clip(96, 159)  # few faces have stronger colours

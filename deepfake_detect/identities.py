@@ -1,9 +1,9 @@
-"""Who is in a video: the identities that videos.csv names, and what the file names say.
+"""The identities of the people in each video, from videos.csv and from the file names.
 
-03 splits the videos by these, so a wrong one puts a person into two splits. A table that is as
-01 wrote it is right. One that was opened and saved elsewhere may have lost zeros ("071" is 71 to a
-spreadsheet), its separators or its letter case: what can be restored is, what contradicts the names
-of the files is refused.
+03 splits videos by identity, so a wrong identity puts a person into two splits. A table that is
+unchanged since 01 wrote it is trusted. A table that was saved by another program may have lost
+leading zeros (a spreadsheet reads "071" as 71), separators or letter case. They are restored where
+possible, and a table that contradicts the file names is refused.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import pandas as pd
 
 from deepfake_detect import datasets
 
-SEPARATORS = re.compile(r"[;,|\t\r\n]+")  # 01 writes ; and spreadsheets have others
-AS_NUMBER = re.compile(r"([0-9]+)\.0*")  # what a table's number column makes of 71
-SCIENTIFIC = re.compile(r"[0-9](\.[0-9]+)?e[+-]?[0-9]+")  # and of a long one: digits are lost
+SEPARATORS = re.compile(r"[;,|\t\r\n]+")  # 01 writes ; and other programs use the others
+AS_NUMBER = re.compile(r"([0-9]+)\.0*")  # 71 in a numeric column, such as 71.0
+SCIENTIFIC = re.compile(r"[0-9](\.[0-9]+)?e[+-]?[0-9]+")  # a long number, which has lost digits
 
 
 def normalise(videos: pd.DataFrame, is_trusted: bool) -> pd.Series:
-    """Return the identities of each video in one spelling, with ; between them.
+    """Return the identities of each video in normal form, separated by semicolons.
 
     Args:
         videos: columns dataset and identities
-        is_trusted: the table is as 01 wrote it: other separators than ; belong to a name
+        is_trusted: the table is unchanged since 01 wrote it, so only ; is a separator
     """
     separators = re.compile(";") if is_trusted else SEPARATORS
     people = [split_people(text, separators) for text in videos["identities"]]
-    widths: dict[str, int] = defaultdict(int)  # digits that the numbers of a data set have
+    widths: dict[str, int] = defaultdict(int)  # digits of the numbers in a data set
     for dataset, names in zip(videos["dataset"], people, strict=True):
         numbers = [len(name) for name in names if name.isdecimal()]
         widths[dataset] = max([widths[dataset], *numbers])
@@ -43,7 +43,7 @@ def normalise(videos: pd.DataFrame, is_trusted: bool) -> pd.Series:
 
 
 def split_people(text: str, separators: re.Pattern = SEPARATORS) -> list[str]:
-    """Split a cell of identities: lower case, one form of accents, no blanks at the ends."""
+    """Split a cell of identities: lower case, NFC accents, surrounding spaces removed."""
     text = unicodedata.normalize("NFC", text).casefold()
     names = [" ".join(name.strip(" '\"\xa0").split()) for name in separators.split(text)]
     names = [AS_NUMBER.sub(r"\1", name) if AS_NUMBER.fullmatch(name) else name for name in names]
@@ -53,17 +53,17 @@ def split_people(text: str, separators: re.Pattern = SEPARATORS) -> list[str]:
 
 
 def list_people(videos: pd.DataFrame) -> pd.Series:
-    """List the identities of each video; a video without any is its own identity."""
+    """Return the identities of each video as lists; a video without any is its own identity."""
     identities = videos["identities"].where(videos["identities"] != "", videos["video_id"])
     return identities.str.split(";")
 
 
 def check_changed_table(videos: pd.DataFrame, rows: list[datasets.Row]) -> None:
-    """Compare the identities of a table that is not as 01 wrote it with the names of the files.
+    """Compare the identities in a changed table with the file names.
 
     Args:
-        videos: columns video_id, source, dataset and identities, as normalise gives them
-        rows: what the data sets look like, see datasets.read_data_sets
+        videos: columns video_id, source, dataset, and identities as returned by normalise
+        rows: rows of data-sets.toml, see datasets.read_data_sets
 
     Raises:
         ValueError: an identity cannot be trusted; the message names the video
@@ -82,18 +82,18 @@ def check_changed_table(videos: pd.DataFrame, rows: list[datasets.Row]) -> None:
         expected = people_of_source(source, dataset, rows) or people_of_name(video_id, rows)
         if expected and widen(expected) != widen(people):
             raise ValueError(
-                f"the identities of {video_id} are {identities}, its name says "
+                f"the identities of {video_id} are {identities}, but its name says "
                 f"{';'.join(sorted(expected))}"
             )
 
 
 def widen(people: set[str]) -> set[str]:
-    """Return names that are equal where only zeros in front of a number differ."""
+    """Return the names without leading zeros of numbers, for comparison."""
     return {name.lstrip("0") if name.isdecimal() else name for name in people}
 
 
 def people_of_source(source: str, dataset: str, rows: list[datasets.Row]) -> set[str]:
-    """Return the people that the path of a video names; empty where that is not known."""
+    """Return the people named in the path of a video; empty if unknown."""
     try:
         found = datasets.describe(PurePosixPath(source), datasets.NO_LISTS, rows)
     except ValueError:
@@ -106,7 +106,7 @@ def people_of_source(source: str, dataset: str, rows: list[datasets.Row]) -> set
 
 
 def people_of_name(video_id: str, rows: list[datasets.Row]) -> set[str]:
-    """Return the people that a video_id names by itself; empty where that is not known."""
+    """Return the people named in a video_id; empty if unknown."""
     for row in rows:
         start = row.get("id", "").partition("{")[0]
         if "reason" in row or not video_id.startswith(start):
@@ -116,6 +116,6 @@ def people_of_name(video_id: str, rows: list[datasets.Row]) -> set[str]:
             if end:
                 named = row["identities"].format(**end.groupdict(default=""))
                 return set(split_people(named, re.compile(";")))
-        except KeyError:  # the folder names one of them, and the video_id has no folder
+        except KeyError:  # one person is named by the folder, which the video_id does not have
             return set()
     return set()

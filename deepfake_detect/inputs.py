@@ -1,8 +1,8 @@
-"""Find the files to check: folders of them, pictures, and the names of outputs.
+"""Find the videos and pictures to check, read pictures, and name the outputs.
 
 found = find_inputs([Path("a-folder"), Path("clip.mp4")])
-found.files                       # videos and pictures, in order
-found.passed_over                 # what else was there, and why
+found.files                       # videos and pictures, sorted
+found.passed_over                 # other files, with the reason
 kind_of(found.files[0]).name      # "video" or "picture"
 """
 
@@ -30,16 +30,18 @@ from deepfake_detect.kinds import Source, kind_of
 from deepfake_detect.video import MOST_PIXELS
 
 Item = TypeVar("Item")
-END = object()  # comes after the last item
-DETECTION = "06-detect-deepfake.py"  # whose outputs are not worth a look
-LONGEST_NAME = 100  # bytes; an ending is added, and most disks take 255
-BAD_LETTERS = '<>:"/\\|?*'  # in names on FAT, exFAT, NTFS and SMB
-DEVICE_NAMES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # of Windows
+END = object()  # returned after the last item
+DETECTION = "06-detect-deepfake.py"  # its outputs are not checked
+LONGEST_NAME = 100  # bytes; leaves room for a suffix, as most disks allow 255
+BAD_LETTERS = '<>:"/\\|?*'  # not allowed on FAT, exFAT, NTFS and SMB
+DEVICE_NAMES = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
+)  # reserved on Windows
 
 
 @dataclass(frozen=True)
 class PassedOver:
-    """A file or folder that was found and is not checked."""
+    """A file or folder that was found but is not checked."""
 
     path: Path
     kind: str  # such as "PDF", ".txt" or "folder"
@@ -48,18 +50,18 @@ class PassedOver:
 
 @dataclass
 class Inputs:
-    """What find_inputs found."""
+    """The result of find_inputs."""
 
     files: list[Path] = field(default_factory=list)
     passed_over: list[PassedOver] = field(default_factory=list)
-    own_outputs: int = 0  # files that the scripts wrote themselves
+    own_outputs: int = 0  # number of files written by 06
 
     def summarize(self) -> list[str]:
-        """Return a line for each kind of files that were passed over, most frequent first."""
+        """Return one line per kind of file that was skipped, most frequent first."""
         kinds = Counter((one.kind, one.reason) for one in self.passed_over)
         lines = [f"{count:,} {kind}: {reason}" for (kind, reason), count in kinds.most_common()]
         if self.own_outputs:
-            lines.append(f"{self.own_outputs:,} written by this project itself")
+            lines.append(f"{self.own_outputs:,} outputs of this project")
         return lines
 
 
@@ -67,10 +69,10 @@ class Inputs:
 
 
 def find_inputs(paths: Iterable[Path]) -> Inputs:
-    """Find the videos and pictures to check: files as given, folders with all below them.
+    """Find the videos and pictures to check: the given files, and all files below given folders.
 
-    In folders, names that begin with a dot are ignored (macOS leaves ._clip.mp4 beside clip.mp4),
-    linked folders are followed once, and what the scripts wrote there is left out and counted.
+    In folders, names that start with a dot are ignored (macOS creates ._clip.mp4 next to clip.mp4),
+    linked folders are visited once, and outputs of 06 are left out and counted.
     """
     found, seen = Inputs(), set()
     for path in paths:
@@ -78,20 +80,20 @@ def find_inputs(paths: Iterable[Path]) -> Inputs:
             for folder, names in walk(path, found, seen):
                 add_folder(found, folder, names)
         else:
-            found.files.append(path)  # what is wrong with it is said when it is checked
+            found.files.append(path)  # problems are reported when it is checked
     found.files = list(dict.fromkeys(found.files))
     return found
 
 
 def walk(top: Path, found: Inputs, seen: set[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Yield each folder below `top`, links followed, with the names of its files, sorted."""
+    """Yield each folder below `top`, including links, with the sorted names of its files."""
 
     def pass_over(error: OSError) -> None:
         reason = f"cannot be read: {error.strerror}"
         found.passed_over.append(PassedOver(Path(error.filename), "folder", reason))
 
     for folder, subfolders, names in os.walk(top, onerror=pass_over, followlinks=True):
-        # Links come last, so that a folder is known by its own name and not by a link's.
+        # Visit links last, so that a folder is known by its own name, not by the name of a link.
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         subfolders.sort(key=lambda name: (Path(folder, name).is_symlink(), name))
         real = os.path.realpath(folder)
@@ -103,7 +105,7 @@ def walk(top: Path, found: Inputs, seen: set[str]) -> Iterator[tuple[Path, list[
 
 
 def add_folder(found: Inputs, folder: Path, names: list[str]) -> None:
-    """Add the files of one folder to what was found."""
+    """Add the files of one folder to `found`."""
     output = Output(folder, "", "")
     for name in names:
         path = folder / name
@@ -123,10 +125,10 @@ def add_folder(found: Inputs, folder: Path, names: list[str]) -> None:
 
 
 def is_own(output: Output, name: str) -> bool:
-    """Return True if 06 wrote this file of an output folder; what 00 or 01 made is worth a look."""
+    """Return True if 06 wrote this file; outputs of 00 and 01 can be checked."""
     try:
         return output.wrote(name, DETECTION)
-    except ValueError:  # its list is not one: then nothing is ours
+    except ValueError:  # the list of the folder is invalid, so nothing is ours
         return False
 
 
@@ -136,16 +138,16 @@ def is_own(output: Output, name: str) -> bool:
 def read_picture(
     source: Source, most_pixels: int = MOST_PIXELS, notes: list[str] | None = None
 ) -> np.ndarray:
-    """Read a picture: BGR uint8 (height, width, 3), turned as its file says.
+    """Read a picture, rotated by its metadata: BGR uint8 (height, width, 3).
 
     Args:
         source: path, bytes or file object
-        most_pixels: of the picture; a larger one is refused before it is decoded
-        notes: gets a sentence if the file holds more than one picture
+        most_pixels: maximum number of pixels; a larger picture is refused before decoding
+        notes: a list to which a sentence is added if the file has more than one picture
 
     Raises:
-        ValueError: it is too large or does not decode.
-        OSError: it cannot be read.
+        ValueError: the picture is too large or does not decode
+        OSError: the file cannot be read
     """
     kind = kind_of(source)
     if kind.name != "picture":
@@ -155,7 +157,7 @@ def read_picture(
         enable_heif()
     PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is most_pixels
     try:
-        with PIL.Image.open(io.BytesIO(data)) as picture:  # decodes nothing yet
+        with PIL.Image.open(io.BytesIO(data)) as picture:  # reads only the header
             width, height = picture.size
             if width * height > most_pixels:
                 raise ValueError(
@@ -163,8 +165,8 @@ def read_picture(
                 )
             count = getattr(picture, "n_frames", 1)
             if count > 1 and notes is not None and picture.format != "MPO":
-                notes.append(f"only the first of its {count:,} pictures was looked at")
-            # OpenCV does not know HEIC, and does not turn AVIF.
+                notes.append(f"only the first of its {count:,} pictures was checked")
+            # OpenCV cannot read HEIC, and does not rotate AVIF.
             image = decode(data) if kind.format not in ("AVIF", "HEIC", "GIF") else None
             if image is None:
                 upright = PIL.ImageOps.exif_transpose(picture).convert("RGB")
@@ -177,7 +179,7 @@ def read_picture(
 
 
 def read_all(source: Source) -> bytes:
-    """Read a whole file, bytes or a file object."""
+    """Return all bytes of a source."""
     if isinstance(source, Path):
         return source.read_bytes()
     if isinstance(source, bytes):
@@ -187,7 +189,7 @@ def read_all(source: Source) -> bytes:
 
 
 def decode(data: bytes) -> np.ndarray | None:
-    """Decode a picture with OpenCV, which turns it by its EXIF; None if it cannot."""
+    """Decode a picture with OpenCV, which rotates it by its EXIF data; None if it fails."""
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
@@ -195,16 +197,16 @@ def decode(data: bytes) -> np.ndarray | None:
 
 
 def enable_heif() -> None:
-    """Let Pillow read HEIC, the photos of iPhones, with all their tiles.
+    """Enable HEIC, the photo format of iPhones, in Pillow.
 
     Raises:
-        ValueError: the package for it is not installed.
+        ValueError: pillow-heif is not installed
     """
     try:
         import pillow_heif
     except ImportError as error:
-        why = "is a HEIC photo, and the package pillow-heif, which reads those, is not installed"
-        raise ValueError(f"{why}: pip install pillow-heif, or convert it to JPEG") from error
+        why = "is a HEIC photo, which needs the package pillow-heif"
+        raise ValueError(f"{why}; run pip install pillow-heif, or convert it to JPEG") from error
     pillow_heif.register_heif_opener(thumbnails=False)
 
 
@@ -214,14 +216,14 @@ def enable_heif() -> None:
 def name_outputs(
     files: Iterable[Path], is_free: Callable[[str, Path], bool] = lambda name, file: True
 ) -> list[str]:
-    """Name the outputs of each file by its stem, with a number where that is taken.
+    """Name the outputs of each file after its stem, with a number if that name is taken.
 
     Args:
-        files: what the outputs are made from
-        is_free: may the outputs of this file have this name? To keep those of another run
+        files: the input files
+        is_free: returns True if the outputs of a file may have a name, to keep other outputs
 
     Returns:
-        For each file a name without an ending, that every disk takes, unique whatever the case.
+        One name per file without a suffix, valid on every disk, and unique regardless of case.
     """
     names, taken = [], set()
     for file in files:
@@ -236,7 +238,7 @@ def name_outputs(
 
 
 def make_safe(stem: str) -> str:
-    """Make a name that FAT, exFAT, NTFS and SMB take, too, and a terminal can show."""
+    """Return a name that is valid on FAT, exFAT, NTFS and SMB, and printable."""
     stem = unicodedata.normalize("NFC", stem)
     stem = "".join(
         "_" if letter in BAD_LETTERS or not letter.isprintable() else letter for letter in stem
@@ -249,10 +251,10 @@ def make_safe(stem: str) -> str:
 
 
 def read_ahead(items: Iterator[Item], ahead: int) -> Iterator[Item]:
-    """Have a thread take up to `ahead` items while the caller works on those before.
+    """Prefetch up to `ahead` items in a background thread.
 
-    Decoding runs without Python's lock, so it runs beside whatever the caller does. The thread has
-    the context variables of the caller.
+    Decoding releases Python's lock, so it runs in parallel with the caller. The thread has the
+    context variables of the caller.
     """
     run = copy_context().run
     with ThreadPoolExecutor(1) as thread:

@@ -1,4 +1,4 @@
-"""Tell by its content what kind of file something is; its name does not matter."""
+"""Determine the kind of a file by its content, not by its name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import BinaryIO, Literal, NamedTuple
 
 from deepfake_detect.files import check_plain_file
 
-HEAD_BYTES = 1024  # at the start of a file that say what kind it is
+HEAD_BYTES = 1024  # read at the start of a file to determine its kind
 
 Source = Path | bytes | BinaryIO
-READING = threading.Lock()  # of file objects, which have but one place
+READING = threading.Lock()  # held while using a file object, which has only one position
 
-# How a file of each format begins. The formats of pictures and videos are those that are read.
+# Regular expressions for the start of each format; only these pictures and videos are supported.
 PICTURES = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -36,7 +36,7 @@ VIDEOS = {
     "MPEG": rb"\0\0\x01\xba",
     "MPEG-TS": rb"(G.{187}G.{187}G|.{4}G.{191}G.{191}G)",
 }
-OTHERS = {  # what people bring besides, for the sentence
+OTHERS = {  # other common formats, for the error message
     "JPEG XL": rb"(\xff\x0a|\0\0\0\x0cJXL )",
     "PDF": rb"%PDF",
     "SVG": rb"\s*(<\?xml.*?)?<svg",
@@ -47,28 +47,26 @@ OTHERS = {  # what people bring besides, for the sentence
 }
 
 
-# MP4, HEIC and AVIF begin alike, and name themselves by brands, ISO 14496-12 and 23008-12.
+# MP4, HEIC and AVIF start in the same way and differ by brands, ISO 14496-12 and 23008-12.
 AVIF_BRANDS = {b"avif", b"avis"}
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 
 class Kind(NamedTuple):
-    """What a file is, by its content."""
+    """The kind of a file, by its content."""
 
     name: Literal["picture", "video"] | None
     format: str  # such as "JPEG"; "" if unknown
-    reason: str  # why it is neither a picture nor a video; else ""
+    reason: str  # why it is neither a picture nor a video; otherwise ""
 
 
 def kind_of(source: Source) -> Kind:
-    """Return what a file is.
-
-    Whether it decodes is not known yet.
+    """Return the kind of a file, without checking that it decodes.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is a folder, a pipe or a device.
-        OSError: it cannot be read.
+        FileNotFoundError: the file does not exist
+        ValueError: the path is a folder, a pipe or a device
+        OSError: the file cannot be read
     """
     head = read_head(source)
     if not head:
@@ -88,7 +86,7 @@ def kind_of(source: Source) -> Kind:
 
 
 def read_head(source: Source) -> bytes:
-    """Read the first bytes of a file, of bytes or of a file object."""
+    """Return the first HEAD_BYTES bytes of a source."""
     if isinstance(source, bytes):
         return source[:HEAD_BYTES]
     if isinstance(source, Path):
@@ -100,13 +98,13 @@ def read_head(source: Source) -> bytes:
 
 
 class OwnPlace:
-    """A file object that is read from a place of its own, so that several can read the same."""
+    """A reader with its own position, so that several can read the same file object."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.place = file, 0
 
     def read(self, count: int = -1) -> bytes:
-        """Read from this reader's own place."""
+        """Read from the position of this reader."""
         with READING:
             self.file.seek(self.place)
             data = self.file.read(count)
@@ -114,7 +112,7 @@ class OwnPlace:
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move this reader's own place."""
+        """Move the position of this reader."""
         with READING:
             end = self.file.seek(0, io.SEEK_END)
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: end}[whence]
@@ -122,5 +120,5 @@ class OwnPlace:
         return self.place
 
     def tell(self) -> int:
-        """Return this reader's own place."""
+        """Return the position of this reader."""
         return self.place

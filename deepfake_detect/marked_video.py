@@ -1,11 +1,10 @@
 """Write copies of videos and pictures with a box and a score on every face.
 
-    boxes_at = interpolate(tracks)                 # a function: seconds -> the boxes then
+    boxes_at = interpolate(tracks)                 # a function from seconds to boxes
     write_marked_video(source, boxes_at, path, notes)
 
-A copy is H.264 that browsers play: every frame at its own time, drawn on as it is decoded, with the
-sound and nothing else of the source. Whatever a viewer sees of it, a strip says what the numbers
-are.
+A copy is H.264 video that browsers can play: every frame at its original time, with the sound but
+without other streams of the source. A strip on every frame explains the numbers.
 """
 
 from __future__ import annotations
@@ -31,25 +30,25 @@ from deepfake_detect.video import Video, read_packets
 if TYPE_CHECKING:
     from deepfake_detect.result import Track
 
-WORDS = "DeepFake-Detect: score of this frame, no proof"
-AHEAD = 4  # frames decoded while those before are drawn on
-CLOCK = Fraction(1, 90_000)  # seconds, in which the frames of a copy are timed
-LARGEST_SHARE = 1.2  # bits a second, of those of the source; with the container below 1.5
-FEWEST_BITS = 64_000  # a second; boxes and the strip need some
-QUALITY = "24"  # x264's constant rate factor, where the limit on the bits allows it
-FINE_PIXELS = 1_000_000  # frames up to this many are encoded more thoroughly, for smaller files
-KEY_SECONDS = 2  # a player that is led to a moment decodes at most so many seconds before it
-LONGEST_GAP = 3.0  # seconds without a scored frame over which a box is not interpolated
-SMALL_WIDTH = 640  # pixels of the copy for a report
-SMALL_BYTES = 4_500_000  # that it may have
-SMALL_RATE = 2.0  # frames a second in it outside of the moments that are shown in full
-SMALL_BITS = 1_000_000  # a second, at most
+WORDS = "DeepFake-Detect: score of this frame, not proof"
+AHEAD = 4  # frames to decode in advance
+CLOCK = Fraction(1, 90_000)  # seconds; time base of a copy
+LARGEST_SHARE = 1.2  # bit rate relative to the source; with the container below 1.5
+FEWEST_BITS = 64_000  # bits per second; minimum for the boxes and the strip
+QUALITY = "24"  # x264's constant rate factor, within the bit-rate limit
+FINE_PIXELS = 1_000_000  # frames up to this size are encoded more slowly, for smaller files
+KEY_SECONDS = 2  # maximum interval between key frames, for fast seeking
+LONGEST_GAP = 3.0  # seconds; boxes are not interpolated over longer gaps
+SMALL_WIDTH = 640  # pixels, width of the small copy for a report
+SMALL_BYTES = 4_500_000  # maximum size of the small copy
+SMALL_RATE = 2.0  # frames per second in it, outside of the important moments
+SMALL_BITS = 1_000_000  # bits per second, at most
 
 
 class Box(NamedTuple):
     """A face to mark."""
 
-    number: int  # of its track
+    number: int  # number of its track
     x: float  # left edge, pixels of the frame as displayed
     y: float  # top edge
     width: float
@@ -58,14 +57,14 @@ class Box(NamedTuple):
 
 
 BoxesAt = Callable[[float], Iterable[Box]]
-Moments = Collection[tuple[float, float]]  # first and last second of each
-Progress = Callable[[int, int | None], object]  # called with frames done, and all or None
+Moments = Collection[tuple[float, float]]  # first and last second of each moment
+Progress = Callable[[int, int | None], object]  # called with the frames done, and the total or None
 
 
 def interpolate(tracks: Iterable[Track]) -> BoxesAt:
-    """Make a function that gives the boxes at any second; between scored frames they move evenly.
+    """Return a function from seconds to boxes, interpolated linearly between scored frames.
 
-    Where a face was not scored for longer than LONGEST_GAP there is no box in between.
+    Boxes are not interpolated over gaps longer than LONGEST_GAP.
     """
     known = []
     for track in tracks:
@@ -89,7 +88,7 @@ def interpolate(tracks: Iterable[Track]) -> BoxesAt:
 
 
 def write_marked_picture(image: np.ndarray, boxes: Iterable[Box], path: Path) -> None:
-    """Write a picture with its faces marked as PNG; `image` is BGR uint8 and is drawn on."""
+    """Write a marked picture as PNG; this draws on `image`, BGR uint8 (height, width, 3)."""
     canvas = Canvas([image], is_yuv=False)
     canvas.mark(boxes)
     canvas.add_strip()
@@ -105,18 +104,18 @@ def write_marked_video(
     progress: Progress | None = None,
     small: tuple[Path, Moments] | None = None,
 ) -> None:
-    """Write every frame of a video, marked, at its own time, with the sound.
+    """Write a copy of a video with marked faces and the sound.
 
     Args:
-        source: the video; a Video that was opened with a stream chosen, or threads
-        boxes_at: gives the boxes to draw at a time in seconds since the first frame
-        path: of an .mp4 file
-        notes: gets a sentence if the copy lacks something, such as the sound
-        progress: called after each frame; what it raises ends the writing
-        small: path and moments of a small copy that is written in the same pass; None for none
+        source: the video, or a Video to choose its stream or threads
+        boxes_at: returns the boxes at a time in seconds since the first frame
+        path: the .mp4 file to write
+        notes: a list to which a sentence is added if the copy lacks, for example, the sound
+        progress: called after each frame; an exception that it raises stops the copy
+        small: path and moments of a small copy to write in the same pass, or None
 
     Raises:
-        ValueError, OSError: the video cannot be read, or the copy cannot be written.
+        ValueError, OSError: the video cannot be read, or the copy cannot be written
     """
     video = source if isinstance(source, Video) else Video(source, threads=0)
     with ExitStack() as files:
@@ -129,7 +128,7 @@ def write_marked_video(
             if small and is_wanted(raw.index, raw.seconds):
                 scale = min(1, SMALL_WIDTH / frame.width)
                 size = (max(2, round(side * scale / 2) * 2) for side in (frame.width, frame.height))
-                # An area average of every pixel would take longer than all the rest of it.
+                # Area averaging would take longer than all other work on the small copy.
                 smaller = frame.reformat(*size, interpolation="FAST_BILINEAR")
                 little.add(raw.seconds, smaller, scale_boxes(boxes, scale))
             copy.add(raw.seconds, frame, boxes)
@@ -145,15 +144,15 @@ def write_small_copy(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Write a small marked copy without sound, for a report: below 5 MB if it is not very long.
+    """Write a small marked copy without sound for a report, below 5 MB unless it is very long.
 
     Args:
-        source, boxes_at, path, progress: as in write_marked_video
-        moments: first and last second of the parts in which every frame is shown; two frames a
-            second elsewhere
+        source, boxes_at, path, progress: see write_marked_video
+        moments: first and last second of the parts with every frame; elsewhere the copy has two
+            frames per second
 
     Raises:
-        ValueError, OSError: the video cannot be read, or the copy cannot be written.
+        ValueError, OSError: the video cannot be read, or the copy cannot be written
     """
     video = source if isinstance(source, Video) else Video(source, threads=0)
     with open_small_copy(path, video) as copy:
@@ -167,7 +166,7 @@ def write_small_copy(
 
 
 def choose_moments(moments: Moments) -> Chooser:
-    """Choose every frame of some moments, and a few of each second elsewhere."""
+    """Choose every frame in some moments, and SMALL_RATE frames per second elsewhere."""
     is_due = choose_by_rate(SMALL_RATE)
     spans = [(first - 0.5, last + 0.5) for first, last in moments]
     return lambda index, seconds: (
@@ -176,22 +175,22 @@ def choose_moments(moments: Moments) -> Chooser:
 
 
 def scale_boxes(boxes: Iterable[Box], scale: float) -> Iterator[Box]:
-    """Yield boxes as they are in a frame that is so many times as large."""
+    """Yield the boxes scaled by `scale`."""
     for number, *box, score in boxes:
         yield Box(number, *(scale * side for side in box), score)
 
 
 def open_small_copy(path: Path, video: Video) -> MarkedCopy:
-    """Begin a small copy, whose bits keep it below SMALL_BYTES if it is not very long."""
+    """Open a small copy, with a bit rate for at most SMALL_BYTES."""
     bits = min(SMALL_BITS, 8 * SMALL_BYTES / max(1.0, video.claimed_seconds))
     return MarkedCopy(path, video, None, bits_per_second=bits)
 
 
 class MarkedCopy:
-    """An .mp4 file to which frames are added in turn.
+    """An .mp4 file to which marked frames are added in order.
 
-    It can be fed with frames that are decoded for something else, too: `add` each frame of
-    Video.raw_frames (`to_yuv()`), or an image, once its boxes are known.
+    `add` each frame of Video.raw_frames (`to_yuv()`), or an image, when its boxes are known. The
+    frames may also be decoded for another purpose.
     """
 
     def __init__(
@@ -205,13 +204,14 @@ class MarkedCopy:
         """Open the file.
 
         Args:
-            path: of the copy; replaced if it is there
-            video: that is copied
-            notes: gets a sentence if the sound cannot be copied; None leaves the sound out
-            bits_per_second: at most, for the pictures; None allows 1.25 times those of the video
+            path: the file to write or replace
+            video: the source video
+            notes: a list to which a sentence is added if the sound cannot be copied; None: do not
+                copy the sound
+            bits_per_second: maximum bit rate of the video; None: 1.2 times the rate of the source
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written
         """
         self.video, self.notes = video, notes
         self.bits = bits_per_second or limit_bits(video)
@@ -233,9 +233,12 @@ class MarkedCopy:
         """Mark a frame and add it.
 
         Args:
-            seconds: since the first frame; later than that of the frame before
-            frame: of YUV 4:2:0 with an even size, which is drawn on, or BGR uint8
-            boxes: in pixels of the frame
+            seconds: time since the first frame, increasing
+            frame: YUV 4:2:0 of even size, which is drawn on, or BGR uint8 (height, width, 3)
+            boxes: the boxes in pixels of the frame
+
+        Raises:
+            OSError: the file cannot be written
         """
         if isinstance(frame, np.ndarray):
             frame = image_to_yuv(frame)
@@ -255,10 +258,10 @@ class MarkedCopy:
             self.file.mux(self.stream.encode(frame))
 
     def close(self, complete: bool = True) -> None:
-        """Write what is left, and close the file.
+        """Write the remaining frames and sound, and close the file.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written
         """
         with as_os_errors():
             try:
@@ -274,10 +277,10 @@ class MarkedCopy:
                         self.file.close()
 
     def _begin(self, frame: av.VideoFrame) -> None:
-        """Set up the encoder for frames like the first, and find the sound."""
+        """Set up the encoder for frames like the first one, and open the sound."""
         rate = self.video.rate if 1 <= self.video.rate <= 240 else 25
         fine = frame.width * frame.height <= FINE_PIXELS
-        # Without frames that are encoded out of order, which some players cut off at the end.
+        # No B-frames, as some players cut them off at the end.
         options = {"preset": "superfast" if fine else "ultrafast", "crf": QUALITY, "bf": "0"}
         if self.bits:
             options |= {"maxrate": str(int(self.bits)), "bufsize": str(int(self.bits / 2))}
@@ -285,7 +288,7 @@ class MarkedCopy:
         encoder = self.stream.codec_context
         encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuv420p"
         encoder.time_base, encoder.gop_size = CLOCK, max(1, round(KEY_SECONDS * rate))
-        encoder.thread_count = 0  # as many as there are cores
+        encoder.thread_count = 0  # one thread per core
         encoder.colorspace, encoder.color_range = frame.colorspace, frame.color_range
         encoder.color_primaries, encoder.color_trc = frame.color_primaries, frame.color_trc
         if self.notes is not None:
@@ -293,7 +296,7 @@ class MarkedCopy:
 
 
 class Sound:
-    """The first sound of a video: copied if it is AAC, which browsers play, else encoded as AAC."""
+    """The first audio stream of a video, copied if it is AAC, otherwise encoded as AAC."""
 
     def __init__(
         self, video: Video, target: av.container.OutputContainer, notes: list[str]
@@ -312,7 +315,7 @@ class Sound:
         """Add the sound up to a time of the video.
 
         Raises:
-            av.FFmpegError: it cannot be written.
+            av.FFmpegError: the file cannot be written
         """
         while self.waiting and (self.waiting.pts or 0) * self.waiting.time_base <= seconds:
             self.target.mux(self.waiting)
@@ -332,9 +335,9 @@ class Sound:
     def _read(
         self, source: av.container.InputContainer, stream: av.AudioStream
     ) -> Iterator[av.Packet]:
-        """Yield the packets of the copy, timed from the first frame of the video."""
+        """Return the packets for the copy, with times since the first frame of the video."""
         if stream.codec_context is None:
-            raise ValueError("its codec is not known")
+            raise ValueError("its codec is unknown")
         if stream.codec_context.name == "aac":
             made = self.target.add_stream_from_template(stream)
             return self._copy(source, stream, made)
@@ -362,7 +365,7 @@ class Sound:
         resampler = av.AudioResampler(
             encoder.format, encoder.layout, encoder.rate, frame_size=encoder.frame_size
         )
-        now = 0  # samples; where sound is missing, the time goes on
+        now = 0  # samples; gaps in the sound are kept
         for frame in decode_sound(source, stream):
             for piece in resampler.resample(frame):
                 now = max(now, round(((piece.time or 0) - self.start) * encoder.rate))
@@ -375,7 +378,7 @@ class Sound:
 def decode_sound(
     source: av.container.InputContainer, stream: av.AudioStream
 ) -> Iterator[av.AudioFrame | None]:
-    """Yield the frames of a sound, and None after the last; damaged ones are left out."""
+    """Yield the frames of an audio stream except damaged ones, and None at the end."""
     for packet in read_packets(source, stream):
         with suppress(av.FFmpegError):
             yield from packet.decode()
@@ -386,14 +389,14 @@ def decode_sound(
 
 
 class Canvas:
-    """An image to draw on: one plane of BGR, or the three of YUV 4:2:0."""
+    """An image to draw on: one BGR plane, or three planes of YUV 4:2:0."""
 
     def __init__(self, planes: list[np.ndarray], is_yuv: bool) -> None:
         self.planes, self.is_yuv = planes, is_yuv
         self.height, self.width = planes[0].shape[:2]
 
     def mark(self, boxes: Iterable[Box]) -> None:
-        """Draw a box, and on it the number of the face and its score, 0 to 100."""
+        """Draw each box, with the number of the face and its score, 0 to 100."""
         line = max(2, round(self.width / 400))
         font, size = cv2.FONT_HERSHEY_SIMPLEX, line / 3
         for number, x, y, width, height, score in boxes:
@@ -410,7 +413,7 @@ class Canvas:
             cv2.putText(self.planes[0], text, at, font, size, black, max(1, line // 2))
 
     def add_strip(self) -> None:
-        """Write over the lower edge what the numbers are."""
+        """Draw a strip over the lower edge that explains the numbers."""
         strip = draw_strip(self.width, self.height, self.is_yuv)
         self.planes[0][-len(strip) :] = strip
         for plane in self.planes[1:]:
@@ -431,7 +434,7 @@ class Canvas:
 
 @cache
 def draw_strip(width: int, height: int, is_yuv: bool) -> np.ndarray:
-    """Draw the strip: uint8 (rows, width) of brightness, or (rows, width, 3); rows are even."""
+    """Return the strip: uint8 luma (rows, width) or BGR (rows, width, 3); rows is even."""
     rows = 2 * max(6, round(height / 50))
     dark, bright = (16, 235) if is_yuv else (0, 255)
     strip = np.full((rows, width), dark, np.uint8)
@@ -450,7 +453,7 @@ def to_yuv_colour(bgr: tuple[int, int, int]) -> list[int]:
 
 
 def planes_of(frame: av.VideoFrame) -> list[np.ndarray]:
-    """Return the planes of a frame of YUV 4:2:0 to draw on, uint8 (height, width)."""
+    """Return the planes of a YUV 4:2:0 frame as writable views, uint8 (height, width)."""
     return [
         np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
         for plane in frame.planes
@@ -461,7 +464,7 @@ def planes_of(frame: av.VideoFrame) -> list[np.ndarray]:
 
 
 def limit_bits(video: Video) -> float | None:
-    """Return the bits a second that a copy may have; None if the length is not known."""
+    """Return the maximum bits per second of a copy; None if the length is unknown."""
     size = video.file_size()
     if not size or not video.claimed_seconds:
         return None
@@ -470,7 +473,7 @@ def limit_bits(video: Video) -> float | None:
 
 @contextmanager
 def as_os_errors() -> Iterator[None]:
-    """Raise an error of FFmpeg as an OSError with its text."""
+    """Convert FFmpeg errors to OSError with the same text."""
     try:
         yield
     except av.FFmpegError as error:

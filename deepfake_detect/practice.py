@@ -1,10 +1,10 @@
 """Draw practice videos: real clips of invented people, and fakes in which their faces are swapped.
 
-Every person is the same portrait, of the astronaut Eileen Collins (NASA, public domain), with other
-colours, light and proportions. A fake has the face of another person in place of the filmed one,
-with the traces that swaps have: it is soft, as the networks that draw such faces give few pixels,
-it has a seam, its colours are off, and it trembles and flickers a little. All else is equal in both
-labels: size, number of frames, background, noise and codec.
+Every person is a variant of one portrait, of the astronaut Eileen Collins (NASA, public domain),
+with different colours, light and proportions. In a fake, another person's face replaces the filmed
+face, with the typical traces of a swap: it is blurred, as face generators have a low resolution, it
+has a seam and wrong colours, and it trembles and flickers slightly. Everything else is equal for
+both labels: size, number of frames, background, noise and codec.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import cv2
 import numpy as np
 
 PORTRAIT = Path(__file__).with_name("portrait.jpg")  # 512 x 512
-CANVAS_WIDTH = 640  # pixels; clips are drawn at this width, then sized
-WIDTHS = (640, 288, 1280, 1920, 640, 288, 1280, 640)  # pixels of the clips of persons 0, 1, 2, ...
+CANVAS_WIDTH = 640  # pixels; clips are drawn at this width, then resized
+WIDTHS = (640, 288, 1280, 1920, 640, 288, 1280, 640)  # pixels, of persons 0, 1, 2, ...
 FPS = 25  # frames per second
-FACE_WIDTHS = (76, 112)  # pixels of the canvas
-EXAMPLE_SEED = 1  # of the two clips of write_examples
+FACE_WIDTHS = (76, 112)  # range, in pixels of the canvas
+EXAMPLE_SEED = 1  # for the two clips of write_examples
 EXAMPLE_FRAMES = 40
 
-# Places in the portrait, in its pixels: x,y.
+# Points in the portrait, in pixels: x,y.
 FACE_CENTER = np.array((225, 129))
 FACE_AXES = np.array((42, 48))  # half the face's width and height, brows to chin
 FACE_AND_NECK = """187,76 215,81 255,88 268,95 270,125 262,150 256,170 254,186 235,191 210,187
@@ -36,7 +36,7 @@ SURELY_ASTRONAUT = """165,90 175,50 225,25 275,45 290,90 270,130 255,170 300,230
     480,400 490,512 40,512 45,340 80,250 130,215 190,170 175,120"""
 PERHAPS_ASTRONAUT = """150,100 150,60 180,25 225,8 275,20 305,70 300,120 285,145 310,200 312,235
     340,255 362,335 420,335 490,380 511,512 15,512 30,330 60,245 115,215 112,190 130,150 165,145"""
-# What differs between people: points that move together, and over how many pixels around them.
+# Differences between people: points that move together, and the radius of the change in pixels.
 PROPORTIONS = (
     (((203, 101), (246, 103)), 15),  # eyes
     (((224, 124),), 14),  # nose
@@ -48,30 +48,30 @@ PROPORTIONS = (
     (((156, 80), (300, 85)), 32),  # hair at the sides
     (((228, 18),), 34),  # hair on top
 )
-# Ranges of: exponent of the lightness, turn of the hue in radians, factor of the colourfulness.
+# Ranges of the lightness exponent, the hue shift in radians, and the factor of the chroma.
 SKIN = ((0.9, 1.9), (-0.2, 0.05), (0.85, 1.25))
 HAIR = ((0.8, 2.4), (-0.4, 0.1), (0.15, 1.3))
 CLOTHES = ((0.7, 2.0), (-3.1, 3.1), (0.2, 0.9))
 
-Filmed = Iterator[tuple[np.ndarray, np.ndarray]]  # canvases, each with its camera
+Filmed = Iterator[tuple[np.ndarray, np.ndarray]]  # pairs of canvas and camera, see film_person
 
 # --- The clips ------------------------------------------------------------------------------------
 
 
 class Clip(NamedTuple):
-    """One clip to make; take 0 is the person's real clip, takes 1, 2, ... are fakes made of it."""
+    """A clip to write; take 0 is a person's real clip, takes 1, 2, ... are fakes made from it."""
 
     name: str
     person: int
     take: int
-    original: str | None  # name of the real clip that a fake is made of
+    original: str | None  # name of the real clip that a fake was made from
     width: int  # pixels
     height: int
     label: str  # REAL or FAKE, as in the lists of the data set DFDC
 
 
 def plan_clips(people: int, fakes: int, seed: int, widths: tuple[int, ...] = WIDTHS) -> list[Clip]:
-    """Name the clips as DFDC does, ten letters each; the fakes go round the people in turn."""
+    """Return the clips to write, named as in DFDC (ten letters); fakes use each person in turn."""
     takes = [(person, 0) for person in range(people)]
     takes += [(fake % people, 1 + fake // people) for fake in range(fakes)]
     clips = []
@@ -80,7 +80,10 @@ def plan_clips(people: int, fakes: int, seed: int, widths: tuple[int, ...] = WID
         name = "".join(chr(ord("a") + letter) for letter in letters) + ".mp4"
         original, label = (clips[person].name, "FAKE") if take else (None, "REAL")
         width = widths[person % len(widths)]
-        size = width, 2 * round(width * (3 / 8 if width <= 640 else 9 / 32))  # 4:3, wide ones 16:9
+        size = (
+            width,
+            2 * round(width * (3 / 8 if width <= 640 else 9 / 32)),
+        )  # 4:3, above 640 pixels 16:9
         clips.append(Clip(name, person, take, original, *size, label))
     return clips
 
@@ -88,16 +91,16 @@ def plan_clips(people: int, fakes: int, seed: int, widths: tuple[int, ...] = WID
 def write_clips(
     clips: Mapping[Path, Clip], frames: int, fps: float = FPS, seed: int = EXAMPLE_SEED
 ) -> None:
-    """Write clips of one person as MPEG-4: the person is filmed once for all of them.
+    """Write clips of one person as MPEG-4; all of them share one filming.
 
     Args:
-        clips: by the file that each is written to
-        frames: frames of each clip
+        clips: the clips by output file
+        frames: frames per clip
         fps: frames per second
         seed: the same seed makes the same frames
 
     Raises:
-        OSError: OpenCV cannot write MPEG-4 here, or the disk is full.
+        OSError: OpenCV cannot write MPEG-4, or the disk is full
     """
     with ExitStack() as opened:
         videos = [opened.enter_context(Mpeg4(path, clip, fps)) for path, clip in clips.items()]
@@ -106,18 +109,22 @@ def write_clips(
                 video.write(frame)
     for path in clips:
         if count_frames(path) != frames:
-            raise OSError(f"{path.parent}: not every frame was written; is the disk full?")
+            raise OSError(
+                f"{path.parent}: some frames were not written; check whether the disk is full."
+            )
 
 
 class Mpeg4:
-    """A video file that is being written, closed at the end of a `with` block."""
+    """A video file for writing, closed at the end of a `with` block."""
 
     def __init__(self, path: Path, clip: Clip, fps: float) -> None:
-        name = os.fsencode(path.absolute())  # FFmpeg would take a name like http:x for an address
+        name = os.fsencode(path.absolute())  # FFmpeg would treat a name like http:x as a URL
         codec = cv2.VideoWriter_fourcc(*"mp4v")
         self.writer = cv2.VideoWriter(name, codec, fps, (clip.width, clip.height))
         if not self.writer.isOpened():
-            raise OSError(f"{path.parent}: OpenCV cannot write MPEG-4 here; install it with pip.")
+            raise OSError(
+                f"{path.parent}: OpenCV cannot write MPEG-4; install opencv-python with pip."
+            )
 
     def __enter__(self) -> Mpeg4:
         return self
@@ -131,15 +138,15 @@ class Mpeg4:
 
 
 def count_frames(path: Path) -> int:
-    """Return the number of frames that a video's header gives; 0 if it cannot be read."""
+    """Return the number of frames in a video's header; 0 if it cannot be read."""
     return int(cv2.VideoCapture(os.fsencode(path.absolute())).get(cv2.CAP_PROP_FRAME_COUNT))
 
 
 def write_examples(folder: Path) -> dict[str, Path]:
-    """Write a real clip and a fake made of it, for trying the detection: 1.6 s of 640 x 480.
+    """Write a real clip and a fake made from it, to try the detection: 1.6 s of 640 x 480.
 
     Returns:
-        Their files by the label, real and fake.
+        The files by label, "real" and "fake".
     """
     clips = plan_clips(people=1, fakes=1, seed=EXAMPLE_SEED)
     paths = {clip.label.lower(): folder / f"practice-{clip.label.lower()}.mp4" for clip in clips}
@@ -150,10 +157,10 @@ def write_examples(folder: Path) -> dict[str, Path]:
 def draw_clips(clips: list[Clip], frames: int, seed: int) -> Iterator[list[np.ndarray]]:
     """Draw the frames of clips of one person, each BGR uint8 (height, width, 3).
 
-    A fake has the frames of its original, to the last grain of noise, with another face.
+    A fake has exactly the frames of its original, including the noise, with another face.
 
     Yields:
-        For each point in time the frames of all clips.
+        For each point in time, one frame per clip.
     """
     person = clips[0].person
     swaps = [
@@ -166,7 +173,7 @@ def draw_clips(clips: list[Clip], frames: int, seed: int) -> Iterator[list[np.nd
 
 
 def size_frame(canvas: np.ndarray, clip: Clip) -> np.ndarray:
-    """Make a frame of a canvas: BGR uint8 (height, width, 3)."""
+    """Convert a canvas to a frame of the clip: BGR uint8 (height, width, 3)."""
     frame = cv2.convertScaleAbs(canvas.clip(0, 1), alpha=255)
     resample = cv2.INTER_AREA if clip.width < CANVAS_WIDTH else cv2.INTER_CUBIC
     return cv2.resize(frame, (clip.width, clip.height), interpolation=resample)
@@ -176,13 +183,13 @@ def size_frame(canvas: np.ndarray, clip: Clip) -> np.ndarray:
 
 
 def film_person(clip: Clip, frames: int, rng: np.random.Generator) -> Filmed:
-    """Film a person with a hand-held camera: drifting, zooming, turning a little, with noise.
+    """Simulate filming a person with a hand-held camera that drifts, zooms and turns slightly.
 
     Yields:
-        The canvas, BGR float32 (height, CANVAS_WIDTH, 3) in 0..1 but for the noise, and the camera,
-        a float64 (2, 3) that maps pixels of the portrait to pixels of the canvas.
+        The canvas, BGR float32 (height, CANVAS_WIDTH, 3) in 0..1 except for the noise, and the
+        camera, float64 (2, 3), which maps pixels of the portrait to pixels of the canvas.
     """
-    # What stays the same through the clip is drawn at random once.
+    # Draw the constant properties of the clip at random.
     person, background = make_person(rng), make_background(rng)
     width, height = size = CANVAS_WIDTH, round(CANVAS_WIDTH * clip.height / clip.width)
     place = np.array((rng.uniform(0.4, 0.6), rng.uniform(0.43, 0.5))) * size
@@ -194,7 +201,7 @@ def film_person(clip: Clip, frames: int, rng: np.random.Generator) -> Filmed:
     # Each of the four movements (x, y, zoom, turn) is a sum of two slow waves.
     waves = rng.uniform(0.1, 0.7, (2, 4)), rng.uniform(0, 2 * np.pi, (2, 4))
     reach = rng.uniform(0.3, 1.0, 4) * (12, 6, 0.04, 0.05)
-    # Each frame has its own camera; person and background go through it by themselves.
+    # Each frame has its own camera; it is applied to person and background separately.
     for frame in range(frames):
         movement = reach * np.sin(waves[0] * frame / 5 + waves[1]).sum(axis=0) / 2
         move, (zoom, turn) = movement[:2], movement[2:]
@@ -213,12 +220,12 @@ def film_person(clip: Clip, frames: int, rng: np.random.Generator) -> Filmed:
 
 
 def make_person(rng: np.random.Generator) -> np.ndarray:
-    """Give the portrait other colours, light and proportions.
+    """Return a variant of the portrait with random colours, light and proportions.
 
     Returns:
-        BGRA float32 (512, 512, 4) in 0..1, the colours multiplied by the alpha.
+        BGRA float32 (512, 512, 4) in 0..1, with premultiplied alpha.
     """
-    # Colours: skin, hair and clothes each get another lightness, hue and colourfulness.
+    # Colours: change the lightness, hue and chroma of skin, hair and clothes separately.
     portrait, masks = load_portrait()
     lab = cv2.cvtColor(portrait, cv2.COLOR_BGR2Lab)
     recoloured = np.zeros_like(lab)
@@ -229,14 +236,14 @@ def make_person(rng: np.random.Generator) -> np.ndarray:
         recoloured += masks[part] * np.dstack((lightness, colour.real, colour.imag))
     person = cv2.cvtColor(recoloured.astype(np.float32), cv2.COLOR_Lab2BGR)
 
-    # Light: one side of the face is brighter than the other.
+    # Light: make one side of the face brighter than the other.
     x, y = np.meshgrid(*(np.arange(size, dtype=np.float32) for size in (512, 512)))
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.22)
     toward_light = np.cos(angle) * (x - FACE_CENTER[0]) + np.sin(angle) * (y - FACE_CENTER[1])
     person *= (1 + strength * np.tanh(toward_light / 60))[..., None]
     person = np.dstack((person.clip(0, 1), np.ones_like(x))) * masks["person"]
 
-    # Proportions: each part of the face is moved a little, together with what is near it.
+    # Proportions: move each part of the face slightly, together with the pixels around it.
     from_x, from_y = x.copy(), y.copy()
     for points, reach in PROPORTIONS:
         apart, down = reach * rng.normal(0, (0.11, 0.08)).clip(-0.18, 0.18)
@@ -250,11 +257,11 @@ def make_person(rng: np.random.Generator) -> np.ndarray:
 
 @functools.cache
 def load_portrait() -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Load the portrait, BGR float32 (512, 512, 3) in 0..1, and a soft mask of each of its parts.
+    """Load the portrait, BGR float32 (512, 512, 3) in 0..1, and a soft mask per part.
 
     The masks are float32 (512, 512, 1) in 0..1; skin, hair and clothes add up to 1.
     """
-    # GrabCut finds the person's edge between two outlines drawn by hand.
+    # GrabCut finds the person's outline between two polygons drawn by hand.
     portrait = cv2.imdecode(np.frombuffer(PORTRAIT.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     cut = np.full(portrait.shape[:2], cv2.GC_BGD, np.uint8)
     cv2.fillPoly(cut, [read_outline(PERHAPS_ASTRONAUT)], cv2.GC_PR_FGD)
@@ -264,7 +271,7 @@ def load_portrait() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     cv2.grabCut(portrait, cut, None, *models, 3, cv2.GC_INIT_WITH_MASK)
     astronaut = np.isin(cut, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
     skin = cv2.fillPoly(np.zeros_like(astronaut), [read_outline(FACE_AND_NECK)], 1.0)
-    head = np.float32(np.arange(512) < 138)[:, None]  # rows that the hair reaches down to
+    head = np.float32(np.arange(512) < 138)[:, None]  # rows above the end of the hair
     masks = {
         "person": cv2.erode(astronaut, np.ones((2, 2))),
         "skin": skin,
@@ -281,7 +288,7 @@ def read_outline(points: str) -> np.ndarray:
 
 
 def make_background(rng: np.random.Generator) -> np.ndarray:
-    """Paint a wall out of focus, soft spots of two colours: BGR float32 (512, 512, 3) in 0..1."""
+    """Return a blurred two-colour background: BGR float32 (512, 512, 3) in 0..1."""
     colours = rng.uniform(0.1, 0.85, (2, 1)) * rng.uniform(0.75, 1.0, (2, 3))
     spots = np.zeros((512, 512), np.float32)
     for cells in (3, 6, 14):
@@ -295,14 +302,14 @@ def make_background(rng: np.random.Generator) -> np.ndarray:
 
 
 class Swap:
-    """Another person's face for the frames of a clip; what stays through the clip is drawn once."""
+    """Another person's face for the frames of a clip, with its constant random properties."""
 
     def __init__(self, clip: Clip, rng: np.random.Generator) -> None:
         self.rng = rng
         self.donor = make_person(rng)
-        # Pixels of the swapped face along each side, as a share of those it has in the clip
+        # Resolution of the swapped face relative to the canvas
         self.resolution = min(1.0, clip.width / CANVAS_WIDTH) * rng.uniform(0.26, 0.34)
-        self.likeness = rng.uniform(0.6, 0.8)  # share of the difference in colour that is removed
+        self.likeness = rng.uniform(0.6, 0.8)  # share of the colour difference that is removed
         self.feather = rng.uniform(0.7, 1.3)  # pixels of the canvas
         self.shift = rng.uniform(-2, 2, 2)  # pixels of the canvas
         self.trembling, self.flicker = rng.uniform(0.4, 0.8), rng.uniform(0.005, 0.02)
@@ -313,7 +320,7 @@ class Swap:
         self.outline = FACE_CENTER + FACE_AXES * (radii * (np.cos(angles), np.sin(angles))).T
 
     def swap_face(self, canvas: np.ndarray, camera: np.ndarray) -> np.ndarray:
-        """Return a copy of a canvas, BGR float32, with the other face."""
+        """Return a copy of a canvas, BGR float32, with the swapped face."""
         tremble = self.rng.normal(0, self.trembling, 2)
         corners = self.outline @ camera[:, :2].T + camera[:, 2] + tremble
         left, top = np.maximum(corners.min(axis=0).astype(int) - 6, 0)

@@ -172,7 +172,7 @@ class Result:
         frames_scored: how many
         width, height: of the frames as they are shown, in pixels
         seconds: how long the video is, as far as it was read; 0 of a picture
-        notes: what was not looked at, and what a reader should know
+        notes: parts that were not checked, and other notes for the reader
         provenance: what the file says about itself
         sha256, size: of the bytes that were scored; None where there are none
         model, model_sha256: the name of the model's file, and of the bytes that scored

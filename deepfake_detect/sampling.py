@@ -1,22 +1,24 @@
-"""Which frames of a video are taken, and when they are shown."""
+"""Choose the frames of a video to use, and determine their times."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
 
-FRAME_SECONDS = 1 / 25  # of a still, and of a frame of which nothing better is known
-HIGHEST_RATE = 240  # frames a second that are believed where time stamps are missing
-LONGEST_VIDEO = 864_000  # seconds, 10 days; a time stamp beyond that is not believed
+FRAME_SECONDS = 1 / 25  # duration of a still, and of a frame without a known duration
+HIGHEST_RATE = 240  # frames per second; a higher rate in a header is ignored
+LONGEST_VIDEO = 864_000  # seconds, 10 days; later time stamps are ignored
 
-Chooser = Callable[[int, float], bool]  # is this frame wanted? Asked for each frame, in order
+Chooser = Callable[
+    [int, float], bool
+]  # (index, seconds) -> is it wanted? Called for each frame, in order
 
 
 class Clock:
-    """Seconds since the first frame, from time stamps that may be missing or wrong.
+    """Convert time stamps, which may be missing or wrong, to seconds since the first frame.
 
-    Where stamps are missing, stand still, run back or pass 10 days, a frame lasts 1/25 s, or what
-    the file claims as its rate.
+    If a time stamp is missing, does not increase or exceeds 10 days, the frame follows the previous
+    one after one frame duration: by the rate in the header, or 1/25 s.
     """
 
     def __init__(self, rate: float = 0) -> None:
@@ -25,7 +27,7 @@ class Clock:
         self.seconds: float | None = None
 
     def read(self, stamp: float | None) -> float:
-        """Return the seconds of the next frame, whose time stamp in the file is `stamp`."""
+        """Return the time of the next frame, in seconds, from its time stamp in the file."""
         due = 0.0 if self.seconds is None else self.seconds + self.frame_seconds
         if self.first is None and stamp is not None:
             self.first = stamp - due
@@ -36,15 +38,15 @@ class Clock:
 
 
 def choose_by_rate(frames_per_second: float) -> Chooser:
-    """Choose so many frames of each second, evenly in time."""
+    """Choose frames evenly in time, `frames_per_second` of them."""
     due = 0.0
 
     def wanted(index: int, seconds: float) -> bool:
         nonlocal due
         if seconds <= due - 1e-6:
             return False
-        # The next sampling time after this frame: a video with fewer frames a second than asked
-        # for gives all it has, and a gap in it is not made up for.
+        # The next sampling time after this frame. A video with a lower frame rate yields all its
+        # frames, and gaps are not compensated by extra frames.
         due = (math.floor(seconds * frames_per_second + 1e-6) + 1) / frames_per_second
         return True
 
@@ -52,7 +54,7 @@ def choose_by_rate(frames_per_second: float) -> Chooser:
 
 
 def choose_by_time(times: Collection[float]) -> Chooser:
-    """Choose for each time the first frame that is not earlier."""
+    """Choose, for each time, the first frame that is not earlier."""
     waiting = sorted(times, reverse=True)
 
     def wanted(index: int, seconds: float) -> bool:

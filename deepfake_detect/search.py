@@ -1,6 +1,6 @@
-"""Find the faces of frames and cut the crops that the model is shown, exactly as 01 and 02 do.
+"""Find the faces in frames and cut their crops, exactly as 01 and 02 do.
 
-Where nothing is found, there is a second look: at other sizes of the frame, and with it turned.
+If no face is found, the frames are searched again at other sizes and rotated.
 """
 
 from __future__ import annotations
@@ -23,29 +23,31 @@ from deepfake_detect.faces import (
 )
 from deepfake_detect.mtcnn import FaceDetector
 
-CONFIDENCE = 0.95  # a face below it is not scored, as 02 does not save it
-SIZES = (0.5, 0.7, 1.4, 2.0)  # times the size that is searched first
+CONFIDENCE = 0.95  # minimum; 02 does not save faces with less
+SIZES = (0.5, 0.7, 1.4, 2.0)  # relative to the usual size
 TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
-LARGEST_SEARCH = 4_000_000  # pixels of a frame in a second look
+LARGEST_SEARCH = 4_000_000  # pixels of a frame in a second search
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way of looking at a frame.
+    """The size and rotation of frames for a search.
 
     Attributes:
-        size: of the frame that is searched, times the usual one
-        turn: degrees clockwise by which it is turned first: 0, 90, 180 or 270
+        size: size of the searched frame, relative to the usual size
+        turn: clockwise rotation before the search in degrees: 0, 90, 180 or 270
     """
 
     size: float = 1.0
     turn: int = 0
 
     def describe(self) -> str:
-        """Say what was found only in this way."""
+        """Return a note for faces that were found only in this way."""
         if self.turn:
-            return f"faces were found after turning it by {self.turn} degrees; it may be turned"
-        return f"faces were found at {self.size:g} times the usual size of the search only"
+            return (
+                f"faces were found only after rotating it by {self.turn} degrees; it may be rotated"
+            )
+        return f"faces were found only at {self.size:g} times the usual search size"
 
 
 USUAL = Way()
@@ -54,13 +56,13 @@ OTHERS = (*(Way(size=size) for size in SIZES), *(Way(turn=turn) for turn in TURN
 
 @dataclass(frozen=True)
 class Found:
-    """A face in a frame, and what the model is shown of it.
+    """A face in a frame, with its crop for the model.
 
     Attributes:
-        box: x, y, width and height in pixels of the frame as it was given
-        confidence: that it is a face, 0 to 1
+        box: x, y, width and height in pixels of the original frame
+        confidence: the detector's confidence, 0 to 1
         crop: RGB uint8 (size, size, 3)
-        crop_side: pixels of the shorter side of the crop before it was squeezed
+        crop_side: shorter side of the crop before resizing, in pixels
         sharpness: see measure_sharpness
         look: see measure_look
     """
@@ -76,15 +78,15 @@ class Found:
 def find_faces(
     frames: Sequence[np.ndarray], decision: Decision, way: Way = USUAL
 ) -> tuple[list[list[Found]], float]:
-    """Find the faces of frames, and cut their crops as the decision of the model says.
+    """Find the faces in frames, and cut their crops by the crop rule of the model.
 
     Args:
         frames: BGR uint8 (height, width, 3), of any sizes
-        decision: has frames, margin, square, width_rule and image_size
-        way: how to look
+        decision: its frames, margin, square, width_rule and image_size are used
+        way: the size and rotation to search
 
     Returns:
-        the faces of each frame, best first, and the highest confidence of those that were left out
+        the faces of each frame, best first, and the highest confidence below the minimum
     """
     turned = [turn_frame(frame, way.turn) for frame in frames]
     small = [resize_by_width(frame, decision.width_rule) for frame in turned]
@@ -120,12 +122,13 @@ def find_faces(
 
 
 def look_again(frames: Sequence[np.ndarray], decision: Decision) -> tuple[Way | None, float]:
-    """Look for faces in other ways than the usual one; give the way that finds most.
+    """Search at other sizes and rotations; return the way that finds the most faces.
 
-    A turned face can be found as it is, too, but with less confidence.
+    A rotated face can also be found without rotation, but with less confidence, so equal counts are
+    decided by the sum of confidences.
 
     Returns:
-        the way, or None, and the highest confidence that was too low in any
+        the best way, or None, and the highest confidence below the minimum in any way
     """
     best, most, unsure = None, (0, 0.0), 0.0
     for way in OTHERS:
@@ -139,13 +142,13 @@ def look_again(frames: Sequence[np.ndarray], decision: Decision) -> tuple[Way | 
 
 
 def list_tried() -> Iterator[str]:
-    """Say what a second look tries."""
+    """Yield descriptions of the sizes and rotations that a second search tries."""
     yield "at " + ", ".join(f"{size:g}" for size in (1, *SIZES)) + " times the usual size"
-    yield "turned by " + ", ".join(map(str, TURNS)) + " degrees"
+    yield "rotated by " + ", ".join(map(str, TURNS)) + " degrees"
 
 
 def resize(frame: np.ndarray, factor: float) -> np.ndarray:
-    """Resize a frame for a second look, to LARGEST_SEARCH pixels at most."""
+    """Resize a frame for a second search, to at most LARGEST_SEARCH pixels."""
     height, width = frame.shape[:2]
     factor = min(factor, (LARGEST_SEARCH / (height * width)) ** 0.5)
     if factor == 1:
@@ -155,22 +158,22 @@ def resize(frame: np.ndarray, factor: float) -> np.ndarray:
 
 
 def ratio(large: np.ndarray, small: np.ndarray) -> tuple[float, float]:
-    """Return how many times as wide and as high an image is as another."""
+    """Return the ratios of the widths and of the heights of two images."""
     return large.shape[1] / small.shape[1], large.shape[0] / small.shape[0]
 
 
 def turn_frame(frame: np.ndarray, degrees: int) -> np.ndarray:
-    """Turn a frame clockwise by 0, 90, 180 or 270 degrees."""
+    """Rotate a frame clockwise by 0, 90, 180 or 270 degrees."""
     return cv2.rotate(frame, TURNS[degrees]) if degrees else frame
 
 
 def turn_back(box: Box, size: tuple[int, int], degrees: int) -> Box:
-    """Return where a box of a turned frame is in the frame before it was turned.
+    """Convert a box in a rotated frame to the original frame.
 
     Args:
         box: x, y, width, height
-        size: width and height of the turned frame
-        degrees: by which it was turned, clockwise
+        size: width and height of the rotated frame
+        degrees: clockwise rotation of the frame
     """
     x, y, width, height = box
     across, down = size

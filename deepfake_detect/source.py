@@ -1,4 +1,4 @@
-"""What a check reads: a video or a picture, however it is given, and the check sum of its bytes."""
+"""Open the source of a check, a video or a picture in any form, and hash its bytes."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from deepfake_detect.video import Video
 
 Frames: TypeAlias = Iterable[tuple[float, np.ndarray]]  # seconds and BGR uint8 (height, width, 3)
 Source: TypeAlias = Path | str | bytes | BinaryIO | np.ndarray | Frames
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are raised instead
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # we raise errors instead
 
-EXTRA_FRAMES = 2  # times the fewest that a verdict needs: what is taken of a short video
-LEAST_SEEN = 0.5  # share of a file that must have been seen for a verdict
+EXTRA_FRAMES = 2  # a short video is sampled for this multiple of the minimum frames
+LEAST_SEEN = 0.5  # minimum share of a file that must be readable for a verdict
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A frame to score: its index, when it is shown, and BGR uint8 (height, width, 3)."""
+    """A frame to score: its index, its time in seconds, and BGR uint8 (height, width, 3)."""
 
     index: int
     seconds: float
@@ -43,18 +43,18 @@ class Sample:
 
 @dataclass
 class Opened:
-    """A source that is open.
+    """An open source.
 
     Attributes:
-        source: a path, bytes, a file, a picture, or frames, as it was given
-        name: of the file, for people
+        source: the path, bytes, file object, picture or frames passed by the caller
+        name: name of the file, for people
         kind: "picture" or "video"
-        sha256, size: of its bytes; None where there are none
-        notes: what is not as it should be; grows while frames are read
-        seconds: how far the frames went that were read
-        picture, video, frames: what is read, one of the three
-        state: of the file, see read_state
-        looked_at: further video streams that were read
+        sha256, size: hash and number of its bytes; None if it does not have bytes
+        notes: sentences about problems; may grow while frames are read
+        seconds: time of the last frame that was read
+        picture, video, frames: the content; one of the three is set
+        state: state of the file, see read_state
+        looked_at: indices of the video streams that were read, if more than one
     """
 
     source: object
@@ -71,10 +71,10 @@ class Opened:
     looked_at: set[int] = field(default_factory=set)
 
     def sample(self, rate: float, fewest: int) -> Iterator[Sample]:
-        """Yield the frames to score: `rate` a second, and more of a short video.
+        """Yield the frames to score: `rate` frames per second, and more of a short video.
 
-        A video that gives too few for a verdict is gone through once more for some in between: how
-        long it is, its header may not know.
+        If a video yields too few frames for a verdict, it is read again for frames in between, as
+        the length in its header may be wrong.
         """
         if self.picture is not None:
             yield Sample(0, 0.0, self.picture)
@@ -95,10 +95,10 @@ class Opened:
                 break
             rate = wanted / video.seen_seconds * (video.seen_frames - 1) / video.seen_frames
         if not taken:
-            raise SourceUnreadableError("no frame of it decodes")
+            raise SourceUnreadableError("has no frame that decodes")
 
     def sample_at(self, times: list[float]) -> Iterator[Sample]:
-        """Yield the frames at some more seconds; nothing where frames can be read only once."""
+        """Yield the frames at more times; nothing if the frames can be read only once."""
         if self.video is not None and times:
             video = self.video
             seen = video.seen_frames, video.seen_seconds, video.lost_frames
@@ -117,7 +117,7 @@ class Opened:
                     yield Video(first.source, stream.index, most_pixels=first.most_pixels)
 
     def guess_count(self, rate: float, fewest: int) -> int | None:
-        """Guess how many frames `sample` yields; None where the header does not say."""
+        """Estimate the number of frames that `sample` yields; None if the length is unknown."""
         if self.picture is not None:
             return 1
         if self.video is None or not self.video.claimed_seconds:
@@ -128,20 +128,20 @@ class Opened:
         return max(1, min(max(even, few), claimed))
 
     def find_hindrance(self) -> str:
-        """Say why no verdict can be given whatever the scores; empty where one can."""
+        """Return why a verdict is not possible, regardless of the scores; empty if it is."""
         if self.video is None:
             return ""
-        # Of five real people in HDR10 two score in the fake range, though no colour differs by more
-        # than the codec changes it.
+        # In HDR10, two of five real people score in the fake range, although the colours differ by
+        # no more than the change by compression.
         if {HDR_CONVERTED, HDR_AS_IT_IS} & set(self.video.notes):
-            return "it is an HDR video, and the model knows none"
+            return "it is an HDR video, and the model was not trained on HDR"
         claimed, seen = self.video.claimed_frames, self.video.seen_frames
         if self.video.missing() and seen - self.video.lost_frames < LEAST_SEEN * claimed:
             return "less than half of the video could be read"
         return ""
 
     def list_notes(self) -> list[str]:
-        """List what a reader should know of the file, once all frames were read."""
+        """Return notes about the file for the reader of the result, after reading all frames."""
         notes = list(self.notes)
         if self.video is not None:
             missing = self.video.missing()
@@ -151,13 +151,13 @@ class Opened:
         return notes
 
     def check_unchanged(self) -> None:
-        """Check that the file is the one whose check sum was taken.
+        """Check that the file has not changed since it was hashed.
 
         Raises:
-            SourceChangedError: it is not
+            SourceChangedError: the file has changed
         """
         if isinstance(self.source, Path) and self.state != read_state(self.source):
-            raise SourceChangedError("it changed while it was read; check it again")
+            raise SourceChangedError("the file changed while it was read; check it again")
 
     def _check_frames(self) -> Iterator[Sample]:
         last = -1.0
@@ -167,21 +167,21 @@ class Opened:
                 seconds = float(seconds)
             except (TypeError, ValueError) as error:
                 raise SourceUnreadableError(
-                    f"frame {index} is not a pair of seconds and image"
+                    f"frame {index} is not a pair of time in seconds and image"
                 ) from error
             if not last < seconds < float("inf"):
                 raise SourceUnreadableError(f"frame {index} is not later than the one before it")
             last = self.seconds = seconds
             yield Sample(index, seconds, check_image(image))
         if last < 0:
-            raise SourceUnreadableError("there are no frames in it")
+            raise SourceUnreadableError("has no frames")
 
 
 def open_source(source: Source, name: str | None, most_pixels: int) -> Opened:
-    """Open what is to be checked, and take the check sum of its bytes.
+    """Open a source, and hash its bytes.
 
     Raises:
-        DetectionError: it cannot be opened
+        DetectionError: the source cannot be opened
     """
     if isinstance(source, str | Path):
         return open_file(Path(source), name, most_pixels)
@@ -196,12 +196,16 @@ def open_source(source: Source, name: str | None, most_pixels: int) -> Opened:
     if isinstance(source, Iterable):
         return Opened(source, name or "frames", "video", frames=source)
     raise SourceUnreadableError(
-        f"a source cannot be a {type(source).__name__}; give a path, bytes, a file or frames"
+        f"a {type(source).__name__} is not a source; give a path, bytes, a file or frames"
     )
 
 
 def open_file(path: Path, name: str | None, most_pixels: int) -> Opened:
-    """Open a file of the disk."""
+    """Open a file on disk.
+
+    Raises:
+        DetectionError: the file cannot be opened
+    """
     try:
         check_plain_file(path)
         state = read_state(path)
@@ -223,7 +227,11 @@ def open_file(path: Path, name: str | None, most_pixels: int) -> Opened:
 
 
 def open_bytes(data: bytes, name: str, most_pixels: int) -> Opened:
-    """Open the bytes of a file."""
+    """Open the bytes of a file.
+
+    Raises:
+        DetectionError: the bytes are not a readable video or picture
+    """
     sha256 = hashlib.sha256(data).hexdigest()
     try:
         if check_kind(data) == "picture":
@@ -241,8 +249,8 @@ def open_video(source: Path | bytes, most_pixels: int) -> Video:
     """Open a video.
 
     Raises:
-        SourceTooLargeError: its frames have too many pixels
-        ValueError, OSError: it cannot be read
+        SourceTooLargeError: the frames have too many pixels
+        ValueError, OSError: the video cannot be read
     """
     video = Video(source, most_pixels=most_pixels)
     for stream in video.streams:
@@ -256,7 +264,7 @@ def check_kind(source: Path | bytes) -> Literal["picture", "video"]:
     """Return the kind of a file.
 
     Raises:
-        SourceUnreadableError: it is neither a picture nor a video
+        SourceUnreadableError: the file is neither a picture nor a video
     """
     kind = kind_of(source)
     if kind.name is None:
@@ -265,7 +273,7 @@ def check_kind(source: Path | bytes) -> Literal["picture", "video"]:
 
 
 def read_all(file: BinaryIO) -> bytes:
-    """Read a file object from where it is to its end."""
+    """Read a file object from its current position to its end."""
     data = file.read()
     if not isinstance(data, bytes):
         raise SourceUnreadableError("the file is open as text; open it with mode 'rb'")
@@ -279,10 +287,10 @@ def name_of(file: BinaryIO) -> str:
 
 
 def check_image(image: object) -> np.ndarray:
-    """Check a frame that was given: BGR uint8 (height, width, 3).
+    """Check an image passed by the caller, and return it as a contiguous array.
 
     Raises:
-        SourceUnreadableError: it is not such an image
+        SourceUnreadableError: the image is not BGR uint8 (height, width, 3)
     """
     if not isinstance(image, np.ndarray):
         raise SourceUnreadableError(f"a frame is a {type(image).__name__}, not a NumPy array")
@@ -294,7 +302,7 @@ def check_image(image: object) -> np.ndarray:
 
 
 def read_state(path: Path) -> tuple[int, ...]:
-    """Read what changes when a file does: its place on the disk, size and times."""
+    """Return properties that change with a file: device, inode, size and times."""
     try:
         state = path.stat()
     except OSError:
@@ -303,7 +311,7 @@ def read_state(path: Path) -> tuple[int, ...]:
 
 
 def translate(error: Exception) -> DetectionError:
-    """Give an error of a reader the type that callers know."""
+    """Convert an error of a reader to a DetectionError."""
     if isinstance(error, DetectionError):
         return error
     if isinstance(error, FileNotFoundError):
@@ -314,7 +322,7 @@ def translate(error: Exception) -> DetectionError:
 
 
 def batch_frames(frames: Iterator[Sample], most: int, most_pixels: int) -> Iterator[list[Sample]]:
-    """Yield frames in lists of at most so many frames and pixels, but one at least."""
+    """Yield lists of at most `most` frames and `most_pixels` pixels, but at least one frame."""
     batch: list[Sample] = []
     pixels = 0
     for frame in frames:

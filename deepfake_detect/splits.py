@@ -1,7 +1,8 @@
-"""Split videos into training, validation and test so that nobody is in two, and balance the labels.
+"""Split videos into training, validation and test by identity, and balance the labels.
 
-Whole videos are dealt. Videos that share an identity are one component and stay together, unless it
-is too large for any split: then its people are dealt, and fakes between two splits left out.
+Whole videos are assigned to splits. Videos that share an identity form a component and stay
+together. If a component is too large for any split, its people are assigned instead, and fakes
+that combine people of two splits are left out.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ def split_videos(
     seed: int = 0,
     dfdc_parts: int = 10,
 ) -> pd.Series:
-    """Choose the split of each video (train, val, test), or an empty string for one left out.
+    """Return the split of each video (train, val, test), or "" for a video to leave out.
 
-    Needs the columns video_id, source, dataset, label, method, identities, official_split and
-    crops, and does not depend on the order of the rows.
+    `videos` needs the columns video_id, source, dataset, label, method, identities, official_split
+    and crops. The result does not depend on the order of the rows.
     """
     shares = pd.Series(split_ratio, index=SPLITS) / sum(split_ratio)
     crops = pd.Series(0, index=["val", "test", "train"])
     splits = []
     for dataset, of_dataset in videos.sort_values("video_id").groupby("dataset"):
         of_dataset = of_dataset.assign(component=find_components(of_dataset, dfdc_parts))
-        # Each data set has random numbers of its own, so that another one more changes nothing.
+        # Each data set has its own random numbers, so adding a data set does not change the others.
         rng = np.random.default_rng([seed, *dataset.encode()])
         if split_by == "official":
             splits.append(split_by_official_list(of_dataset, shares, rng))
         else:
-            # A data set with two components can fill two splits: the emptier ones so far.
+            # A data set with two components can only fill two splits: serve the emptiest first.
             served_first = [*sorted(["val", "test"], key=crops.get), "train"]
             splits.append(split_by_identity(of_dataset, shares, served_first, rng))
         crops = crops.add(of_dataset.groupby(splits[-1])["crops"].sum(), fill_value=0)[crops.index]
@@ -50,11 +51,11 @@ def split_videos(
 
 
 def find_components(videos: pd.DataFrame, dfdc_parts: int) -> np.ndarray:
-    """Number the videos of one data set: the same number for all that share identities.
+    """Return a component number per video of one data set; videos that share identities share it.
 
-    The names in DFDC carry no person, and people recur within a part: where there are
-    `dfdc_parts`, all videos of a part (one folder) belong together, as in the winning solution of
-    the challenge (Seferbekov, 2020).
+    File names of DFDC do not identify people, and people recur within a part (one folder). If there
+    are at least `dfdc_parts` parts, all videos of a part therefore stay together, as in the winning
+    solution of the challenge (Seferbekov, 2020).
     """
     links = list_people(videos)
     parts = videos["source"].map(lambda source: PurePosixPath(source).parent.as_posix())
@@ -70,10 +71,10 @@ def find_components(videos: pd.DataFrame, dfdc_parts: int) -> np.ndarray:
 def split_by_official_list(
     videos: pd.DataFrame, shares: pd.Series, rng: np.random.Generator
 ) -> pd.Series:
-    """Take the published split of each video of one data set; empty for one that no list names.
+    """Return the published split of each video of one data set; "" if it is not listed.
 
-    A data set with no list goes to the test split whole. Where the list has no validation part,
-    one is taken from the training part, by identity.
+    A data set without a list goes to the test split. If the list has no validation part, one is
+    split off the training part, by identity.
     """
     split_of_video = videos["official_split"].copy()
     if (split_of_video == "").all():
@@ -88,9 +89,10 @@ def split_by_official_list(
 def split_by_identity(
     videos: pd.DataFrame, shares: pd.Series, served_first: list[str], rng: np.random.Generator
 ) -> pd.Series:
-    """Deal the videos of one data set to splits; empty for a fake between people of two splits.
+    """Return the split of each video of one data set; "" for a fake with people of two splits.
 
-    Components stay whole while three of them have reals and none is larger than training may be.
+    Components stay whole if at least three have real videos; a component larger than the training
+    share is divided.
     """
     components = videos["component"]
     sizes = videos.pivot_table("crops", components, "label", "sum", fill_value=0)
@@ -101,8 +103,8 @@ def split_by_identity(
     real_people = people[videos["label"] == "real"].explode()
     too_large &= real_people.groupby(components).nunique().reindex(sizes.index) >= len(SPLITS)
 
-    # A component too large for one split is dealt person by person. A fake whose people went to
-    # two splits is left out.
+    # Divide components that are too large person by person, and leave out fakes whose people are in
+    # two splits.
     inside = videos[components.map(too_large)]
     split_of_person = deal_people(inside, shares * sizes["real"].sum(), rng)
     splits = people[inside.index].explode().map(split_of_person).groupby(level=0)
@@ -111,20 +113,20 @@ def split_by_identity(
     filled = videos.pivot_table("crops", split_of_video, "label", "sum")
     filled = filled.reindex(index=served_first, columns=LABELS).fillna(0)
 
-    # All others stay whole.
+    # All other components stay whole.
     dealt = deal_components(sizes[~too_large], filled, shares, rng)
     return split_of_video.where(components.map(too_large), components.map(dealt))
 
 
 def deal_people(videos: pd.DataFrame, targets: dict[str, float], rng: np.random.Generator) -> dict:
-    """Deal the people of large components to splits: a dictionary from identity to split.
+    """Assign the people of large components to splits; return the split of each identity.
 
-    Test and validation each start from a person drawn at random. The next one is always the person
-    who shares most fake crops with those already in, so that few fakes fall between splits. A split
-    is full when its real crops, or the fakes available to balance them, reach `targets`. Everyone
-    else is for training.
+    Test and validation each start with a random person. Then the person who shares the most fake
+    crops with the people in the split is added, so that few fakes have people of two splits. A
+    split is full when its real crops, or the fakes available to balance them, reach `targets`.
+    Everyone else is used for training.
     """
-    reals, shared = Counter(), defaultdict(Counter)  # crops; fake crops, by two people
+    reals, shared = Counter(), defaultdict(Counter)  # real crops; fake crops per two people
     rows = zip(list_people(videos), videos["label"], videos["crops"], strict=True)
     for people, label, crops in rows:
         for person in people:
@@ -135,7 +137,7 @@ def deal_people(videos: pd.DataFrame, targets: dict[str, float], rng: np.random.
     waiting = [str(person) for person in rng.permutation(sorted(reals))]
     split_of = dict.fromkeys(waiting, "train")
     for split in ("test", "val"):
-        gains = Counter()  # fake crops that each person would bring to this split
+        gains = Counter()  # fake crops that each person would add to this split
         real_crops = fake_crops = 0
         while max(real_crops, fake_crops) < targets[split] and len(waiting) > 1:
             person = max(waiting, key=gains.__getitem__)
@@ -150,17 +152,19 @@ def deal_people(videos: pd.DataFrame, targets: dict[str, float], rng: np.random.
 def deal_components(
     sizes: pd.DataFrame, filled: pd.DataFrame, shares: pd.Series, rng: np.random.Generator
 ) -> dict[int, str]:
-    """Deal whole components to splits: a dictionary from component to split.
+    """Assign whole components to splits; return the split of each component.
 
-    `sizes` has the fake and real crops of each component, `filled` those that each split has
-    already, the splits that are served first on top. Large components go first, those of about one
-    size in random order, each to the split that is furthest below its share afterwards (Graham's
-    rule for machines of different speeds).
+    `sizes` has the fake and real crops per component, `filled` the fake and real crops already in
+    each split, in the order in which to serve the splits. Large components are assigned first,
+    components of similar size in random order, each to the split that is then furthest below its
+    share (Graham's rule for machines of different speeds).
     """
     groups = {split: [] for split in SPLITS}
-    filled = dict(zip(filled.index, filled.to_numpy(copy=True), strict=True))  # of fake and real
+    filled = dict(zip(filled.index, filled.to_numpy(copy=True), strict=True))  # fake, real
     shuffled = sizes.loc[rng.permutation(sizes.index.sort_values())]
-    powers = np.log2(shuffled.clip(lower=1)).astype(int)  # within a factor of two is one size
+    powers = np.log2(shuffled.clip(lower=1)).astype(
+        int
+    )  # sizes within a factor of two count as equal
     order = {label: powers[label].sort_values(ascending=False, kind="stable") for label in LABELS}
     with_reals = shuffled.loc[order["real"].index].query("real > 0")
     for component, crops in zip(with_reals.index, with_reals.to_numpy(), strict=True):
@@ -168,7 +172,7 @@ def deal_components(
         groups[split].append(component)
         filled[split] += crops
 
-    # A split that got no real takes the smallest component of the split that has most.
+    # A split without real crops takes the smallest component of the split that has the most.
     for split in filled:
         donor = max(SPLITS, key=lambda split: len(groups[split]))
         if filled[split][1] == 0 and len(groups[donor]) > 1:
@@ -176,7 +180,7 @@ def deal_components(
             filled[donor] -= sizes.loc[groups[split][-1]].to_numpy()
             filled[split] += sizes.loc[groups[split][-1]].to_numpy()
 
-    # Fakes with no real go where they are fewest beside the reals.
+    # A component without reals goes to the split with the fewest fakes per real.
     served = [split for split in SPLITS if filled[split][1] > 0] or ["train"]
     for component, fake in shuffled.loc[order["fake"].index].query("real == 0")["fake"].items():
         split = min(served, key=lambda split: (filled[split][0] + fake) / (filled[split][1] or 1))
@@ -186,10 +190,10 @@ def deal_components(
 
 
 def balance(videos: pd.DataFrame, seed: int) -> pd.Series:
-    """Choose how many crops to take of each video (by video_id) so that reals and fakes are even.
+    """Return the number of crops to take per video_id so that real and fake crops are balanced.
 
-    `videos` has a column split. Within each split and data set the label with more crops is
-    brought down to the other, evenly over its methods, and evenly over the videos of a method.
+    `videos` has a column split. Within each split and data set, the label with more crops is
+    reduced to the other, evenly over its methods, and evenly over the videos of a method.
     """
     taken = [pd.Series(dtype=int)]
     for (dataset, split), part in videos.groupby(["dataset", "split"]):
@@ -204,7 +208,7 @@ def balance(videos: pd.DataFrame, seed: int) -> pd.Series:
 
 
 def share_evenly(available: pd.Series, wanted: int, rng: np.random.Generator) -> pd.Series:
-    """Choose how many to take of each: `wanted` in all, as equal as can be, odd ones at random."""
+    """Distribute `wanted` as evenly as possible, with random remainders; return the counts."""
     order = available.loc[rng.permutation(available.index.sort_values())].sort_values(kind="stable")
     taken = {}
     for position, (name, most) in enumerate(order.items()):
@@ -214,7 +218,7 @@ def share_evenly(available: pd.Series, wanted: int, rng: np.random.Generator) ->
 
 
 def choose_crops(crops: pd.DataFrame, videos: pd.DataFrame, taken: pd.Series) -> pd.DataFrame:
-    """Choose crops spread over the length of each video.
+    """Choose crops evenly over the length of each video.
 
     Returns:
         crop (path below faces/), video_id, dataset, method, label, split, identities
@@ -222,7 +226,7 @@ def choose_crops(crops: pd.DataFrame, videos: pd.DataFrame, taken: pd.Series) ->
     groups = crops.groupby("video_id")["crop"]
     position, total = groups.cumcount(), groups.transform("size")
     wanted = crops["video_id"].map(taken).fillna(0).astype(int)
-    # Take `wanted` of `total` crops at even spacing, as an integer line is drawn (Bresenham).
+    # Take `wanted` of `total` crops at even spacing, as in Bresenham's line algorithm.
     chosen = (position + 1) * wanted // total > position * wanted // total
     columns = ["dataset", "method", "label", "split", "identities"]
     return crops.loc[chosen, ["crop", "video_id"]].join(

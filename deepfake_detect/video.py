@@ -1,7 +1,7 @@
 """Read videos, whole or sampled, as BGR frames with their time in seconds.
 
-One reader, on FFmpeg (PyAV), for every step. Frames are turned, stretched, deinterlaced and
-tone-mapped as the file says, each by its own properties, so that they look as a player shows them.
+All scripts use this reader, which is based on FFmpeg (PyAV). Frames are rotated, stretched,
+deinterlaced and tone-mapped by their own metadata, so that they look as in a video player.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from deepfake_detect.sampling import (
     choose_by_time,
 )
 
-av.logging.set_libav_level(av.logging.PANIC)  # what is wrong with a file is said once, by us
+av.logging.set_libav_level(av.logging.PANIC)  # we report errors ourselves, once per file
 
-# Containers that FFmpeg may open. Playlists are excluded: they can point at other files.
+# Containers that FFmpeg may open. Playlists are excluded, as they can refer to other files.
 CONTAINERS = "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpegts,mpeg,flv,asf,ogg"
-MOST_PIXELS = 100_000_000  # of a frame; memory would not hold many that are larger
-MISSING_SHARE = 0.02  # of the frames or seconds claimed; if fewer are missing, that is not said
-READ_ERRORS = 100  # damaged places in a container after which reading ends
-PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")  # of covers, beside a video
-APART = (  # streams that are not the video
+MOST_PIXELS = 100_000_000  # per frame; larger frames could exhaust memory
+MISSING_SHARE = 0.02  # tolerated share of missing frames or seconds, relative to the header
+READ_ERRORS = 100  # reading stops after this many damaged places in a container
+PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")  # of covers in video files
+APART = (  # streams that are not the main video
     Disposition.attached_pic
     | Disposition.timed_thumbnails
     | Disposition.still_image
     | Disposition.dependent
 )
-# Here each frame is one packet with its own time stamp, and the decoder can pass over frames that
-# no other frame is predicted from: in H.264 those with nal_ref_idc 0 (ITU-T H.264, 7.4.1).
+# In these formats, each frame is one packet with its own time stamp, and the decoder can skip
+# non-reference frames: in H.264, frames with nal_ref_idc 0 (ITU-T H.264, 7.4.1).
 EXACT_CONTAINERS = "mov", "matroska"
 EXACT_CODECS = "h264", "hevc"
 FFMPEG_NAMES = {
@@ -60,13 +60,13 @@ FFMPEG_NAMES = {
 class Frame(NamedTuple):
     """A frame of a video."""
 
-    index: int  # its number, from 0, among the frames that can be read; a label, not a time
+    index: int  # number of the frame, from 0, among readable frames; not a time
     seconds: float  # since the first frame
-    image: np.ndarray | None  # BGR uint8 (height, width, 3) as displayed; None if it is damaged
+    image: np.ndarray | None  # BGR uint8 (height, width, 3) as displayed; None if damaged
 
 
 class RawFrame(NamedTuple):
-    """A decoded frame that is not converted yet."""
+    """A decoded frame before conversion."""
 
     index: int
     seconds: float
@@ -74,22 +74,22 @@ class RawFrame(NamedTuple):
     display: Display
 
     def to_bgr(self) -> np.ndarray:
-        """Convert it to BGR uint8 (height, width, 3) as displayed."""
+        """Return the frame as displayed, BGR uint8 (height, width, 3)."""
         return self.display.to_bgr(self.picture)
 
     def to_yuv(self) -> av.VideoFrame:
-        """Convert it to a frame of YUV 4:2:0 as displayed, to draw on; its size is even."""
+        """Return the frame as displayed, in YUV 4:2:0 of even size, for drawing on it."""
         if self.display.is_plain(self.picture):
-            self.picture.make_writable()  # a copy where the decoder still needs the frame
+            self.picture.make_writable()  # copies the frame if the decoder still needs it
             return self.picture
         return image_to_yuv(self.to_bgr())
 
 
 @dataclass(frozen=True)
 class StreamFacts:
-    """What a file says about one of its video streams."""
+    """The properties of a video stream, from the header of the file."""
 
-    index: int  # of the stream in the file
+    index: int  # index of the stream in the file
     codec: str
     width: int  # pixels, as stored
     height: int
@@ -99,25 +99,26 @@ class Video:
     """A video file, or a folder of stills, read one frame after another.
 
     Args:
-        source: a path, the bytes of a file, or a binary file object that can seek. Of the last two
-            nothing is written to the disk.
-        stream: index of the video stream to read; None takes the first that is not a cover
-        threads: that the decoder may use; 0 for as many as there are cores
-        most_pixels: of a frame; larger ones are not decoded
+        source: a path, the bytes of a file, or a seekable binary file object; bytes and file
+            objects are not written to disk
+        stream: index of the video stream to read; None: the first stream that is not a cover
+        threads: number of decoder threads; 0: one per core
+        most_pixels: maximum number of pixels per frame; larger frames are not decoded
 
     Attributes:
-        streams: facts of all video streams, covers left out
-        stream: index of the stream that is read
-        rate: average frames a second that the file claims, 0 if unknown
-        claimed_frames, claimed_seconds: that the file claims, 0 if unknown
-        notes: sentences about what is not shown right or not looked at; may grow while reading
-        start: time stamp of the first frame in the file, in seconds; known once it was read
-        seen_frames, seen_seconds: read so far, by the latest run of `frames` or `sampled`
-        lost_frames: that did not decode in it
+        streams: properties of all video streams, without covers
+        stream: index of the stream to read
+        rate: average frames per second by the header, 0 if unknown
+        claimed_frames, claimed_seconds: length by the header, 0 if unknown
+        notes: sentences about parts that are not shown correctly or not checked; may grow during
+            reading
+        start: time stamp of the first frame in the file, in seconds; known after reading it
+        seen_frames, seen_seconds: progress of the latest call of `frames` or `sampled`
+        lost_frames: number of frames in it that did not decode
 
     Raises:
-        ValueError: it is not a video of a kind that is read, or has no such stream.
-        OSError: it cannot be read.
+        ValueError: the source is not a supported video, or does not have this stream
+        OSError: the source cannot be read
     """
 
     def __init__(
@@ -148,30 +149,30 @@ class Video:
         for one in self.streams:
             if one.index != self.stream:
                 size = f"{one.codec}, {one.width} x {one.height}"
-                self.notes.append(f"video stream {one.index} ({size}) was not looked at")
+                self.notes.append(f"video stream {one.index} ({size}) was not checked")
 
     def __enter__(self) -> Video:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Do nothing: the file is open only while frames are read."""
+        """Do nothing, as the file is open only while frames are read."""
 
     @property
     def width(self) -> int:
-        """Width in pixels of the first frame, as displayed."""
+        """Width of the first frame as displayed, in pixels."""
         return self._display_size()[0]
 
     @property
     def height(self) -> int:
-        """Height in pixels of the first frame, as displayed."""
+        """Height of the first frame as displayed, in pixels."""
         return self._display_size()[1]
 
     def frames(self) -> Iterator[Frame]:
-        """Yield every frame, in the order of display.
+        """Yield every frame, in display order.
 
         Raises:
-            ValueError: not one frame decodes.
-            OSError: the file cannot be read any more.
+            ValueError: no frame decodes
+            OSError: the file can no longer be read
         """
         if self.stills is not None:
             yield from self._read_stills(lambda index, seconds: True)
@@ -179,7 +180,7 @@ class Video:
             yield from map(self._convert, self.raw_frames())
 
     def raw_frames(self) -> Iterator[RawFrame]:
-        """Yield every frame of a file before it is converted; otherwise as `frames`."""
+        """Yield every frame of a file before conversion; otherwise like `frames`."""
         yield from self._decode_all(lambda index, seconds: True)
 
     def sampled(
@@ -189,16 +190,18 @@ class Video:
         indices: Collection[int] = (),
         times: Collection[float] = (),
     ) -> Iterator[Frame]:
-        """Yield some of the frames; others are not converted and, where possible, not decoded.
+        """Yield some frames; the others are not converted and, if possible, not decoded.
 
-        Give one of:
-            frames_per_second: evenly in time; a slower video gives all its frames
-            indices: the frames with these numbers
-            times: for each of these seconds, the first frame that is not earlier
+        Pass one argument:
+
+        Args:
+            frames_per_second: yield frames evenly in time; a slower video yields all its frames
+            indices: yield the frames with these indices
+            times: for each of these times in seconds, yield the first frame that is not earlier
 
         Raises:
-            ValueError: not one frame decodes.
-            OSError: the file cannot be read any more.
+            ValueError: no frame decodes
+            OSError: the file can no longer be read
         """
 
         def make_chooser() -> Chooser:
@@ -209,11 +212,11 @@ class Video:
         yield from self.chosen(make_chooser)
 
     def chosen(self, make_chooser: Callable[[], Chooser]) -> Iterator[Frame]:
-        """Yield the frames that a chooser wants, as `sampled`.
+        """Yield the frames that a chooser selects, like `sampled`.
 
         Args:
-            make_chooser: makes a function that is called with the index and the seconds of each
-                frame in turn and returns whether it is wanted
+            make_chooser: returns a new chooser, which is called with the index and the time of
+                each frame in order and returns True for the frames to yield
         """
         if self.stills is not None:
             yield from self._read_stills(make_chooser())
@@ -229,7 +232,7 @@ class Video:
                 yield self._convert(raw)
 
     def file_size(self) -> int:
-        """Return the bytes of the file; 0 for stills."""
+        """Return the size of the file in bytes; 0 for stills."""
         if self.stills is not None:
             return 0
         if isinstance(self.source, Path):
@@ -239,12 +242,12 @@ class Video:
         )
 
     def count_frames(self) -> int:
-        """Return the number of frames, which may take decoding all of them."""
+        """Return the number of frames; this may decode all of them."""
         times = self.list_times()
         return sum(1 for _ in self.raw_frames()) if times is None else len(times)
 
     def list_times(self) -> list[float] | None:
-        """Return the seconds of every frame without decoding; None where they are not exact."""
+        """Return the time of every frame in seconds without decoding; None if it is not exact."""
         if self.stills is not None:
             return [FRAME_SECONDS * index for index in range(len(self.stills))]
         with suppress(Inexact, av.FFmpegError), self.open_container() as container:
@@ -252,17 +255,17 @@ class Video:
         return None
 
     def missing(self) -> str:
-        """Return what the file claims and did not give, as a sentence; "" if nothing is missing.
+        """Describe the missing frames of the video, compared with its header; "" if complete.
 
-        To call after `frames` or `sampled` has come to its end.
+        Call this after `frames` or `sampled` has finished.
         """
         said = []
         short = self.seen_frames < (1 - MISSING_SHARE) * self.claimed_frames - 2
         if short and self.stills is None and self._is_cut_off():
             read, claimed = f"{self.seen_frames:,}", f"{self.claimed_frames:,} frames"
-            if self.rate > HIGHEST_RATE:  # an AVI that counts more than frames
+            if self.rate > HIGHEST_RATE:  # an AVI whose frame count includes other packets
                 read, claimed = f"{self.seen_seconds:.1f}", f"{self.claimed_seconds:.1f} seconds"
-            said.append(f"ends after {read} of the {claimed} it claims")
+            said.append(f"ends after {read} of the {claimed} in its header")
         if self.lost_frames:
             said.append(f"{self.lost_frames:,} frames do not decode")
         return "; ".join(said)
@@ -270,10 +273,10 @@ class Video:
     # --- The file ---------------------------------------------------------------------------------
 
     def open_container(self) -> av.container.InputContainer:
-        """Open the file for reading from its start."""
+        """Open the container at its start."""
         source, kind = self.source, kind_of(self.source)
         if isinstance(source, Path):
-            source = f"file:{source.absolute()}"  # FFmpeg would take http:clip.mp4 for an address
+            source = f"file:{source.absolute()}"  # FFmpeg would treat http:clip.mp4 as a URL
         elif isinstance(source, bytes):
             source = io.BytesIO(source)
         else:
@@ -281,14 +284,14 @@ class Video:
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         options |= {"max_pixels": str(self.most_pixels)}
         try:
-            # FFmpeg by itself also goes by the name, and takes an MPEG called .jpg for a picture.
+            # Set the format, as FFmpeg would treat an MPEG video named .jpg as a picture.
             form = FFMPEG_NAMES.get(kind.format)
             return av.open(source, format=form, options=options, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
             raise ValueError("does not open as a video") from error
 
     def _read_claims(self, container: av.container.InputContainer) -> None:
-        """Note the length and the rate that the file claims."""
+        """Read the length and the frame rate from the header."""
         stream = container.streams[self.stream]
         rate = float(stream.average_rate or 0)
         self.rate = rate if 0 < rate < math.inf else 0.0
@@ -304,7 +307,7 @@ class Video:
         self.claimed_frames = stream.frames or round(believed * self.rate)
 
     def _read_aperture(self) -> Aperture | None:
-        """Read the part of the frames that an MP4 or MOV wants shown."""
+        """Read the clean aperture of an MP4 or MOV: the part of the frames to show."""
         if isinstance(self.source, Path):
             with self.source.open("rb") as file:
                 return read_aperture(file)
@@ -312,11 +315,11 @@ class Video:
         return read_aperture(io.BytesIO(self.source) if is_bytes else OwnPlace(self.source))
 
     def _is_cut_off(self) -> bool:
-        """Return True if the end of the file is missing, not only shorter than claimed.
+        """Return True if the end of the file is missing, and its header is not merely wrong.
 
-        An AVI counts its frames, and an MP4 says where in the file each is. Others claim more than
-        they have if they begin late, have no constant rate, or are a piece of a longer one: of
-        those one is cut off if no stream, such as the sound, reaches the end claimed.
+        An AVI has a count of its frames, and an MP4 the position of each frame in the file. Other
+        headers may claim too much if the video starts late, has a variable frame rate or is part of
+        a longer one. Such a file is cut off if no stream, such as the sound, reaches the end.
         """
         try:
             with self.open_container() as container:
@@ -324,7 +327,7 @@ class Video:
                 if name_container(container) == "mov":
                     entries, size = stream.index_entries, container.size
                     return any(entry.pos + entry.size > size for entry in entries)
-                if name_container(container) == "avi":  # empty places repeat the frame before
+                if name_container(container) == "avi":  # empty packets repeat the previous frame
                     places = [packet.dts or 0 for packet in read_packets(container, stream)]
                     return max(places, default=0) + 1 < (1 - MISSING_SHARE) * stream.frames - 2
                 reached = 0.0
@@ -334,7 +337,7 @@ class Video:
                         end = (stamp + (packet.duration or 0)) * packet.time_base
                         reached = max(reached, float(end))
                 return reached < (1 - MISSING_SHARE) * (container.duration or 0) / av.time_base
-        except (OSError, ValueError, av.FFmpegError):  # it was readable before
+        except (OSError, ValueError, av.FFmpegError):  # it could be opened before
             return True
 
     def _display_size(self) -> tuple[int, int]:
@@ -342,7 +345,7 @@ class Video:
             other = Video(self.source, self.stream, most_pixels=self.most_pixels)
             first = next((frame for frame in other.frames() if frame.image is not None), None)
             if first is None:
-                raise ValueError("no frame of it decodes")
+                raise ValueError("has no frame that decodes")
             self._size = first.image.shape[1::-1]
         return self._size
 
@@ -360,7 +363,7 @@ class Video:
         return Frame(raw.index, raw.seconds, image)
 
     def _read_stills(self, wanted: Chooser) -> Iterator[Frame]:
-        """Read the stills that are wanted."""
+        """Yield the stills that the chooser selects."""
         self._start_counting()
         for index, path in enumerate(self.stills):
             self._count(index, FRAME_SECONDS * index)
@@ -370,7 +373,7 @@ class Video:
                 yield Frame(index, self.seen_seconds, image)
 
     def _decode_all(self, wanted: Chooser) -> Iterator[RawFrame]:
-        """Decode every frame and yield those that are wanted."""
+        """Decode every frame, and yield the frames that the chooser selects."""
         self._start_counting()
         clock = Clock(self.rate)
         with self.open_container() as container:
@@ -386,14 +389,14 @@ class Video:
                 limit = (
                     "" if stream.width else f": more than {self.most_pixels:,} pixels, or damaged"
                 )
-                raise ValueError(f"no frame of it decodes{limit}")
+                raise ValueError(f"has no frame that decodes{limit}")
 
     def _decode(
         self, container: av.container.InputContainer, stream: av.VideoStream
     ) -> Iterator[av.VideoFrame]:
-        """Decode a stream; a damaged packet costs its own frames only."""
+        """Decode a stream; a damaged packet loses only its own frames."""
         self._set_up(stream.codec_context)
-        in_order = name_container(container) == "avi"  # of decoding: the only stamps that it has
+        in_order = name_container(container) == "avi"  # AVI only has time stamps in decoding order
         for packet in read_packets(container, stream):
             try:
                 decoded = packet.decode()
@@ -404,7 +407,7 @@ class Video:
                 if in_order:
                     frame.pts = frame.dts
                 yield frame
-        with suppress(av.FFmpegError):  # reading ended at damage: the decoder still has frames
+        with suppress(av.FFmpegError):  # after damage, the decoder may still hold frames
             yield from stream.codec_context.decode(None)
 
     def _set_up(self, decoder: av.VideoCodecContext) -> None:
@@ -413,10 +416,10 @@ class Video:
         decoder.options = {"max_pixels": str(self.most_pixels)}
 
     def _decode_needed(self, wanted: Chooser) -> Iterator[RawFrame]:
-        """Yield the frames that are wanted without decoding more than they need.
+        """Yield the frames that the chooser selects, and decode only frames they depend on.
 
         Raises:
-            Inexact, av.FFmpegError: the file is not simple enough, or damaged.
+            Inexact, av.FFmpegError: the file is not simple enough, or is damaged
         """
         self._start_counting()
         with self.open_container() as container:
@@ -432,7 +435,7 @@ class Video:
             self._set_up(stream.codec_context)
             waiting = iter(chosen)
             for packet in container.demux(stream):
-                needed = packet.pts is None or packet.pts in chosen  # None: the end, with the rest
+                needed = packet.pts is None or packet.pts in chosen  # None: flush at the end
                 stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
                 for picture in packet.decode():
                     if picture.interlaced_frame or picture.is_corrupt:
@@ -448,19 +451,19 @@ class Video:
 
 
 class Inexact(ValueError):
-    """A video is not simple enough to be read without decoding every frame."""
+    """A video is not simple enough to skip frames without decoding them."""
 
 
 # --- Streams and packets --------------------------------------------------------------------------
 
 
 def name_container(container: av.container.InputContainer) -> str:
-    """Return FFmpeg's first name for a kind of container, such as mov."""
+    """Return FFmpeg's first name of the container format, such as mov."""
     return container.format.name.split(",")[0]
 
 
 def list_streams(container: av.container.InputContainer) -> list[StreamFacts]:
-    """List the video streams that can be decoded; covers only where there is nothing else."""
+    """List the video streams that can be decoded; covers only if there are no others."""
     found = [one for one in container.streams.video if one.codec_context]
     found = [one for one in found if not one.disposition & APART] or found
     return [StreamFacts(one.index, one.codec_context.name, one.width, one.height) for one in found]
@@ -470,7 +473,7 @@ def choose_stream(streams: list[StreamFacts], wanted: int | None) -> int:
     """Return the index of the stream to read.
 
     Raises:
-        ValueError: there is no video stream, or not the one that is wanted.
+        ValueError: there is no video stream, or not the requested one
     """
     if not streams:
         raise ValueError("has no video stream that can be decoded")
@@ -484,7 +487,7 @@ def choose_stream(streams: list[StreamFacts], wanted: int | None) -> int:
 def read_packets(
     container: av.container.InputContainer, *streams: av.VideoStream
 ) -> Iterator[av.Packet]:
-    """Yield the packets of streams, or of all, going on behind damaged places."""
+    """Yield the packets of some or all streams, and continue after damaged places."""
     for _ in range(READ_ERRORS):
         try:
             yield from container.demux(*streams)
@@ -494,17 +497,17 @@ def read_packets(
 
 
 def list_stamps(container: av.container.InputContainer, index: int) -> list[tuple[int, float]]:
-    """List the time stamp and the seconds of each frame, in the order of display.
+    """Return the time stamp and the time in seconds of each frame, in display order.
 
     Raises:
-        Inexact: it is not a stream of whole frames, each with a time stamp of its own.
+        Inexact: packets of the stream are not single frames with their own time stamps
     """
     stream = container.streams[index]
     if (
         name_container(container) not in EXACT_CONTAINERS
         or stream.codec_context.name not in EXACT_CODECS
     ):
-        raise Inexact("frames cannot be passed over")
+        raise Inexact("frames cannot be skipped in this format")
     packets = [
         (packet.pts, packet.is_discard or packet.is_corrupt)
         for packet in container.demux(stream)
@@ -520,7 +523,7 @@ def list_stamps(container: av.container.InputContainer, index: int) -> list[tupl
 
 
 def list_stills(folder: Path) -> list[Path]:
-    """List the stills in a folder, in order of their names."""
+    """Return the stills in a folder, sorted by name."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 

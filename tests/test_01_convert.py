@@ -101,13 +101,13 @@ dfdc_train_part_3/zzz.mp4
 dfdc_train_part_3/odd.mp4
     no label REAL or FAKE
 dfdc_train_part_3/gone.mp4
-    not there
+    listed
 DeepfakeTIMIT/higher_quality/fadg0/sa1.avi
     such as sa1-video-fram1.avi
 somewhere/clip.mp4
-    fits no data set's layout
+    folder named real or fake
 own/real/fake/clip.mp4
-    real and one called fake at once
+    below both
 own/real/clip.wmv
     not a video
 broken/metadata.json

@@ -172,7 +172,7 @@ def test_faces_in_the_second_stream_are_found(detector: Detector, tmp_path: Path
     result = detector.check(path)
     assert result.verdict == "likely real" and len(result.tracks) == 1
     assert "stream 1 was checked" in " ".join(result.notes)
-    assert "not looked at" not in " ".join(result.notes)
+    assert "not checked" not in " ".join(result.notes)
     detector.write_marked_copy(result, tmp_path / "marked.mp4")
     with av.open(str(tmp_path / "marked.mp4")) as container:
         first = next(container.decode(video=0)).to_ndarray(format="bgr24")

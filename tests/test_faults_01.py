@@ -632,8 +632,8 @@ def test_links_pipes_and_locked_doors(tmp_path: Path) -> None:
         "real/nowhere.avi": "cannot be read: No such file or directory",
         "real/pipe.avi": "not a plain file",
         "real/stills": "not a plain file",
-        "real/up": "a link to a folder that was seen already",
-        "real/z-outside": "a link to a folder that was seen already",
+        "real/up": "a link to a folder that was already visited",
+        "real/z-outside": "a link to a folder that was already visited",
     }
 
 
