@@ -1,4 +1,4 @@
-# The page and the command deepfake-detect; how to use it: docs/container.md. Nothing is fetched when it runs.
+# An image with the page and the deepfake-detect command, see docs/container.md. It does not fetch anything at run time.
 FROM python:3.13-slim AS build
 COPY . /clone
 RUN pip install --no-cache-dir uv && sh /clone/docker/install.sh /opt/deepfake-detect

@@ -1,14 +1,16 @@
-# make detect FILES="clip.mp4 photo.jpg"    a verdict on your own files
-# make page   the detection as a page in the browser
-# make run    every step on practice videos, in practice/: from nothing to a verdict on two of them
-# make test   the tests
-# Each sets up .venv first with install.sh, and installs only what is missing there.
-# The command behind make detect takes every name: .venv/bin/deepfake-detect "my clip.mp4"
+# make detect FILES="clip.mp4 photo.jpg"    check your own files
+# make page   detection as a page in the browser
+# make run    all steps on practice videos in practice/, up to verdicts on two of the videos
+# make test   run the tests
+# make lint   check code and format
+# make lock   update requirements.lock
+# Each target first sets up .venv with install.sh, which installs only missing packages.
+# For unusual file names, run the command behind make detect: .venv/bin/deepfake-detect "my clip.mp4"
 
 export PYTHON ?= python3
 PY := .venv/bin/python
 
-# Prints the path of one fake and of one real video of the test part, a line each, for 06.
+# Python code that prints the paths of a fake and a real test video for 06, one per line.
 define TEST_VIDEOS
 import pandas; \
 crops = pandas.read_csv('split_dataset/crops.csv'); \
@@ -17,7 +19,7 @@ print(*('videos/' + sources[crops[crops.split == 'test'].groupby('label').video_
 endef
 
 .PHONY: detect page run test lint lock
-# FILES as it was typed: the name of one file, or several names, quoted as in a shell.
+# FILES is one file name, or several file names quoted as in a shell.
 detect: export NAMES = $(value FILES)
 detect:
 	@test -n "$$NAMES" || { echo 'Name your files: make detect FILES="clip.mp4 photo.jpg"'; exit 1; }
@@ -40,7 +42,7 @@ run:
 	cd practice && ../$(PY) ../05-evaluate-model.py
 	cd practice && ../$(PY) -c "$(TEST_VIDEOS)" | tr '\n' '\0' | xargs -0 ../$(PY) ../06-detect-deepfake.py \
 		--model model/best_model.onnx
-	@echo "The verdicts on a fake and a real video of people that training did not see: look into practice/detections/"
+	@echo "The reports on a fake and a real video of people who are not in the training set are in practice/detections/"
 
 test:
 	@sh install.sh test
@@ -51,8 +53,8 @@ lint:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-# The tested versions of all packages with their hashes, for every system and Python from 3.11 on. What is
-# not a week old is not taken: by then a bad release is mostly found out.
+# Lock the versions and hashes of all packages, for all systems and Python 3.11 or newer. Skip releases from
+# the last week: most bad releases are discovered within a week.
 lock:
 	@sh install.sh test
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras --exclude-newer '1 week' \

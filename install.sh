@@ -1,10 +1,10 @@
 #!/bin/sh
 # Set up .venv, the Python environment of a clone: sh install.sh WHAT, where WHAT is
-#   detect   a verdict on files: 06
-#   page     the same, and 08
-#   train    the whole pipeline
-#   test     the tested versions of everything, the tests and ruff, from requirements.lock
-# What an earlier call has installed stays. PYTHON=python3.12 takes another Python, VENV another folder.
+#   detect   detection: 06
+#   page     detection and the page: 06 and 08
+#   train    the pipeline: 00 to 07
+#   test     everything, the tests and ruff, in the tested versions of requirements.lock
+# Packages from earlier calls stay. PYTHON=python3.12 selects another Python, VENV another folder.
 set -eu
 cd "$(dirname "$0")"
 what=${1:-detect}
@@ -15,18 +15,18 @@ case $what in
     page) extras=provenance,page ;;
     train) extras=train ;;
     test) extras= ;;
-    *) echo "install.sh: there is no $what; take detect, page, train or test." >&2; exit 2 ;;
+    *) echo "install.sh: $what is not an option; use detect, page, train or test." >&2; exit 2 ;;
 esac
 
 fits() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; }
 
-# An environment of an older Python, or of one that is gone, is of no use to anybody.
+# Replace an environment whose Python is too old or was removed.
 if ! fits "$python"; then
     base=${PYTHON:-python3}
     if ! fits "$base"; then
-        version=$("$base" -V 2> /dev/null || echo "not there")
+        version=$("$base" -V 2> /dev/null || echo "not installed")
         echo "DeepFake-Detect needs Python 3.11 or newer, and $base is $version;" \
-            "name another: PYTHON=python3.12 make ..." >&2
+            "select another: PYTHON=python3.12 make ..." >&2
         exit 1
     fi
     "$base" -m venv --clear "$venv"
@@ -35,7 +35,7 @@ fi
 stamp=$venv/installed-$what
 if [ ! -e "$stamp" ] || [ -n "$(find pyproject.toml requirements.lock -newer "$stamp")" ]; then
     "$python" -m pip --version > /dev/null 2>&1 || "$python" -m ensurepip
-    if [ "$what" = test ]; then # uv takes a third of the time
+    if [ "$what" = test ]; then # uv needs a third of pip's time
         "$python" -m pip install --disable-pip-version-check --quiet uv
         "$python" -m uv pip install --python "$python" --require-hashes --requirement requirements.lock
     else

@@ -144,7 +144,7 @@ def decode_crops(
         sharpness (see measure_sharpness), and the unreadable crops by name, with the reason.
 
     Raises:
-        ValueError: a label has no readable crop, or a split other than train has only one video
+        ValueError: all crops of a label are unreadable, or a split other than train has one video
     """
 
     def decode(row: int, crop: str) -> tuple[int, float, str]:

@@ -195,4 +195,4 @@ def fill_from_lite0(base: keras.Model, path: Path) -> None:
                     variable.assign(variable + 3.0)
         layers = {layer.name for layer in base.layers if layer.weights and "_se_" not in layer.name}
         if filled != set(arrays) or {name.split("/")[0] for name in filled} != layers:
-            raise ValueError("the names of the arrays differ from those of the layers")
+            raise ValueError("the names of the arrays and the layers differ")

@@ -101,7 +101,7 @@ def load_model(path: Path) -> keras.Model:
             model.load_weights(archive.extract(WEIGHTS, folder))
         if not all(np.isfinite(weights).all() for weights in model.get_weights()):
             raise ValueError("some of its weights are NaN or infinite")
-    except Exception as error:  # of many kinds, by what the file is instead
+    except Exception as error:  # of any type, depending on the file
         reason = str(error) if type(error) is ValueError else type(error).__name__
         raise ValueError(
             f"{path}: the file is not a model of 04-train-cnn.py ({reason}); name a "
@@ -145,7 +145,7 @@ def read_decision(path: Path) -> Decision:
             saved, config = (json.loads(archive.read(name)) for name in names)
         decision = check_decision({"temperature": None, "threshold": None} | saved)
         decision = decision._replace(image_size=read_image_size(config))
-    except Exception as error:  # of many kinds, by what the file is instead
+    except Exception as error:  # of any type, depending on the file
         raise ValueError(
             f"{path}: the file does not contain a decision threshold, so 04-train-cnn.py did not "
             "write it; train a model with that script, or name another."

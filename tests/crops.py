@@ -1,4 +1,4 @@
-"""Shared by the tests of training and evaluation: simple crops, and one model trained on them."""
+"""Helpers for the tests of training and evaluation: simple crops, and a model trained on them."""
 
 import importlib
 import json
@@ -18,9 +18,9 @@ from deepfake_detect.scoring import predict_crops
 
 train = importlib.import_module("04-train-cnn")
 
-VIDEOS = {"train": 4, "val": 1, "test": 1}  # of each label
+VIDEOS = {"train": 4, "val": 1, "test": 1}  # per label
 CROPS = 6  # per video
-# The labels differ in colour: too few steps to learn that through noise and tints.
+# The labels differ in colour; a short training cannot learn this with noise and tints.
 GENTLE = Augmentation(
     **dict.fromkeys(("blended", "tint", "grey", "cut_out", "zoomed"), 0.0),
     **dict.fromkeys(("reduced", "blurred", "noisy", "jpeg"), 0.0),
@@ -67,9 +67,9 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained:
-    """One training for all test processes, long enough to separate the labels.
+    """Train once for all test processes, long enough to separate the labels.
 
-    Two crops are broken, and the test split is hidden.
+    Two crops are damaged, and the test split is moved away.
     """
     root = tmp_path_factory.getbasetemp()
     folder = (root if worker_id == "master" else root.parent) / "trained-once"
@@ -79,7 +79,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained
         if not (folder / "training.json").exists():
             write_split(split_dir)
             (split_dir / BROKEN[0]).write_bytes(b"")
-            (split_dir / BROKEN[1]).write_bytes(b"no picture at all")
+            (split_dir / BROKEN[1]).write_bytes(b"not a picture")
             hidden = (split_dir / "test").rename(folder / "test")
             settings = replace(SETTINGS, split_dir=split_dir, model_dir=model_dir)
             training = train.main(settings)
@@ -96,20 +96,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained
 
 @pytest.fixture(scope="session")
 def small_split(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A split set with two crops of each label in each split, for copies that get damaged."""
+    """Write a split folder with two crops per label and split, for tests that damage a copy."""
     split_dir = tmp_path_factory.mktemp("small") / "split_dataset"
     write_split(split_dir, {"train": 1, "val": 1, "test": 1}, crops=2)
     return split_dir
 
 
 def make_predictions(rows: list[tuple[str, str, float]]) -> pd.DataFrame:
-    """Uncalibrated predictions from (label, video_id, p_real)."""
+    """Return uncalibrated predictions for rows of (label, video_id, p_real)."""
     table = pd.DataFrame(rows, columns=["label", "video_id", "p_real"])
     return table.assign(p_fake=1 - table.p_real, split="test", dataset="", method="")
 
 
 def score_crops(trained: Trained, splits: tuple[str, ...] = ("val",)) -> pd.DataFrame:
-    """Predictions of the saved model for the crops of some splits."""
+    """Return the predictions of the saved model for the crops of some splits."""
     crops = find_crops(trained.split_dir, splits)
     images = np.stack([read_crop(trained.split_dir / crop, 128) for crop in crops["crop"]])
     return predict_crops(trained.model, images, crops, 8)

@@ -1,4 +1,4 @@
-"""Tests of the augmentation: changes, degradations and blends of crops."""
+"""Tests of the augmentation: random changes, degradations and blends of crops."""
 
 from dataclasses import fields, replace
 
@@ -19,7 +19,7 @@ def change(image: np.ndarray, seed: int, **settings: object) -> np.ndarray:
     return augmentation.change_alike([image], changes, np.random.default_rng(seed))[0]
 
 
-def test_no_changes_leave_the_image() -> None:
+def test_no_changes_keeps_the_image() -> None:
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
     assert np.array_equal(change(image, 1), image)
     assert np.array_equal(change(image, 1, flip=1.0), image[:, ::-1])
@@ -33,10 +33,10 @@ def test_half_of_the_crops_are_mirrored() -> None:
 
 @given(st.integers(0, 2**31), st.integers(0, 255))
 @settings(max_examples=15)
-def test_changed_crops_stay_within_their_values(seed: int, level: int) -> None:
+def test_changes_keep_the_shape_and_depend_only_on_the_seed(seed: int, level: int) -> None:
     plain = np.full((128, 128, 3), level, np.uint8)
     moves = {"shift": 0.1, "flip": 0.5, "rotation": 10.0, "zoomed": 1.0, "zoom": 0.2}
-    assert np.array_equal(change(plain, seed, **moves), plain)  # the border is repeated
+    assert np.array_equal(change(plain, seed, **moves), plain)  # the border repeats
     image = np.random.default_rng(seed).integers(0, 256, (128, 128, 3)).astype(np.uint8)
     every = dict.fromkeys(("zoomed", "reduced", "blurred", "noisy", "jpeg"), 1.0)
     every |= {"brightness": 0.5, "contrast": 0.5, "tint": 0.5, "grey": 0.5, "cut_out": 1.0}
@@ -51,7 +51,7 @@ def test_shift_stays_within_its_range() -> None:
     y, x = np.mgrid[:128, :128].astype(np.uint8)
     where = np.stack((x, y, 0 * x), axis=-1)
     moved = np.stack([change(where, seed, shift=0.1) for seed in range(200)]).astype(int)
-    farthest = np.abs(moved - where)[:, 40:88, 40:88].max()  # far from the repeated border
+    farthest = np.abs(moved - where)[:, 40:88, 40:88].max()  # away from the repeated border
     assert farthest == round(0.1 * 128)
 
 
@@ -98,8 +98,8 @@ def test_blend_joins_two_kinds_of_pixels_with_a_soft_mask(seed: int, own: bool) 
     (mask,), (copy,) = masks, copies
     assert mask.shape == (128, 128) and mask.dtype == np.float32
     assert mask.min() >= 0 and mask.max() <= 1
-    assert np.abs(np.diff(mask, axis=0)).max() < 0.7  # no hard border
-    assert mask[[0, 0, -1, -1], [0, -1, 0, -1]].max() < 0.01  # the corners stay
+    assert np.abs(np.diff(mask, axis=0)).max() < 0.7  # the border is soft
+    assert mask[[0, 0, -1, -1], [0, -1, 0, -1]].max() < 0.01  # the corners are unchanged
     around = blended[mask == 0]
     assert any(np.array_equal(around, whole[mask == 0]) for whole in (image, copy))
     assert not any(np.array_equal(blended, whole) for whole in (image, copy))
@@ -110,12 +110,12 @@ def test_the_face_of_a_blend_is_similar_and_from_the_same_data_set(
 ) -> None:
     rng = np.random.default_rng(1)
     places = rng.integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
-    for pixels in (12, 8):  # of a place, in images of 192 x 192 and of 128 x 128
+    for pixels in (12, 8):  # pixels between points, for images of 192 x 192 and 128 x 128
         faces = places.repeat(pixels, 1).repeat(pixels, 2)
         images = np.concatenate((faces, faces // 2 + 40, 255 - faces))  # the second are darker
         assert find_similar(images, 1, np.array([0, 2, 4, 7])) == 4
         assert find_similar(images, 5, np.array([0, 2, 3, 8])) == 2
-    # Larger images are compared in all of their places.
+    # Larger images are compared over their whole area.
     face, other = (image.repeat(12, 0).repeat(12, 1) for image in places[:2])
     in_part = np.where(np.indices(face.shape)[0] < 128, face, 255 - face)
     mixed = np.stack([face, in_part, face // 3 * 2 + other // 3])
@@ -142,7 +142,7 @@ STRONG = {"jpeg": 20, "size": 0.25, "blur": 3.0, "noise": 20.0, "brightness": 0.
 
 
 @pytest.mark.parametrize("kind", STRONG)
-def test_degrading_keeps_the_size_and_grows_with_the_amount(kind: str) -> None:
+def test_degradation_keeps_the_size_and_grows_with_the_amount(kind: str) -> None:
     soft = np.random.default_rng(0).integers(0, 256, (12, 8, 3)).astype(np.uint8)
     image = cv2.resize(soft, (80, 120), interpolation=cv2.INTER_CUBIC)
     weak, strong = (
@@ -159,8 +159,8 @@ def test_an_unknown_degradation_is_refused() -> None:
         augmentation.degrade(np.zeros((8, 8, 3), np.uint8), "fog", 1)
 
 
-def test_every_share_is_a_share_and_every_setting_has_a_range() -> None:
-    """A share of 50 is refused, as is a quality of 0."""
+def test_settings_out_of_range_are_refused() -> None:
+    """Examples: a share of 50, a quality of 0."""
     for wrong in ({"blurred": 50.0}, {"jpeg": 2.0}, {"jpeg_quality": 0}, {"zoomed": -0.1}):
         with pytest.raises(ValueError, match=next(iter(wrong)).replace("_", "-")):
             check_ranges(replace(Augmentation(), **wrong))

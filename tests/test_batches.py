@@ -1,4 +1,4 @@
-"""Tests of the batches: which crops an epoch shows, in which pairs, with which changes."""
+"""Tests of the batches: the crops, pairs and changes in an epoch."""
 
 from dataclasses import replace
 
@@ -15,13 +15,13 @@ def test_every_epoch_serves_every_crop_once_in_a_new_order() -> None:
     images = np.arange(30 * 128 * 128 * 3).reshape(30, 128, 128, 3) % 251
     images = (images + 5 * np.arange(30)[:, None, None, None]).astype(np.uint8)
     crops = pd.DataFrame({"label": ["fake", "real"] * 15, "dataset": "made up"})
-    crops = crops.iloc[2:27]  # the index holds the row
+    crops = crops.iloc[2:27]  # the index is the row in images
 
     def serve(seed: int, number: int) -> list[int]:
         epoch = []
         still = replace(NO_CHANGES, paired=False)
         for pictures, labels in serve_crops(images, crops, still, 12, (seed, number)):
-            assert len(labels) in (8, 9)  # 25 in batches of 12 would leave one of 1
+            assert len(labels) in (8, 9)  # batches of 12 would leave a batch of 1
             for picture, label in zip(np.round(pictures), labels.numpy(), strict=True):
                 row = [np.array_equal(picture, image) for image in images].index(True)
                 assert label == (crops.label[row] == "real")
@@ -31,7 +31,7 @@ def test_every_epoch_serves_every_crop_once_in_a_new_order() -> None:
     first, second = serve(1, 1), serve(1, 2)
     assert sorted(first) == sorted(second) == list(range(2, 27))
     assert first != second and first != list(range(2, 27))
-    assert serve(1, 1) == first  # needed to continue a training
+    assert serve(1, 1) == first  # needed to continue a stopped training
     assert serve(2, 1) != first
 
 
@@ -68,7 +68,7 @@ def test_reals_appear_as_often_as_fakes_and_with_their_own_fakes(
         else:
             assert blended < 1 and fake in (related if len(related) else fakes.index)
             unrelated += [] if len(related) else [(dataset, fake)]
-    # Fakes without a related real crop: each comes once before any of the data set comes again.
+    # Fakes without a related real crop: all are used once before one repeats.
     for dataset in {dataset for dataset, _ in unrelated}:
         times = pd.Series([fake for of, fake in unrelated if of == dataset]).value_counts()
         of_set = ((crops["label"] == "fake") & (crops["dataset"] == dataset)).sum()
@@ -76,7 +76,7 @@ def test_reals_appear_as_often_as_fakes_and_with_their_own_fakes(
 
 
 def test_a_real_crop_and_its_fake_are_changed_alike() -> None:
-    """A real and a fake with the same pixels still have the same pixels afterwards."""
+    """A real and a fake crop with equal pixels still have equal pixels after the changes."""
     rng = np.random.default_rng(1)
     faces = rng.integers(0, 256, (6, 128, 128, 3)).astype(np.uint8)
     images = np.concatenate((faces, faces))

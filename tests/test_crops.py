@@ -1,4 +1,4 @@
-"""Tests of the crops: listing, decoding, resizing and measuring them."""
+"""Tests of listing, decoding, resizing and measuring crops."""
 
 import shutil
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_blur_lowers_the_sharpness() -> None:
     )
 
 
-def test_crops_are_listed_with_any_supported_suffix(tmp_path: Path, small_split: Path) -> None:
+def test_crops_with_any_supported_suffix_are_listed(tmp_path: Path, small_split: Path) -> None:
     split_dir = shutil.copytree(small_split, tmp_path / "split_dataset")
     image = np.zeros((50, 50, 3), np.uint8)
     for name in ("a.JPG", "b.jpeg", "c.WebP", "dé.png"):
@@ -84,7 +84,7 @@ def test_video_ids_come_from_the_table_or_the_file_names(tmp_path: Path, small_s
 def test_decoded_crops_leave_no_file_behind(tmp_path: Path, small_split: Path) -> None:
     crops = find_crops(small_split, ("train", "val"))
     images = open_cache(len(crops), 128, tmp_path)
-    assert list(tmp_path.iterdir()) == []  # not even after a kill
+    assert list(tmp_path.iterdir()) == []  # also after a kill
     whole, _ = decode_crops(crops, small_split, images)
     for row, crop in whole.iterrows():
         assert np.array_equal(images[row], read_crop(small_split / crop["crop"], 128))

@@ -1,4 +1,4 @@
-"""Faults that 04 must survive: foreign files, pipes, damaged models, checkpoints, signals."""
+"""Fault tests of 04: foreign files, pipes, damaged models and checkpoints, signals."""
 
 import importlib
 import io
@@ -41,7 +41,7 @@ __all__ = ["small_split", "trained"]  # fixtures
 
 
 def test_a_foreign_folder_is_refused_and_unchanged(small_split: Path, tmp_path: Path) -> None:
-    """D3: the files of a project that --model-dir named were overwritten."""
+    """D3: 04 overwrote the files of another project in --model-dir."""
     for name in ("README.md", "history.csv"):
         (tmp_path / name).write_text("my project, three years of notes")
     with pytest.raises(ValueError, match=r"README\.md.*--model-dir"):
@@ -52,7 +52,7 @@ def test_a_foreign_folder_is_refused_and_unchanged(small_split: Path, tmp_path: 
 
 
 def test_a_planted_link_is_not_followed(small_split: Path, tmp_path: Path) -> None:
-    """D8: a table written over a link replaced the file that the link led to."""
+    """D8: 04 wrote a table through a link and replaced the target of the link."""
     victim, model_dir = tmp_path / "victim.txt", tmp_path / "model"
     victim.write_text("mine")
     files.claim(model_dir, "--model-dir", SCRIPT)
@@ -67,7 +67,7 @@ def test_a_planted_link_is_not_followed(small_split: Path, tmp_path: Path) -> No
 
 
 def test_a_pipe_among_the_crops_is_left_out(small_split: Path, tmp_path: Path) -> None:
-    """H2: reading it never ended."""
+    """H2: 04 read from the pipe forever."""
     split_dir = shutil.copytree(small_split, tmp_path / "split")
     os.mkfifo(split_dir / "train" / "real" / "pipe.png")
     (split_dir / "train" / "real" / "zero.png").symlink_to("/dev/zero")
@@ -143,7 +143,7 @@ def rewrite(model: Path, path: Path, changes: dict[str, bytes]) -> Path:
     ids=range(9),
 )
 def test_an_invalid_decision_is_refused(decision: str, trained: Trained, tmp_path: Path) -> None:
-    """C2: a number with 400 digits, or 100,000 nested lists, ended with a traceback."""
+    """C2: a number with 400 digits, or 100,000 nested lists, caused a traceback."""
     changes = {"decision.json": decision.encode()}
     path = rewrite(trained.model_dir / "best_model.keras", tmp_path / "m.keras", changes)
     with pytest.raises(ValueError, match="decision threshold"):
@@ -160,7 +160,7 @@ def test_an_older_decision_gets_the_defaults(
 
 
 def test_a_model_with_other_layers_is_refused(tmp_path: Path) -> None:
-    """C3: it was used as if 04 had written it; input and output have the same shapes."""
+    """C3: a model with other layers and the same input and output shapes was accepted."""
     inputs = keras.Input((128, 128, 3))
     pooled = keras.layers.GlobalMaxPooling2D()(inputs)
     outputs = keras.layers.Dense(1, activation="sigmoid")(pooled)
@@ -182,7 +182,7 @@ def test_a_model_with_another_activation_is_refused(trained: Trained, tmp_path: 
 def test_a_zip_bomb_is_not_unpacked(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S4: a small file that fills the memory, compressed by zip or inside the weights."""
+    """S4: a small file filled the memory, compressed by zip or inside the weights."""
     model = trained.model_dir / "best_model.keras"
     monkeypatch.setattr(keras.Model, "load_weights", lambda *_: pytest.fail("it was unpacked"))
     changes = {"config.json": bytes(LARGEST_MODEL)}
@@ -199,7 +199,7 @@ def test_a_zip_bomb_is_not_unpacked(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_nan_or_infinite_are_refused(value: float, tmp_path: Path) -> None:
-    """W7: each face got "undecided, p_fake nan"."""
+    """W7: the verdict on each face was "undecided, p_fake nan"."""
     model = build_model(None)
     weights = model.get_weights()
     weights[-1] = np.full_like(weights[-1], value)
@@ -221,7 +221,7 @@ def test_the_same_weights_give_the_same_file(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of a training that was stopped after its first epoch."""
+    """Return the checkpoint of a training that stopped after its first epoch."""
     path = tmp_path_factory.mktemp("stopped") / "unfinished.keras"
     inputs = keras.Input((1,))
     model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
@@ -267,7 +267,7 @@ def change(path: Path, name: str, text: str) -> None:
 def test_a_damaged_checkpoint_is_refused(
     damage: Callable[[Path], object], stopped: Path, tmp_path: Path
 ) -> None:
-    """C5, U3: tracebacks, messages without the file, or wrong weights without a message."""
+    """C5, U3: a traceback, a message without the file name, or silently wrong weights."""
     path = Path(shutil.copy(stopped, tmp_path))
     damage(path)
     with pytest.raises(ValueError, match="damaged") as raised:
@@ -283,7 +283,7 @@ def test_a_damaged_checkpoint_is_refused(
 def test_a_signal_ends_the_run_with_a_message(
     number: signal.Signals, small_split: Path, tmp_path: Path
 ) -> None:
-    """U7: there was no message."""
+    """U7: the run ended without a message."""
     options = "--split-dir", small_split, "--start", "none", "--epochs", 99, "--patience", 99
     with running(SCRIPT, *options, cwd=tmp_path) as run:
         wait_for((tmp_path / "model" / ".made-by").exists, run)

@@ -1,4 +1,4 @@
-"""Tests of the network: its layers, its start weights, and its sharpening."""
+"""Tests of the network: layers, start weights, sharpening and darkening."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from deepfake_detect.model import (
 __all__ = ["small_split", "trained"]  # fixtures
 
 
-def test_layers_are_as_described(trained: Trained) -> None:
+def test_network_has_the_documented_layers(trained: Trained) -> None:
     model = trained.model
     assert model.input_shape == (None, 128, 128, 3)
     assert model.output_shape == (None, 1)
@@ -53,7 +53,7 @@ def test_the_network_normalises_its_images(trained: Trained) -> None:
     np.testing.assert_allclose(inside, efn.preprocess_input(images.copy()), rtol=1e-4, atol=1e-5)
 
 
-def test_auto_reports_that_it_starts_from_the_built_in_weights(
+def test_auto_falls_back_to_the_built_in_weights_with_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(model_module, "IMAGENET_FILE", "not-there.h5")
@@ -113,7 +113,7 @@ def test_a_failed_download_is_reported_and_changes_nothing(
 def test_weights_files_of_the_efficientnet_package_load(tmp_path: Path) -> None:
     shape = (128, 128, 3)
     base = efn.EfficientNetB0(weights=None, include_top=False, input_shape=shape)
-    base.save(tmp_path / "base.h5")  # HDF5 as the package's own
+    base.save(tmp_path / "base.h5")  # HDF5, like the files of the package
     base.save_weights(tmp_path / "base.weights.h5")
     for name in ("base.h5", "base.weights.h5"):
         weights, started_from = find_start_weights(str(tmp_path / name))
@@ -142,7 +142,7 @@ def test_weights_of_another_architecture_are_refused(name: str, tmp_path: Path) 
 
 
 def test_the_network_sharpens_soft_images_only() -> None:
-    """Compared with an unsharp mask and the variance of the Laplacian in OpenCV."""
+    """Compare with an unsharp mask and the variance of the Laplacian in OpenCV."""
     rng = np.random.default_rng(1)
     sharp = cv2.resize(rng.integers(40, 216, (24, 24, 3)).astype(np.uint8), (64, 64))
     images = [cv2.GaussianBlur(sharp, (0, 0), blur) for blur in (0.1, 1.0, 1.8, 3.0)]
@@ -153,7 +153,7 @@ def test_the_network_sharpens_soft_images_only() -> None:
     sharpened = sharpening(np.stack(images).astype(np.float32)).numpy()
     assert np.array_equal(sharpened[0], images[0])
     for image, result, sharpness in zip(images[1:], sharpened[1:], before[1:], strict=True):
-        grey = image @ np.array((0.299, 0.587, 0.114))  # measure_sharpness rounds it
+        grey = image @ np.array((0.299, 0.587, 0.114))  # measure_sharpness rounds to integers
         added = min(4.0, np.sqrt(wanted / cv2.Laplacian(grey, cv2.CV_64F).var()) - 1)
         assert added > 0
         soft = cv2.GaussianBlur(image.astype(np.float32), (9, 9), 1.2)
@@ -161,7 +161,7 @@ def test_the_network_sharpens_soft_images_only() -> None:
         assert np.abs(result - unsharp).max() < 0.1
         now = measure_sharpness(result.round().astype(np.uint8))
         assert sharpness < now < 1.05 * wanted
-    # Its output is that of a model without sharpening on images that were sharpened before.
+    # A model without sharpening gives the same output for images sharpened beforehand.
     plain = build_model(None, 64)
     plain.set_weights(model.get_weights())
     batch = np.stack(images).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Tests of the file of a model: what it holds, and what is refused."""
+"""Tests of the model file: its contents, and files that are refused."""
 
 import json
 import subprocess
@@ -36,12 +36,12 @@ def test_a_saved_model_scores_the_same_in_a_new_process(trained: Trained, tmp_pa
     files = [trained.model_dir / "best_model.keras", tmp_path / "images.npy", tmp_path / "p.npy"]
     subprocess.run([sys.executable, "-c", program, *files], check=True)
     p_real = np.load(tmp_path / "p.npy")[:, 0].astype(np.float64).clip(1e-7, 1 - 1e-7)
-    logit = scipy.special.logit(p_real).reshape(2, -1).mean(axis=0)  # with its mirror image
+    logit = scipy.special.logit(p_real).reshape(2, -1).mean(axis=0)  # with the mirror images
     p_real = scipy.special.expit(logit)
     np.testing.assert_allclose(p_real, predictions["p_real"], rtol=1e-4, atol=1e-6)
 
 
-def test_the_decision_travels_with_the_model(trained: Trained, tmp_path: Path) -> None:
+def test_the_model_file_contains_the_decision(trained: Trained, tmp_path: Path) -> None:
     path = trained.model_dir / "best_model.keras"
     decision = read_decision(path)
     assert describe_decision(decision) == trained.training["decision"]

@@ -1,6 +1,6 @@
-"""The project as others install it: wheel, environment, uv, the steps of the Dockerfile.
+"""Tests of the installed project: wheel, environment, uv, and the steps of the Dockerfile.
 
-PYTHONS="python3.12 python3.13" runs the tests of the wheel on those, too.
+PYTHONS="python3.12 python3.13" also runs the tests of the wheel on these versions.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ from deepfake_detect.practice import write_examples
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PYTHONS = [sys.executable, *os.environ.get("PYTHONS", "").split()]
-# A process without any network, where the system lets us have one.
+# Prefix for a process without a network, if the system allows it.
 OFFLINE = ["unshare", "--net"] if sys.platform == "linux" and os.getuid() == 0 else []
-# 1 GB is wanted of the image, 130 MB are those of its base.
-LARGEST_ENVIRONMENT = 600  # MB
+LARGEST_ENVIRONMENT = 600  # MB; the image may have 1 GB, and its base has 130 MB
 
 
 def call(command: list[object], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that sees no package but its own and the programs of the tests, such as uv."""
+    """Run a command without our PYTHON variables, but with programs such as uv in its PATH."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
     return subprocess.run(
@@ -51,7 +50,7 @@ def call(command: list[object], cwd: Path, **environment: str) -> subprocess.Com
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy what a fresh clone has, to a folder with a blank in its name."""
+    """Copy the files of a fresh clone to a folder with a space in its name."""
     folder = tmp_path_factory.mktemp("package") / "a clone"
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
@@ -81,7 +80,7 @@ def installed(
     wheel: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Return the bin folder of an environment that the steps of the Dockerfile made."""
+    """Return the bin folder of an environment made with the steps of the Dockerfile."""
     folder = tmp_path_factory.mktemp("environment") / "opt"
     script = ["sh", clone / "docker/install.sh", folder, wheel]
     made = call(script, clone, PYTHON=request.param)
@@ -96,7 +95,7 @@ def face(tmp_path: Path) -> Path:
     return path
 
 
-def test_wheel_holds_what_detection_needs(wheel: Path) -> None:
+def test_wheel_contains_all_files_for_detection(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (metadata,) = (name for name in names if name.endswith("dist-info/METADATA"))
@@ -115,8 +114,10 @@ def test_wheel_holds_what_detection_needs(wheel: Path) -> None:
     assert wheel.stat().st_size < 30e6
 
 
-def test_container_is_built_from_all_it_needs(clone: Path, wheel: Path, tmp_path: Path) -> None:
-    """What .dockerignore leaves makes the same wheel."""
+def test_dockerignore_keeps_all_files_of_the_wheel(
+    clone: Path, wheel: Path, tmp_path: Path
+) -> None:
+    """The files that .dockerignore keeps give the same wheel."""
     lines = (clone / ".dockerignore").read_text(encoding="utf-8").splitlines()
     kept = [line[1:] for line in lines if line.startswith("!")]
     context = tmp_path / "context"
@@ -163,7 +164,7 @@ def test_installed_api(installed: Path, face: Path) -> None:
 
 
 def test_installed_page_starts(installed: Path, tmp_path: Path) -> None:
-    """It answers as the health check of the Dockerfile asks it."""
+    """The page answers the health check of the Dockerfile."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [installed / "deepfake-detect-page", "--port", str(port), "--no-open-browser"]
@@ -192,13 +193,13 @@ def test_uv_runs_the_script_of_a_clone(clone: Path, face: Path) -> None:
 
 
 def write_python(path: Path, version: str) -> Path:
-    """Write a program that answers as a Python that is too old."""
+    """Write a program that pretends to be an old Python."""
     path.write_text(f'#!/bin/sh\ntest "$1" = -V && echo "Python {version}"\n')
     path.chmod(0o755)
     return path
 
 
-def test_wrong_python_gets_a_sentence_and_leaves_nothing(clone: Path, tmp_path: Path) -> None:
+def test_wrong_python_is_reported_and_leaves_no_files(clone: Path, tmp_path: Path) -> None:
     old, venv = write_python(tmp_path / "python3.10", "3.10.13"), tmp_path / "venv"
     refused = call(["sh", "install.sh", "detect"], clone, PYTHON=str(old), VENV=str(venv))
     assert refused.returncode == 1
@@ -214,7 +215,7 @@ def test_environment_of_an_old_python_is_replaced(clone: Path, tmp_path: Path) -
     venv, recorded = tmp_path / "venv", tmp_path / "recorded"
     (venv / "bin").mkdir(parents=True)
     write_python(venv / "bin/python", "3.10.13")
-    # In place of pip, which would take long: what is to be installed.
+    # Replace the slow pip with a program that records its arguments.
     (clone / "pip.py").write_text(
         "import pathlib, sys\n"
         f"with pathlib.Path({str(recorded)!r}).open('a') as file: print(*sys.argv[1:], file=file)\n"
@@ -231,22 +232,24 @@ def test_environment_of_an_old_python_is_replaced(clone: Path, tmp_path: Path) -
     assert call([venv / "bin/python", "-c", "pass"], tmp_path).returncode == 0
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not there")
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(
     ("files", "names"),
     [
-        ("my clip.mp4", ["my clip.mp4"]),  # there is such a file
+        ("my clip.mp4", ["my clip.mp4"]),  # this file exists
         ("it's $a&b (1).mp4", ["it's $a&b (1).mp4"]),
         ("a.mp4 b.mp4", ["a.mp4", "b.mp4"]),
         ("'my clip.mp4' b.mp4", ["my clip.mp4", "b.mp4"]),
     ],
 )
-def test_make_detect_takes_names_with_blanks(files: str, names: list[str], tmp_path: Path) -> None:
+def test_make_detect_accepts_names_with_spaces(
+    files: str, names: list[str], tmp_path: Path
+) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "install.sh").touch()
     (tmp_path / ".venv/bin").mkdir(parents=True)
     python = tmp_path / ".venv/bin/python"
-    python.write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@"\n')  # prints the names it gets
+    python.write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@"\n')  # prints its arguments
     python.chmod(0o755)
     for name in names:
         (tmp_path / name).touch()
@@ -263,8 +266,8 @@ def test_requirements_repeat_the_project(clone: Path) -> None:
     assert read("requirements.txt") == PROJECT["optional-dependencies"]["train"]
 
 
-def test_lock_is_whole_and_fits_the_ranges() -> None:
-    """Each package has a version and hashes, and no line names where it comes from."""
+def test_lock_is_complete_and_matches_the_ranges() -> None:
+    """Each package has a version and hashes, and the file does not contain URLs."""
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     blocks = re.split(r"\n(?=\w)", text)[1:]
     assert len(blocks) > 100
@@ -278,7 +281,7 @@ def test_lock_is_whole_and_fits_the_ranges() -> None:
     assert {re.match(r"[\w.-]+", name)[0].lower() for name in asked} <= locked
 
 
-def test_one_version_everywhere() -> None:
+def test_version_is_the_same_everywhere() -> None:
     version = deepfake_detect.__version__
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {version}\n" in citation

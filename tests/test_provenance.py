@@ -1,4 +1,4 @@
-"""What a file says about itself: signed files made here, with certificates made here."""
+"""Tests of content credentials and metadata, on files and certificates made by the tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 
 
 class Signer:
-    """A certificate of "Test Org", the root certificate that it hangs on, and what they sign."""
+    """A certificate of "Test Org" and its root certificate, to sign files with."""
 
     def __init__(self, ocsp: str | None = None) -> None:
         root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
@@ -76,7 +76,7 @@ class Signer:
         remote: str | None = None,
         parent: tuple[bytes, str] | None = None,
     ) -> bytes:
-        """Sign a file; remote names an address for its manifest, parent what it was made from."""
+        """Sign a file; remote is the address of its manifest, parent its source file."""
         action = {"action": "c2pa.created", "when": "2026-01-02T03:04:05Z"}
         action["digitalSourceType"] = SOURCE_TYPES + source
         if parent and parent[1] == "parentOf":
@@ -149,7 +149,7 @@ def plain() -> dict[str, bytes]:
 
 
 def make_media(kind: str, **metadata: str) -> bytes:
-    """Make a small picture, or a video of a second with this metadata."""
+    """Make a small picture, or a video of one second with this metadata."""
     frame = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
     media = io.BytesIO()
     if kind != "mp4":
@@ -165,14 +165,14 @@ def make_media(kind: str, **metadata: str) -> bytes:
 
 
 def change(signed: bytes) -> bytes:
-    """Change the content of a signed file: the sample data of an MP4, else the end of it."""
+    """Change the content of a signed file: the sample data of an MP4, else the last bytes."""
     at = signed.index(b"mdat") + 40 if b"ftyp" in signed[:12] else len(signed) - 200
     return signed[:at] + bytes([signed[at] ^ 1]) + signed[at + 1 :]
 
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str]]]:
-    """Serve nothing, and list what is asked for."""
+    """Run a server that answers with errors, and list its requests."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -200,11 +200,11 @@ def test_states(kind: str, signer: Signer, plain: dict[str, bytes], tmp_path: Pa
     assert (credentials.made_by, credentials.made_with) == ("Test Org", "TestCam 1")
     assert (credentials.date, credentials.generated) == ("2026-01-02", "whole")
     assert found.headline()
-    assert read_provenance(signed) == found  # bytes give what the file gives
+    assert read_provenance(signed) == found  # bytes and path give the same result
 
     changed = read_provenance(change(signed))
     assert changed.credentials.status == "mismatch"
-    assert changed.headline() is None  # what a broken signature says is not repeated
+    assert changed.headline() is None  # do not repeat statements with an invalid signature
     assert read_provenance(plain[kind]).credentials.status == "none"
     assert read_provenance(signed[: len(signed) // 2]).credentials.status != "valid"
 
@@ -257,7 +257,7 @@ def test_nothing_is_fetched(
     assert read_provenance(signer.sign(plain["jpg"], "jpg")).credentials.status == "valid"
     assert asked == []
 
-    # The watch works: the library itself asks for the manifest, unless it is forbidden.
+    # Check the server: by default, the library does request the manifest.
     (tmp_path / "remote.jpg").write_bytes(remote)
     code = "import c2pa, sys; c2pa.Reader('image/jpeg', open(sys.argv[1], 'rb'))"
     command = [sys.executable, "-c", code, str(tmp_path / "remote.jpg")]
@@ -275,10 +275,10 @@ def test_nothing_is_fetched(
         "import sys; sys.exit(1)",
     ],
 )
-def test_reader_fails(
+def test_failing_reader_is_reported(
     code: str, plain: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader that hangs, crashes or prints anything else costs the line only."""
+    """If the reader hangs, crashes or prints other text, only the credentials are missing."""
     (tmp_path / "reader.py").write_text(code)
     monkeypatch.setattr(provenance, "READER", tmp_path / "reader.py")
     start = time.monotonic()
@@ -289,7 +289,7 @@ def test_reader_fails(
 
 
 def test_without_extra(plain: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "c2pa", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "c2pa", None)  # simulates a missing package
     found = read_provenance(plain["mp4"])
     assert found.credentials.status == "not checked"
     assert "provenance" in found.sentence()
@@ -298,11 +298,11 @@ def test_without_extra(plain: dict[str, bytes], monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("kind", ["jpg", "mp4"])
 def test_huge(kind: str, plain: dict[str, bytes], tmp_path: Path) -> None:
-    """A file of 3 GB gets an answer; the reader may not take that much memory."""
+    """A file of 3 GB can be read, although the reader may not use as much memory."""
     size = 3 * 2**30
     with (tmp_path / "huge").open("wb") as file:
         file.write(plain[kind])
-        if kind == "mp4":  # a box with a size of 64 bits
+        if kind == "mp4":  # a box with a 64-bit size
             file.write((1).to_bytes(4) + b"mdat" + (size - len(plain[kind])).to_bytes(8))
         file.truncate(size)
     found = read_provenance(tmp_path / "huge", seconds=2)
@@ -319,7 +319,7 @@ def test_odd_sources(tmp_path: Path) -> None:
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_damaged(data: st.DataObject) -> None:
-    """A change behind the manifest is always seen; one anywhere harms nobody."""
+    """A change after the manifest is always detected; any change is handled without an error."""
     signed = DAMAGED.setdefault("file", Signer().sign(make_media("jpg"), "jpg"))
     at = data.draw(st.integers(0, len(signed) - 1))
     flip = data.draw(st.integers(1, 255))
@@ -384,7 +384,7 @@ def test_facts(make: Callable[[], bytes]) -> None:
 
 
 def test_ai_labels_without_signature() -> None:
-    """A label that anybody can write is among the facts, and above no score."""
+    """An unsigned AI label is listed in the facts, but does not give a headline."""
     xmp = b'<x xmp:CreatorTool="Tool 1" Iptc4xmpExt:DigitalSourceType="%strainedAlgorithmicMedia"/>'
     texts = PIL.PngImagePlugin.PngInfo()
     texts.add_text("parameters", "a face, Steps: 20")
@@ -399,7 +399,9 @@ def test_ai_labels_without_signature() -> None:
         assert found.headline() is None
 
 
-def test_06_says_it_everywhere(signer: Signer, plain: dict[str, bytes], tmp_path: Path) -> None:
+def test_06_shows_provenance_in_all_outputs(
+    signer: Signer, plain: dict[str, bytes], tmp_path: Path
+) -> None:
     signed = signer.sign(plain["jpg"], "jpg", source="trainedAlgorithmicMedia")
     (tmp_path / "signed.jpg").write_bytes(signed)
     (tmp_path / "place.jpg").write_bytes(make_picture_with_exif())
@@ -415,7 +417,7 @@ def test_06_says_it_everywhere(signer: Signer, plain: dict[str, bytes], tmp_path
         report = html.unescape((tmp_path / "detections" / f"{name}.html").read_text())
         assert provenance_["sentence"] in report
     report = (tmp_path / "detections/signed.html").read_text()
-    # The statement of the file stands above the verdict.
+    # The headline is above the verdict.
     assert report.index(said["signed.jpg"]["headline"]) < report.index('class="words"')
     written = [path for path in (tmp_path / "detections").iterdir() if path.is_file()]
     assert not [path for path in written if b"Ann Smith" in path.read_bytes()]

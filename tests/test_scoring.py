@@ -1,4 +1,4 @@
-"""Tests of the scoring: AUC, calibration, thresholds and quality limits."""
+"""Tests of scoring: AUC, calibration, thresholds and quality limits."""
 
 from dataclasses import replace
 
@@ -23,13 +23,13 @@ from deepfake_detect.scoring import (
 )
 
 
-def test_auc_is_the_mean_of_the_data_sets() -> None:
-    """Two data sets, each perfectly separated, with levels of score that overlap."""
+def test_auc_is_the_mean_over_data_sets() -> None:
+    """Two data sets, each perfectly separated, with overlapping score ranges."""
     rows = [("A", "real", 0.1), ("A", "fake", 0.4), ("B", "real", 0.5), ("B", "fake", 0.9)]
     val = pd.DataFrame(rows, columns=["dataset", "label", "p_fake"]).assign(video_id=list("abcd"))
     assert measure_auc(val) == 1
     assert measure_auc(val.assign(dataset="")) == 0.75
-    assert measure_auc(val.assign(dataset=list("ABCD"))) == 0.75  # none has both labels
+    assert measure_auc(val.assign(dataset=list("ABCD"))) == 0.75  # each data set has one label
 
 
 SCORES = st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=2, max_size=30)
@@ -37,7 +37,7 @@ SCORES = st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=2, max_
 
 @given(SCORES, st.sampled_from((0.0, 0.1, 0.3)))
 @settings(deadline=None)
-def test_thresholds_keep_the_share_of_wrong_verdicts(
+def test_thresholds_limit_the_share_of_wrong_verdicts(
     draws: list[tuple[bool, int]], most_wrong: float
 ) -> None:
     draws = [(True, 3), (False, 3), *((fake, min(p, 19)) for fake, p in draws)]
@@ -62,10 +62,10 @@ def test_separated_scores_get_one_threshold_in_the_gap() -> None:
 def test_calibration_recovers_temperature_and_shift(
     too_sure_by: float, shifted_by: float, share_of_fakes: float
 ) -> None:
-    """The share of fakes in the validation set has no influence."""
+    """The share of fakes in the validation set does not matter."""
     rng = np.random.default_rng(2)
     is_fake = rng.random(40_000) < share_of_fakes
-    # The logit of two normal distributions of scale s, s**2 apart, at even odds, is the score.
+    # For two normal distributions of scale s, s**2 apart, the score is the logit at even odds.
     logits = rng.normal(np.where(is_fake, 1, -1) * 1.5**2 / 2, 1.5)
     p_real = scipy.special.expit(-(too_sure_by * logits + shifted_by))
     rows = zip(np.where(is_fake, "fake", "real"), map(str, range(40_000)), p_real, strict=True)
@@ -92,7 +92,7 @@ def test_least_sharpness_is_measured_on_augmented_crops() -> None:
 
 
 def test_pictures_get_thresholds_from_single_crops() -> None:
-    """The mean over a video's crops is nearer to the middle than its crops."""
+    """The mean over a video's crops is closer to 0.5 than single crops are."""
     rng = np.random.default_rng(3)
     is_fake = np.repeat(rng.random(300) < 0.5, 8)
     logits = np.where(is_fake, -1.0, 1.0) + rng.normal(0, 1.5, len(is_fake))
@@ -104,7 +104,7 @@ def test_pictures_get_thresholds_from_single_crops() -> None:
 
 
 def test_thresholds_hold_for_changed_crops() -> None:
-    """A change that raises the scores of the reals raises the threshold and nothing else."""
+    """A change that raises the scores of reals raises only the fake thresholds."""
     rng = np.random.default_rng(3)
     labels = np.repeat(["real", "fake"], 200)
     logits = np.where(labels == "fake", -1.0, 1.0) + rng.normal(0, 1, 400)

@@ -1,4 +1,4 @@
-"""Tests of 04-train-cnn.py: real trainings of the whole network on a few simple crops."""
+"""Tests of 04-train-cnn.py: train the whole network on a few simple crops."""
 
 import importlib
 import json
@@ -35,7 +35,7 @@ SCRIPT = "04-train-cnn.py"
 __all__ = ["small_split", "trained"]  # fixtures
 
 
-def test_it_writes_its_files(trained: Trained) -> None:
+def test_all_output_files_are_written(trained: Trained) -> None:
     assert sorted(path.name for path in trained.model_dir.iterdir() if path.name != ".lock") == [
         ".made-by",
         "best_model.keras",
@@ -68,7 +68,7 @@ def test_broken_crops_are_left_out_with_a_reason(trained: Trained) -> None:
     assert trained.training["left_out"] == dict(zip(BROKEN, reasons, strict=True))
 
 
-def test_history_has_a_row_per_epoch(trained: Trained) -> None:
+def test_history_has_one_row_per_epoch(trained: Trained) -> None:
     assert list(trained.history.epoch) == list(range(1, trained.training["epochs_run"] + 1))
     measures = ["loss", "accuracy", "val_loss", "val_accuracy", "val_auc"]
     assert list(trained.history.columns) == ["epoch", *measures]
@@ -95,16 +95,16 @@ def test_the_best_epoch_is_kept(trained: Trained) -> None:
 
 
 def test_validation_follows_training(trained: Trained) -> None:
-    """With Keras' default momentum of the running statistics it stays at chance here."""
+    """With Keras' default momentum for running statistics, validation would stay at chance."""
     last = trained.history.iloc[-1]
     assert last.accuracy > 0.9
     assert last.val_accuracy > 0.9
 
 
-def test_training_on_without_a_test_split(
+def test_a_model_can_be_the_start_of_another_training(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Any folder of that shape works: here without crops.csv and with other file names.
+    """The split folder has neither a test split nor crops.csv, and has other file names.
 
     The start model has another image size.
     """
@@ -155,7 +155,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 def test_a_killed_training_continues_and_ends_the_same(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same seed gives the same bytes, killed or not."""
+    """The same seed gives the same bytes with and without a kill."""
     split_dir, killed = trained.split_dir, tmp_path / "killed"
     settings = replace(SETTINGS, split_dir=split_dir, model_dir=killed)
     dict_of_defaults = {name: value for name, value, _ in list_settings(train.Settings())}
@@ -193,8 +193,8 @@ def test_a_killed_training_continues_and_ends_the_same(
         assert first == second, name
 
 
-def test_patience_counts_across_a_stop(tmp_path: Path, small_split: Path) -> None:
-    """A training that ran out of patience before it was stopped does not continue."""
+def test_patience_counts_epochs_before_a_stop(tmp_path: Path, small_split: Path) -> None:
+    """A training whose patience ended before the stop does not continue."""
     crops = find_crops(small_split, ("train", "val"))
     images = np.zeros((len(crops), 128, 128, 3), np.uint8)
     model = build_model(None)
@@ -214,7 +214,7 @@ def test_patience_counts_across_a_stop(tmp_path: Path, small_split: Path) -> Non
 
 
 @pytest.mark.parametrize("decay", ["cosine", "constant"])
-def test_the_learning_rate_rises_and_then_falls_or_stays(decay: str) -> None:
+def test_the_learning_rate_rises_then_falls_or_stays_constant(decay: str) -> None:
     inputs = keras.Input((1,))
     model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
     settings = train.Settings(learning_rate=0.1, warm_up_steps=50, decay=decay)
@@ -314,7 +314,7 @@ def test_an_invalid_setting_is_refused(
 def test_an_error_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
     result = run_script(SCRIPT, "--split-dir", "faces", "--start", "none", cwd=tmp_path)
     assert_stops(result, f"{SCRIPT}: faces: ")
-    assert result.stderr.count("\n") == 1  # TensorFlow prints nothing on loading
+    assert result.stderr.count("\n") == 1  # no log output of TensorFlow
     assert list(tmp_path.iterdir()) == []
 
 
@@ -330,7 +330,7 @@ def test_models_of_practice_videos_are_marked(trained: Trained, tmp_path: Path) 
 
 
 def test_an_edited_model_is_never_replaced(small_split: Path, tmp_path: Path) -> None:
-    """It is refused before the training, not after it."""
+    """The check runs before the training instead of after it."""
     settings = train.Settings(split_dir=small_split, model_dir=tmp_path, start="none")
     output = claim(tmp_path, "--model-dir", SCRIPT)
     output.write("best_model.keras", lambda path: path.write_bytes(b"an old model"))

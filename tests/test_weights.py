@@ -1,4 +1,4 @@
-"""Tests of weights/: the shipped detector, its 16-bit file, and the recipe that trains it."""
+"""Tests of weights/: the shipped detector, the 16-bit file, and the training recipe."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_shipped_detector_is_small_and_complete() -> None:
 
 
 def test_shipped_detector_is_documented() -> None:
-    """README is one page; the card has the same threshold as the model."""
+    """The README is short, and the card has the model's threshold."""
     page = (WEIGHTS / "README.md").read_text(encoding="utf-8")
     card = (WEIGHTS / "model-card.md").read_text(encoding="utf-8")
     for words in ("FaceForensics++", "Celeb-DF", "DFDC", "LICENSE.md", "weights.train_detector"):
@@ -51,7 +51,7 @@ def test_shipped_detector_is_documented() -> None:
     assert f"{decision.threshold:.4f}" in card
 
 
-# --- The file with 16 bits ------------------------------------------------------------------------
+# --- The 16-bit file ------------------------------------------------------------------------------
 
 
 def test_16_bits_halve_the_file_and_keep_the_scores(
@@ -62,7 +62,7 @@ def test_16_bits_halve_the_file_and_keep_the_scores(
     with pytest.raises(ValueError, match="16 bits"):
         half_precision.write_in_16_bits(model, half)
     assert not list(tmp_path.iterdir())
-    # A model of a few steps has unstable scores on noise; a trained one moves less.
+    # After a few training steps, scores on noise are unstable; a trained model is more stable.
     monkeypatch.setattr(half_precision, "LARGEST_DIFFERENCE", 0.2)
     difference = half_precision.write_in_16_bits(model, half)
     assert 0 < difference < 0.2
@@ -79,7 +79,7 @@ def test_16_bits_halve_the_file_and_keep_the_scores(
 # --- The recipe -----------------------------------------------------------------------------------
 
 
-def test_without_pytorch_it_names_the_packages(tmp_path: Path) -> None:
+def test_missing_pytorch_is_reported_with_the_packages(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
     result = subprocess.run(
         [sys.executable, "-m", "weights.train_detector", "any"],
@@ -107,7 +107,7 @@ def test_networks_of_both_libraries_agree(recipe: object) -> None:
     from weights.networks import build_student, fill_keras, fill_torch
 
     crops = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
-    crops = np.stack([cv2.resize(crop, (96, 96)) for crop in crops]).astype(np.float32)  # soft ones
+    crops = np.stack([cv2.resize(crop, (96, 96)) for crop in crops]).astype(np.float32)  # soft
     for shown in ((0, 0), (60, 110)):
         student = build_student(96, *shown, LITE0_WEIGHTS).eval()
         model = build_model(None, 96, *shown)
@@ -128,7 +128,7 @@ def test_both_libraries_start_from_the_same_weights(recipe: object) -> None:
     (base,) = (layer for layer in model.layers if isinstance(layer, keras.Model))
     same = 0
     for tensor, variable, order in pair_weights(student.base, base):
-        # The kernels of the gates, and the biases before them, are random in both.
+        # In both, the kernels of the gates and the biases before them are random.
         if "_se_" not in variable.path or variable.path.endswith("se_expand/bias"):
             expected = variable.numpy().transpose(order)
             assert np.array_equal(tensor.detach().numpy(), expected), variable.path
@@ -149,14 +149,14 @@ def test_batches_depend_on_their_number_only(recipe: object) -> None:
     large = seen[224].numpy().transpose(0, 2, 3, 1)
     small = np.stack([cv2.resize(one, (64, 64), interpolation=cv2.INTER_AREA) for one in large])
     assert np.array_equal(small, seen[64].numpy().transpose(0, 2, 3, 1))
-    for other in (0, 3):  # another epoch is drawn in between
+    for other in (0, 3):  # draw another epoch in between
         batches[other]
     again, _ = batches[1]
     assert np.array_equal(again[224], seen[224])
     assert not np.array_equal(batches[0][0][224], seen[224])
 
 
-def test_a_rehearsal_trains_stops_and_continues(
+def test_a_killed_rehearsal_continues(
     recipe: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     split_dir, work_dir = tmp_path / "sets", tmp_path / "work"
@@ -172,12 +172,12 @@ def test_a_rehearsal_trains_stops_and_continues(
         checkpoint_seconds=1e-6,
         workers=1,
     )
-    # Without TensorFlow: the first two stages, one after the other.
+    # The first two stages, one at a time; they do not need TensorFlow.
     with pytest.raises(ValueError, match="--stages teacher"):
         recipe.main(replace(settings, stages=("student",)))
     recipe.main(replace(settings, stages=("teacher",)))
     assert sorted(path.name for path in work_dir.glob("*.pt")) == ["teacher.pt"]
-    # A student that was killed continues from its checkpoint.
+    # A killed student stage continues from its checkpoint.
     load = recipe.load
 
     def stop(batches: object, steps: range, on_gpu: bool) -> object:
