@@ -59,7 +59,7 @@ class Settings:
     """Edit a default here, or override it for one run: --min-face-size 40."""
 
     # folders
-    frames_dir: Path = Path("frames")  # what 01 wrote
+    frames_dir: Path = Path("frames")  # the output folder of 01
     faces_dir: Path = Path("faces")  # output folder, with one folder per video
     # crops
     confidence: Share = 0.95  # lowest confidence of a saved face (MTCNN returns 0.8 or more)
@@ -97,7 +97,7 @@ def main(settings: Settings = Settings()) -> list[dict] | None:
         ValueError: frames_dir has no frames, the frames have no face, a setting is out of range, or
             faces_dir holds files that this script did not make
         filelock.Timeout: another run is writing to faces_dir
-        OSError: faces_dir cannot be written to, such as when the disk is full
+        OSError: faces_dir cannot be written to, for example because the disk is full
     """
     cli.check_ranges(settings)
     frames_dir, faces_dir, part = settings.frames_dir, settings.faces_dir, settings.part
@@ -150,7 +150,7 @@ def read_videos(frames_dir: Path) -> list[str]:
         ValueError: 01 did not write the table, or no video in it has frames
     """
     path = frames_dir / "videos.csv"
-    advice = "run 01-convert-video-to-image.py first, or name another folder with --frames-dir."
+    advice = "run 01-convert-video-to-image.py first, or set --frames-dir to its output."
     if not frames_dir.is_dir():
         raise FileNotFoundError(f"{frames_dir}: the folder does not exist; {advice}")
     if not path.is_file():
@@ -314,7 +314,7 @@ def write_crops(
     video_id: str,
     frames: dict[int, Path],
 ) -> tuple[list[dict], list[dict]]:
-    """Find the faces in some frames of a video and write their crops into its unfinished folder.
+    """Find the faces in frames of one video and write their crops into its unfinished folder.
 
     Args:
         rule: the fields of a CropRule

@@ -395,7 +395,7 @@ def measure_clips(
     failed = table["verdict"] == "not checked"
     if failed.all():
         file, reason = table.loc[0, ["file", "reason"]]
-        raise ValueError(f"{file}: {reason}; no file could be checked.")
+        raise ValueError(f"{file}: {reason}; 05 could not check any file.")
     folders = " ".join(str(folder) for folder in settings.clips)
     return {
         "command": f"05-evaluate-model.py --model {model} --clips {folders}",

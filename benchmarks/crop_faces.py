@@ -43,7 +43,7 @@ from deepfake_detect.mtcnn import FaceDetector
 class Settings:
     """Edit a default here, or override it for one run: --rounds 1."""
 
-    frames_dir: Annotated[Path, tyro.conf.Positional]  # what 01 wrote
+    frames_dir: Annotated[Path, tyro.conf.Positional]  # the output folder of 01
     frames: Count = 1000  # the plain loop takes each one once, script 02 takes all in each round
     rounds: Count = 4  # the medians are printed
 

@@ -33,8 +33,8 @@ class Decision(NamedTuple):
     )
     width_rule: WidthRule = WIDTH_RULE  # pairs: frames narrower than this are scaled by this factor
     image_size: int = IMAGE_SIZE  # pixels per side of the network's input
-    sharpen_to: float = 0.0  # the network sharpens softer crops to this sharpness; 0: never
-    darken_to: float = 0.0  # the network darkens brighter crops to this mean, of 255; 0: never
+    sharpen_to: float = 0.0  # the network sharpens crops below this sharpness; 0: never
+    darken_to: float = 0.0  # the network darkens crops above this mean brightness; 0: never
     smallest_face: int = 0  # pixels; a crop with a shorter side below this is undecided
     least_sharpness: float = 0.0  # variance of the Laplacian; a crop below this is undecided
 

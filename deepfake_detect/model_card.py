@@ -95,7 +95,7 @@ def describe_group(row: dict) -> str:
     parts.append(f"undecided {sum(why.values()):,} of {total:,}")
     if any(why.values()):
         parts[-1] += f" ({why['score']:,} scored between the thresholds"
-        parts[-1] += f", {why['crops']:,} with crops too small or soft)" if why["crops"] else ")"
+        parts[-1] += f", {why['crops']:,} with crops too small or blurry)" if why["crops"] else ")"
     return "; ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""MTCNN on OpenCV finds what the mtcnn package finds with TensorFlow."""
+"""MTCNN on OpenCV finds the same faces as the mtcnn package with TensorFlow."""
 
 import cv2
 import numpy as np
