@@ -1,4 +1,4 @@
-"""What several tests need: small videos made on the spot, and scripts run as a user runs them."""
+"""Shared test helpers: write small videos, and run scripts like a user."""
 
 import os
 import signal
@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# As the scripts have it, and before any test imports TensorFlow: a run in the tests' own process
-# is to do the arithmetic of one in a process of its own.
+# Set as in the scripts, before TensorFlow is imported: a run in the process of the tests must give
+# the same numbers as a run in its own process.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import cv2
@@ -15,12 +15,12 @@ import hypothesis
 import numpy as np
 import pytest
 
-# An example may take as long as it takes: the machine may be busy.
+# No deadline per example, as the machine may be busy.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
 
-# A shell that starts the tests with & or nohup ignores these signals, and so would the scripts that
-# the tests start and then end by them.
+# A shell that starts the tests with & or nohup ignores these signals. Scripts started by the tests
+# would inherit that, so restore the default handlers.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):  # not on Windows
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -30,14 +30,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are cores, as a test often waits for a script it started."""
+    """Return one process more than cores, as tests often wait for a script they started."""
     return (os.cpu_count() or 1) + 1
 
 
 def write_video(
     path: Path, frames: int = 3, size: tuple[int, int] = (64, 48), fps: float = 25, seed: int = 0
 ) -> Path:
-    """A video of smooth coloured noise, another for each frame; size is (width, height)."""
+    """Write a video of smooth coloured noise, different in each frame; size is (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     codec = "MJPG" if path.suffix == ".avi" else "VP90" if path.suffix == ".webm" else "mp4v"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, size)
@@ -51,7 +51,7 @@ def write_video(
 
 
 def run_script(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script as from the shell, in the folder `cwd`."""
+    """Run a script in the folder `cwd`, as from a shell."""
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
@@ -59,7 +59,7 @@ def run_script(name: str, *arguments: object, cwd: Path) -> subprocess.Completed
 def run_script_after(
     lines: str, name: str, *arguments: object, cwd: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script in a process that has first run these lines of Python."""
+    """Run some lines of Python and then a script, in one process."""
     argv = [name, *map(str, arguments)]
     program = (
         f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.argv = {argv}\n"
@@ -69,7 +69,7 @@ def run_script_after(
 
 
 def assert_stops(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    """The script ended with exit code 1 and one sentence that has these words, no traceback."""
+    """Check for exit code 1 and one sentence with these words, without a traceback."""
     assert result.returncode == 1, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     sentence = result.stderr.strip().splitlines()[-1]
@@ -79,7 +79,7 @@ def assert_stops(result: subprocess.CompletedProcess[str], *words: str) -> None:
 
 @pytest.fixture
 def snapshot() -> callable:
-    """A function that lists all files below a folder, with their content and time of writing."""
+    """Return a function that reads all files below a folder, with their modification times."""
 
     def take(folder: Path) -> dict[str, tuple[bytes, int]]:
         return {

@@ -1,4 +1,4 @@
-"""What the tests of faults need: runs that are killed, small disks, files that are not right."""
+"""Helpers for the tests of faults: killed runs, small disks, and unusual videos."""
 
 import os
 import random
@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-# --- Runs that are disturbed ----------------------------------------------------------------------
+# --- Disturbed runs -------------------------------------------------------------------------------
 
 
 @contextmanager
 def running(script: str, *arguments: object, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """A script at work, in a session of its own; what it says is in cwd/said."""
+    """Run a script in its own session while the block runs; its output goes to cwd/said."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     with (cwd / "said").open("w") as said:
         run = subprocess.Popen(
@@ -32,31 +32,31 @@ def running(script: str, *arguments: object, cwd: Path) -> Iterator[subprocess.P
     finally:
         run.kill()
         run.wait()
-        with suppress(ProcessLookupError):  # a worker that a test stopped goes on, and so ends
+        with suppress(ProcessLookupError):  # resume stopped workers, so that they end
             os.killpg(run.pid, signal.SIGCONT)
 
 
 def wait_for(condition: Callable[[], object], run: subprocess.Popen[str]) -> object:
     """Wait until the condition holds, and return what it returned."""
     while True:
-        with suppress(FileNotFoundError):  # a folder was moved while it was looked into
+        with suppress(FileNotFoundError):  # a folder was moved while it was read
             if result := condition():
                 return result
-        assert run.poll() is None, "the run ended before"
+        assert run.poll() is None, "the run ended too early"
         time.sleep(0.01)
 
 
 def processes_of(run: subprocess.Popen[str], containing: str = "") -> list[int]:
-    """The processes in the session of a run, itself left out, that have this in their command."""
+    """Return the other processes in the session of a run, with this text in their command."""
     if not Path("/proc/self/stat").exists():
-        pytest.skip("there is no /proc to find the processes in")
+        pytest.skip("needs /proc to find the processes")
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, _, _, session = read_status(int(folder.name))
             command = (folder / "cmdline").read_bytes().decode(errors="replace")
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
         ours = session == str(run.pid) != folder.name and state != "Z"
         if ours and containing in command:
             found.append(int(folder.name))
@@ -64,21 +64,21 @@ def processes_of(run: subprocess.Popen[str], containing: str = "") -> list[int]:
 
 
 def read_status(pid: int) -> list[str]:
-    """A process's state, parent, group and session."""
+    """Return the state, parent, group and session of a process."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
 
 
 def wait_for_end_of_all(run: subprocess.Popen[str]) -> None:
-    """A run that has ended leaves no process behind, or soon none: within minutes."""
+    """Wait until all processes of an ended run have ended, for at most five minutes."""
     for _ in range(6000):
         if not processes_of(run):
             return
         time.sleep(0.05)
-    raise AssertionError(f"it left processes behind: {processes_of(run)}")
+    raise AssertionError(f"processes are still running: {processes_of(run)}")
 
 
 def workers_of(run: subprocess.Popen[str]) -> list[int]:
-    """The processes that do the work of a run: copies of one that itself is the run's."""
+    """Return the worker processes of a run: children of its fork server."""
     found = processes_of(run, "forkserver")
     return [pid for pid in found if read_status(pid)[1] != str(run.pid)]
 
@@ -86,7 +86,7 @@ def workers_of(run: subprocess.Popen[str]) -> list[int]:
 def kill_again_and_again(
     script: str, *arguments: object, cwd: Path, times: int, longest: float, check: Callable
 ) -> None:
-    """Start a script and kill it after a random part of `longest` seconds; check after each."""
+    """Start a script and kill it within `longest` seconds, several times; check after each kill."""
     moments = random.Random(0)
     for _ in range(times):
         with running(script, *arguments, cwd=cwd) as run:
@@ -97,20 +97,20 @@ def kill_again_and_again(
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
-    """All files below a folder, by their path, with their content."""
+    """Return the content of all files below a folder, by path."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def finished_folders(frames_dir: Path) -> dict[str, tuple[int, int]]:
-    """The folders with a final name, and their inode and time: new ones if made again."""
+    """Return inode and time of the folders with a final name; both change if rewritten."""
     folders = [path for path in frames_dir.glob("*/") if not path.name.startswith(".unfinished-")]
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folders}
 
 
 @contextmanager
 def small_disk(folder: Path, megabytes: float) -> Iterator[Callable[[float], None]]:
-    """Mount a small disk on a folder; yields a function that gives it another size."""
+    """Mount a small disk on a folder; yield a function that changes its size."""
 
     def mount(options: str) -> bool:
         command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
@@ -121,7 +121,7 @@ def small_disk(folder: Path, megabytes: float) -> Iterator[Callable[[float], Non
 
     folder.mkdir(parents=True, exist_ok=True)
     if not mount(f"size={int(megabytes * 1024)}k"):
-        pytest.skip("a small disk cannot be mounted here: that takes Linux and root")
+        pytest.skip("mounting a small disk needs Linux and root")
 
     def resize(megabytes: float) -> None:
         assert mount(f"remount,size={int(megabytes * 1024)}k")
@@ -134,14 +134,14 @@ def small_disk(folder: Path, megabytes: float) -> Iterator[Callable[[float], Non
 
 def skip_as_root() -> None:
     if not hasattr(os, "geteuid") or os.geteuid() == 0:
-        pytest.skip("permissions do not bind root, nor Windows")
+        pytest.skip("file permissions do not apply to root or on Windows")
 
 
-# --- Videos that are not right --------------------------------------------------------------------
+# --- Unusual videos -------------------------------------------------------------------------------
 
 
 def jpeg(size: tuple[int, int], grey: bool = False, seed: int = 0) -> bytes:
-    """A picture of smooth noise, size (width, height), encoded."""
+    """Return a JPEG of smooth noise; size is (width, height)."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     picture = cv2.resize(coarse[..., 0] if grey else coarse, size)
     return cv2.imencode(".jpg", picture)[1].tobytes()
@@ -157,7 +157,7 @@ def write_avi(
     claimed: int | None = None,
     audio: bool = False,
 ) -> Path:
-    """An AVI of encoded frames whose header has the values given, true or not."""
+    """Write an AVI of encoded frames whose header has the given values, correct or not."""
 
     def chunk(name: bytes, *content: bytes) -> bytes:
         content = b"".join(content)

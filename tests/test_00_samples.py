@@ -1,4 +1,4 @@
-"""The practice videos: what is in the set, that it repeats, and that nobody's files suffer."""
+"""Tests of 00: the practice videos are complete and reproducible, and user files are kept."""
 
 import importlib
 import json
@@ -49,7 +49,7 @@ def list_times(folder: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[practice.Clip]]:
-    """A small set, read by many tests and changed by none."""
+    """Return a small set; tests must not change it."""
     videos_dir = tmp_path_factory.mktemp("small") / "videos"
     clips = make(videos_dir, SMALL)
     return videos_dir / "practice", clips
@@ -64,14 +64,14 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def smallest(made_once: Path, tmp_path: Path) -> Path:
-    """A set of two clips of two frames, to do things to."""
+    """Return a set of two clips with two frames each, which a test may change."""
     return shutil.copytree(made_once, tmp_path / "videos")
 
 
 # The clips
 
 
-def test_set_has_a_list_like_that_of_dfdc(small: tuple[Path, list[practice.Clip]]) -> None:
+def test_label_list_has_the_format_of_dfdc(small: tuple[Path, list[practice.Clip]]) -> None:
     folder, clips = small
     entries = json.loads((folder / "practice.json").read_text(encoding="utf-8"))
     videos = {path.name for path in folder.glob("*.mp4")}
@@ -97,7 +97,7 @@ def test_every_frame_decodes_at_its_size(small: tuple[Path, list[practice.Clip]]
         assert capture.get(cv2.CAP_PROP_FPS) == practice.FPS
 
 
-def test_every_width_class_is_there_in_reals_and_fakes() -> None:
+def test_reals_and_fakes_have_every_width_class() -> None:
     clips = practice.plan_clips(4, 6, 1)
     for label in ("REAL", "FAKE"):
         widths = {clip.width for clip in clips if clip.label == label}
@@ -105,7 +105,7 @@ def test_every_width_class_is_there_in_reals_and_fakes() -> None:
 
 
 @given(people=st.integers(1, 60), fakes=st.integers(0, 150), seed=st.integers(0, 10**6))
-def test_plan_holds_for_any_numbers(people: int, fakes: int, seed: int) -> None:
+def test_plan_is_valid_for_any_numbers(people: int, fakes: int, seed: int) -> None:
     clips = practice.plan_clips(people, fakes, seed)
     names = [clip.name for clip in clips]
     assert len(set(names)) == people + fakes
@@ -132,21 +132,23 @@ def test_default_set_has_enough_people_and_more_fakes_than_reals() -> None:
     assert settings.people < settings.fakes <= 2 * settings.people
 
 
-def test_seed_decides_the_frames(small: tuple[Path, list[practice.Clip]], tmp_path: Path) -> None:
+def test_seed_determines_the_frames(
+    small: tuple[Path, list[practice.Clip]], tmp_path: Path
+) -> None:
     folder, clips = small
     again = make(tmp_path / "again", frames=8)
     assert [clip.name for clip in again] == [clips[0].name, clips[4].name]
     other = make(tmp_path / "other", seed=2)
     for clip, other_clip in zip(again, other, strict=True):
         frames = read_frames(tmp_path / "again/practice" / clip.name)
-        # The second fake of the person was made together with these two, and this one without it.
+        # Here, the second fake of this person was not written together with these two.
         assert np.array_equal(frames, read_frames(folder / clip.name))
         others = read_frames(tmp_path / "other/practice" / other_clip.name)
         assert cv2.absdiff(others[0], frames[0]).mean() > 10
 
 
 def find_distances(clip: practice.Clip, seed: int) -> np.ndarray:
-    """Distance of each pixel of the first frame from the face's center, 1 at its outline."""
+    """Return the distance of each pixel from the centre of the face, 1 at its outline."""
     filmed = practice.film_person(clip, 1, np.random.default_rng((seed, clip.person)))
     canvas, camera = next(filmed)
     y, x = np.mgrid[: clip.height, : clip.width] * canvas.shape[1] / clip.width
@@ -156,7 +158,7 @@ def find_distances(clip: practice.Clip, seed: int) -> np.ndarray:
     return np.linalg.norm(from_center, axis=1).reshape(x.shape)
 
 
-def test_fake_differs_from_its_original_in_the_face(
+def test_fake_differs_from_its_original_only_in_the_face(
     small: tuple[Path, list[practice.Clip]],
 ) -> None:
     folder, clips = small
@@ -189,17 +191,17 @@ def test_detector_finds_exactly_the_face(small: tuple[Path, list[practice.Clip]]
             assert 60 <= sure[0]["box"][2] <= 150, clip.name
 
 
-def test_the_shipped_model_calls_the_clips_rightly(
+def test_included_model_classifies_the_clips(
     small: tuple[Path, list[practice.Clip]], tmp_path: Path
 ) -> None:
-    """The examples of the page by a margin, and so clips of every size: not one lucky draw."""
+    """Check the examples of the page by a margin, and clips of every size."""
     folder, clips = small
     detector = Detector()
     for label, path in practice.write_examples(tmp_path).items():
         result = detector.check(path)
         assert result.verdict == f"likely {label}"
         assert result.p_fake > 0.75 if label == "fake" else result.p_fake < 0.25
-    for clip in (*clips[1:3], *clips[7:]):  # of other sizes than the examples
+    for clip in (*clips[1:3], *clips[7:]):  # sizes that the examples do not have
         assert detector.check(folder / clip.name).verdict == f"likely {clip.label.lower()}"
 
 
@@ -207,7 +209,7 @@ def test_the_shipped_model_calls_the_clips_rightly(
 
 
 @pytest.mark.parametrize("name", ["my.mp4", "FaceForensics++/a/b/000_003.mp4", "practice/z.mp4"])
-def test_files_of_the_user_are_left_alone(name: str, tmp_path: Path, snapshot: callable) -> None:
+def test_user_files_are_not_touched(name: str, tmp_path: Path, snapshot: callable) -> None:
     own = tmp_path / "videos" / name
     own.parent.mkdir(parents=True)
     own.write_bytes(b"mine")
@@ -218,7 +220,7 @@ def test_files_of_the_user_are_left_alone(name: str, tmp_path: Path, snapshot: c
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights that a user may not have")
-def test_linked_folder_counts_as_the_users(tmp_path: Path) -> None:
+def test_linked_folder_is_treated_as_the_users(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "celeb-df").symlink_to(tmp_path / "elsewhere")
@@ -228,14 +230,14 @@ def test_linked_folder_counts_as_the_users(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mine.mp4", "notes.txt", "clip.partial.mp4"])
-def test_what_the_user_puts_beside_the_clips_stays(name: str, smallest: Path) -> None:
+def test_user_files_beside_the_clips_are_kept(name: str, smallest: Path) -> None:
     (smallest / "practice" / name).write_bytes(b"mine")
     next(smallest.glob("practice/[!c]*.mp4")).unlink()
     make(smallest)
     assert (smallest / "practice" / name).read_bytes() == b"mine"
 
 
-def test_a_clip_that_was_changed_is_not_replaced(smallest: Path) -> None:
+def test_changed_clip_is_not_replaced(smallest: Path) -> None:
     clip = next(smallest.glob("practice/*.mp4"))
     clip.write_bytes(b"mine now")
     with pytest.raises(ValueError, match=clip.name):
@@ -243,13 +245,13 @@ def test_a_clip_that_was_changed_is_not_replaced(smallest: Path) -> None:
     assert clip.read_bytes() == b"mine now"
 
 
-def test_hidden_files_are_no_hindrance(tmp_path: Path) -> None:
+def test_hidden_files_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / ".DS_Store").write_bytes(b"")
     assert len(make(tmp_path / "videos")) == 2
 
 
-def test_whole_set_is_not_made_again(smallest: Path, capsys: pytest.CaptureFixture) -> None:
+def test_complete_set_is_not_rewritten(smallest: Path, capsys: pytest.CaptureFixture) -> None:
     before = list_times(smallest)
     capsys.readouterr()
     assert len(make(smallest)) == 2
@@ -257,7 +259,7 @@ def test_whole_set_is_not_made_again(smallest: Path, capsys: pytest.CaptureFixtu
     assert "2 clips from" in capsys.readouterr().out
 
 
-def test_missing_clip_is_made_again_alone(smallest: Path) -> None:
+def test_only_the_missing_clip_is_rewritten(smallest: Path) -> None:
     missing, _ = sorted(smallest.glob("practice/*.mp4"))
     frames, before = read_frames(missing), list_times(smallest)
     missing.unlink()
@@ -267,14 +269,14 @@ def test_missing_clip_is_made_again_alone(smallest: Path) -> None:
     assert np.array_equal(read_frames(missing), frames)
 
 
-def test_killed_run_is_finished_by_the_next(tmp_path: Path) -> None:
+def test_next_run_finishes_a_killed_run(tmp_path: Path) -> None:
     folder = tmp_path / "practice/videos/practice"
     command = [sys.executable, str(ROOT / SCRIPT), *OPTIONS]
     run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
     while not list(folder.glob("[!.]*.mp4")) and run.poll() is None:
         time.sleep(0.005)
     run.kill()
-    run.communicate()  # ends when the last process that could write to the pipe has
+    run.communicate()  # wait until all processes that can write to the pipe have ended
     assert run.returncode != 0, "the run ended before it could be killed"
     assert not (folder / "practice.json").exists()
     done = {path.name: path.stat().st_mtime_ns for path in folder.glob("[!.]*.mp4")}
@@ -287,7 +289,7 @@ def test_killed_run_is_finished_by_the_next(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [{"seed": 2}, {"people": 2}, {"frames": 3}, {"fps": 30}])
-def test_set_of_other_settings_is_not_mixed(other: dict[str, int], smallest: Path) -> None:
+def test_sets_with_different_settings_are_not_mixed(other: dict[str, int], smallest: Path) -> None:
     before = list_times(smallest)
     with pytest.raises(ValueError, match=r"settings\.json.*--videos-dir"):
         make(smallest, **other)
@@ -295,21 +297,21 @@ def test_set_of_other_settings_is_not_mixed(other: dict[str, int], smallest: Pat
 
 
 @pytest.mark.parametrize("content", ["{", "{}"])
-def test_settings_that_someone_changed_are_named(content: str, smallest: Path) -> None:
+def test_changed_settings_file_is_reported(content: str, smallest: Path) -> None:
     (smallest / "practice/settings.json").write_text(content)
     with pytest.raises(ValueError, match=r"settings\.json"):
         make(smallest)
 
 
 @pytest.mark.parametrize("name", ["people", "frames", "fps", "workers"])
-def test_number_out_of_range_is_refused(name: str, tmp_path: Path) -> None:
+def test_number_out_of_range_is_rejected(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"--{name}"):
         make(tmp_path / "videos", **{name: 0})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a limit on file sizes is POSIX's")
-def test_full_disk_leaves_no_broken_clip(tmp_path: Path) -> None:
+def test_full_disk_does_not_leave_a_broken_clip(tmp_path: Path) -> None:
     import resource
 
     def allow_only_small_files() -> None:

@@ -1,4 +1,4 @@
-"""01: what a video is, which frames are kept, and what broken input gets."""
+"""Tests of 01: descriptions of videos, chosen frames, and broken input."""
 
 import importlib
 import json
@@ -28,14 +28,14 @@ def convert_all(videos_dir: Path, frames_dir: Path, **settings: object) -> pd.Da
 
 
 def images(frames_dir: Path, video_id: str) -> dict[int, np.ndarray]:
-    """The saved frames of a video, by their index in it."""
+    """Return the saved frames of a video, by index."""
     paths = (frames_dir / video_id).glob(f"{video_id}-??????.png")
     return {int(path.stem[-6:]): cv2.imread(str(path)) for path in paths}
 
 
 # --- The five data sets ---------------------------------------------------------------------------
 
-# A path below videos/; dataset, label, method, compression, identities and official split of it.
+# A path below videos/, then its dataset, label, method, compression, identities, official split.
 FIVE_DATA_SETS = """
 ff/original_sequences/youtube/c23/videos/000.mp4
     FaceForensics++ real original c23 000 train
@@ -84,7 +84,7 @@ own/real/anna/1.mp4
 own/FAKE/anna/1.webm
     plain fake plain - anna -
 """
-# A path below videos/; a part of the reason for which it is left out.
+# A path below videos/, then part of the reason for leaving it out.
 LEFT_OUT = """
 ff/original_sequences/youtube/c23/videos/12.mp4
     such as 519.mp4
@@ -129,7 +129,7 @@ LEFT_OUT = pairs_of_lines(LEFT_OUT)
 
 @pytest.fixture(scope="module")
 def five_data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A miniature of all five data sets side by side, with misnamed files among them."""
+    """Write a miniature of all five data sets in one folder, with some misnamed files."""
     videos = tmp_path_factory.mktemp("five") / "videos"
     for number, source in enumerate([*FIVE_DATA_SETS, *LEFT_OUT]):
         path = videos / source
@@ -164,7 +164,7 @@ def five_data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return videos
 
 
-def test_every_row_of_the_five_data_sets(five_data_sets: Path, tmp_path: Path) -> None:
+def test_five_data_sets_are_described(five_data_sets: Path, tmp_path: Path) -> None:
     table = convert_all(five_data_sets, tmp_path / "frames", workers=2)
     rows = {row.source: tuple(row)[3:9] for row in table.itertuples()}
     assert rows == FIVE_DATA_SETS
@@ -184,10 +184,10 @@ def test_every_row_of_the_five_data_sets(five_data_sets: Path, tmp_path: Path) -
         assert reason in left_out[path], path
 
 
-def test_the_five_data_sets_as_far_as_the_split(
+def test_five_data_sets_can_be_split(
     five_data_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The videos have no faces to find, so each frame stands for one."""
+    """The videos do not show faces, so each frame is used as a crop."""
     monkeypatch.chdir(tmp_path)
     table = convert_all(five_data_sets, Path("frames"), workers=2)
     faces = []
@@ -207,7 +207,7 @@ def test_the_five_data_sets_as_far_as_the_split(
     assert (people.groupby(["dataset", "identity"])["split"].nunique() == 1).all()
 
 
-def test_names_of_outer_folders_and_upper_case_do_not_matter(tmp_path: Path) -> None:
+def test_outer_folder_names_and_case_do_not_matter(tmp_path: Path) -> None:
     source = "X/real stuff/MANIPULATED_SEQUENCES/neuraltextures/C23/VIDEOS/000_003.MP4"
     write_video(tmp_path / "videos/elsewhere.mp4", frames=2).parent.joinpath(
         Path(source).parent
@@ -251,7 +251,7 @@ def test_width_rule(width: int, expected: int) -> None:
     assert abs(resized.shape[0] - 180 * factor) <= 1
 
 
-def test_the_rule_can_be_changed_or_switched_off_and_02_is_told(tmp_path: Path) -> None:
+def test_width_rule_can_be_changed_or_disabled_and_is_saved_for_02(tmp_path: Path) -> None:
     write_video(tmp_path / "videos/real/a.mp4", frames=1, size=(400, 300))
     own, said = {"width_rule": ((350, 4.0), (float("inf"), 0.5))}, []
     for setting, size in (({}, 400), (own, 200), ({"full_frames": True} | own, 400)):
@@ -266,7 +266,7 @@ def test_the_rule_can_be_changed_or_switched_off_and_02_is_told(tmp_path: Path) 
             convert_all(tmp_path / "videos", tmp_path / "frames", width_rule=rule)
 
 
-def test_every_frame_in_order_and_lossless(tmp_path: Path) -> None:
+def test_all_frames_are_saved_in_order_and_lossless(tmp_path: Path) -> None:
     video = write_video(tmp_path / "videos/real/a.mp4", frames=7, size=(320, 240))
     convert_all(tmp_path / "videos", tmp_path / "frames", workers=1)
     saved = images(tmp_path / "frames", "plain-real-a")
@@ -276,7 +276,7 @@ def test_every_frame_in_order_and_lossless(tmp_path: Path) -> None:
         assert (saved[index] == capture.read()[1]).all()
 
 
-def test_frames_per_video_are_spread_evenly_and_the_same_as_of_all(tmp_path: Path) -> None:
+def test_frames_per_video_are_an_even_subset_of_all_frames(tmp_path: Path) -> None:
     write_video(tmp_path / "videos/real/a.mp4", frames=20)
     convert_all(tmp_path / "videos", tmp_path / "all", workers=1)
     convert_all(tmp_path / "videos", tmp_path / "some", frames_per_video=4, workers=1)
@@ -298,7 +298,7 @@ def test_frames_per_second(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 3000), st.integers(1, 400))
-def test_chosen_frames_are_evenly_spread(total: int, wanted: int) -> None:
+def test_chosen_frames_are_evenly_spaced(total: int, wanted: int) -> None:
     chosen = sorted(convert.choose_evenly(total, wanted))
     assert len(chosen) == min(total, wanted)
     assert set(chosen) <= set(range(total))
@@ -306,7 +306,7 @@ def test_chosen_frames_are_evenly_spread(total: int, wanted: int) -> None:
     assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
 
 
-def test_rotation_flag_is_honoured_before_the_width_is_read(tmp_path: Path) -> None:
+def test_rotation_is_applied_before_the_width_rule(tmp_path: Path) -> None:
     path = write_video(tmp_path / "videos/real/a.mp4", frames=2, size=(1200, 240))
     data = bytearray(path.read_bytes())
     upright = struct.pack(">9i", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
@@ -319,10 +319,10 @@ def test_rotation_flag_is_honoured_before_the_width_is_read(tmp_path: Path) -> N
     assert images(tmp_path / "frames", "plain-real-a")[0].shape == (2400, 480, 3)
 
 
-# --- Broken input, and going on -------------------------------------------------------------------
+# --- Broken input, and continuing -----------------------------------------------------------------
 
 
-def test_broken_videos_are_named_and_the_others_go_on(tmp_path: Path) -> None:
+def test_broken_videos_are_reported_and_others_converted(tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     write_video(videos / "real/whole.mp4", frames=4)
     (videos / "fake").mkdir()
@@ -345,7 +345,7 @@ def test_broken_videos_are_named_and_the_others_go_on(tmp_path: Path) -> None:
     assert sorted(images(tmp_path / "frames", "plain-fake-cut")) == list(range(frames))
 
 
-def test_a_second_run_converts_only_what_changed(tmp_path: Path, snapshot: callable) -> None:
+def test_second_run_converts_only_changed_videos(tmp_path: Path, snapshot: callable) -> None:
     videos, frames = tmp_path / "videos", tmp_path / "frames"
     write_video(videos / "real/a.mp4", frames=3)
     write_video(videos / "real/b.mp4", frames=3)
@@ -353,7 +353,7 @@ def test_a_second_run_converts_only_what_changed(tmp_path: Path, snapshot: calla
     before = snapshot(frames)
     write_video(videos / "real/b.mp4", frames=5, seed=1)
     write_video(videos / "fake/c.mp4", frames=2)
-    left = frames / f".unfinished-{'0' * 32}/plain-fake-c"  # what a killed run leaves
+    left = frames / f".unfinished-{'0' * 32}/plain-fake-c"  # left by a killed run
     left.mkdir(parents=True)
     (left / "half.png").touch()
     table = convert_all(videos, frames, workers=1)
@@ -367,7 +367,7 @@ def test_a_second_run_converts_only_what_changed(tmp_path: Path, snapshot: calla
     assert len(list(frames.glob("*/*.png"))) == 3
 
 
-def test_no_worker_outlives_a_killed_run(tmp_path: Path) -> None:
+def test_workers_end_with_a_killed_run(tmp_path: Path) -> None:
     write_avi(tmp_path / "videos/real/a.avi", [jpeg((640, 480))] * 3000, (640, 480))
     run = subprocess.Popen([sys.executable, ROOT / SCRIPT], cwd=tmp_path)
     frames = tmp_path / "frames"
@@ -377,19 +377,19 @@ def test_no_worker_outlives_a_killed_run(tmp_path: Path) -> None:
     run.kill()
     run.wait()
     written = [-1, 0]
-    while written[-1] != written[-2]:  # a worker that lives on writes all, and moves them
+    while written[-1] != written[-2]:  # a surviving worker would write all frames and move them
         time.sleep(1)
         written.append(len(list(frames.rglob("*.png"))))
     assert written[-1] < 3000
 
 
-def test_a_user_s_folder_called_masks_is_no_mask(tmp_path: Path) -> None:
+def test_user_folder_named_masks_is_not_left_out(tmp_path: Path) -> None:
     write_video(tmp_path / "videos/real/masks/a.mp4", frames=1)
     table = convert_all(tmp_path / "videos", tmp_path / "frames", workers=1)
     assert table["identities"].tolist() == ["masks"]
 
 
-def test_what_bad_input_gets(tmp_path: Path, snapshot: callable) -> None:
+def test_bad_input_is_reported(tmp_path: Path, snapshot: callable) -> None:
     assert_stops(
         run_script(SCRIPT, cwd=tmp_path), "videos: the folder does not exist", "--videos-dir"
     )

@@ -316,7 +316,7 @@ def test_bad_input_is_reported(faces: Path, snapshot: callable) -> None:
     assert_stops(wrong, "nowhere/videos.csv", "01-convert-video-to-image.py")
     videos = pd.read_csv(faces / "frames/videos.csv")
     for name, table, words in (
-        ("one-label", videos[videos["label"] == "real"], ("no crop of a fake video",)),
+        ("one-label", videos[videos["label"] == "real"], ("of fake videos",)),
         ("two-groups", videos[videos["identities"].isin(["p0", "p1"])], ("too few separate",)),
         ("no-column", videos.drop(columns="identities"), ("column identities", "01-")),
     ):

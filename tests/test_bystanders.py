@@ -1,4 +1,4 @@
-"""The faces of a fake that were not swapped: found by comparison with the original."""
+"""Tests of bystanders.py: find the faces in a fake that were not swapped."""
 
 import importlib
 import shutil
@@ -20,7 +20,7 @@ BOXES = ("x", "y", "width", "height")
 
 
 def film_two(person: int) -> list[list[np.ndarray]]:
-    """The frames of two people side by side: as they are, and with the left one swapped."""
+    """Return frames of two people side by side, unchanged and with the left face swapped."""
     clips = [practice.Clip("", person, take, None, 320, 240, "") for take in (0, 1)]
     left = list(practice.draw_clips(clips, FRAMES, seed=1))
     clips = [practice.Clip("", person + 100, 0, None, 320, 240, "")]
@@ -32,7 +32,7 @@ def film_two(person: int) -> list[list[np.ndarray]]:
 
 
 def encode(frames: list[np.ndarray], path: Path) -> list[np.ndarray]:
-    """Send frames through MPEG-4, as the clips of a data set are."""
+    """Compress frames with MPEG-4, like the clips of a data set."""
     size = frames[0].shape[1::-1]
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 25, size)
     for frame in frames:
@@ -43,7 +43,7 @@ def encode(frames: list[np.ndarray], path: Path) -> list[np.ndarray]:
 
 
 def find_faces(person: int) -> list[np.ndarray]:
-    """The box of the left face and of the right one, in each frame, int (2, 4)."""
+    """Return the boxes of the left and the right face in each frame, int (2, 4)."""
     found = []
     for number, left in ((person, 0), (person + 100, 320)):
         clip = practice.Clip("", number, 0, None, 320, 240, "")
@@ -60,7 +60,7 @@ def find_faces(person: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("person", [0, 1, 2, 3])
-def test_the_bystander_is_found_and_the_swapped_face_is_not(person: int, tmp_path: Path) -> None:
+def test_only_the_bystander_is_found(person: int, tmp_path: Path) -> None:
     real, fake = (
         encode(frames, tmp_path / f"{number}.mp4") for number, frames in enumerate(film_two(person))
     )
@@ -69,7 +69,7 @@ def test_the_bystander_is_found_and_the_swapped_face_is_not(person: int, tmp_pat
         assert bystander <= allowed < swapped / 2
 
 
-def test_pictures_that_are_not_of_one_moment_prove_nothing() -> None:
+def test_different_moments_are_not_bystanders() -> None:
     real, fake = film_two(0)
     boxes = find_faces(0)[0]
     moved = np.roll(fake[0], 9, axis=1)
@@ -100,14 +100,12 @@ def make_videos(rows: list[tuple[str, str, str, str]]) -> pd.DataFrame:
         ([("519.mp4", "DFD", "real", "519")], None),
     ],
 )
-def test_the_original_is_of_the_person_who_was_filmed(
-    rows: list[tuple], original: str | None
-) -> None:
+def test_original_shows_the_filmed_person(rows: list[tuple], original: str | None) -> None:
     videos = make_videos([*rows, ("519_515.mp4", "FF", "fake", "519;515")])
     assert bystanders.find_originals(videos).get("519_515.mp4") == original
 
 
-def test_of_several_videos_of_a_person_the_name_decides() -> None:
+def test_name_selects_among_videos_of_a_person() -> None:
     videos = make_videos(
         [
             ("id0_0001.mp4", "Celeb-DF", "real", "id0"),
@@ -131,7 +129,7 @@ def test_of_several_videos_of_a_person_the_name_decides() -> None:
 
 
 def write_data(folder: Path, people: int = 3) -> None:
-    """frames/ and faces/ of videos of two people, each with a fake in which one is swapped."""
+    """Write frames/ and faces/ of videos of two people, and fakes with one face swapped."""
     videos, faces = [], []
     for person in range(people):
         names = [f"dfdc-real{person}", f"dfdc-fake{person}"]
@@ -168,7 +166,7 @@ def run(data: Path, folder: Path, **settings: object) -> pd.DataFrame:
     return prepare.main(prepare.Settings(**folders | settings))
 
 
-def test_no_bystander_is_labelled_fake(
+def test_bystanders_are_not_labelled_fake(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(data, tmp_path)
@@ -182,13 +180,13 @@ def test_no_bystander_is_labelled_fake(
     assert (table["difference"] <= table["allowed"]).all()
 
 
-def test_it_can_be_switched_off(data: Path, tmp_path: Path) -> None:
+def test_comparison_can_be_disabled(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path, compare=False)
     crops = pd.read_csv(tmp_path / "split/crops.csv")
     assert crops["crop"][crops["label"] == "fake"].str.endswith("-01.png").any()
 
 
-def test_fakes_without_their_original_are_counted(
+def test_fakes_without_original_are_counted(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     videos = pd.read_csv(data / "frames/videos.csv")
@@ -201,7 +199,7 @@ def test_fakes_without_their_original_are_counted(
 
 
 @pytest.mark.parametrize("change", ["frame is gone", "frame is damaged", "no boxes", "odd boxes"])
-def test_what_cannot_be_compared_stays_fake(change: str, data: Path, tmp_path: Path) -> None:
+def test_crops_that_cannot_be_compared_stay_fake(change: str, data: Path, tmp_path: Path) -> None:
     for name in ("frames", "faces"):
         shutil.copytree(data / name, tmp_path / name)
     frames = sorted(tmp_path.glob("frames/dfdc-real0/*.png"))

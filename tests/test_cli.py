@@ -1,4 +1,4 @@
-"""The command line: settings, ranges, signals, streams and the user's environment."""
+"""Tests of the command line: settings, ranges, signals, streams and environment."""
 
 import json
 import os
@@ -33,7 +33,7 @@ NUMBERS = st.floats() | st.integers(-3, 3)
 
 
 @given(name=st.sampled_from(["rate", "share", "workers"]), value=NUMBERS)
-def test_a_number_outside_its_range_is_named(name: str, value: float) -> None:
+def test_number_out_of_range_is_rejected(name: str, value: float) -> None:
     low, high = {"rate": (5e-324, 1.7e308), "share": (0, 1), "workers": (1, float("inf"))}[name]
     if name == "rate" and 0 < value < sys.float_info.min:
         return
@@ -51,7 +51,7 @@ def test_each_number_of_a_pair_is_checked(pair: tuple[float, float]) -> None:
         cli.check_ranges(Settings(pair=pair))
 
 
-def test_a_result_depends_on_all_but_folders_and_machine() -> None:
+def test_result_settings_exclude_folders_and_machine() -> None:
     settings = cli.settings_of_result(Settings(workers=3))
     assert settings == {"rate": None, "share": 0.5, "pair": [0.5, 0.1]}
     assert settings == json.loads(json.dumps(settings))
@@ -59,7 +59,7 @@ def test_a_result_depends_on_all_but_folders_and_machine() -> None:
 
 @pytest.fixture
 def tool(tmp_path: Path) -> Path:
-    """A script that begins and ends as the numbered ones do, and loads nothing heavy."""
+    """Write a script that starts and ends like the numbered ones, without heavy imports."""
     path = tmp_path / "tool.py"
     path.write_text(
         f"""import os, sys
@@ -89,7 +89,7 @@ def run_shell(command: str, **variables: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_during_the_imports_is_one_sentence(name: str, tool: Path, tmp_path: Path) -> None:
+def test_signal_during_imports_prints_one_sentence(name: str, tool: Path, tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, tool], **pipes) as run:
@@ -101,7 +101,7 @@ def test_a_signal_during_the_imports_is_one_sentence(name: str, tool: Path, tmp_
 
 
 @pytest.mark.parametrize("way", ["-P", "-I", "PYTHONSAFEPATH=1", "link"])
-def test_a_script_finds_its_package(way: str, tmp_path: Path) -> None:
+def test_script_finds_its_package(way: str, tmp_path: Path) -> None:
     link = tmp_path / "link.py"
     link.symlink_to(ROOT / SCRIPT)
     script = link if way == "link" else ROOT / SCRIPT
@@ -114,7 +114,7 @@ def test_a_script_finds_its_package(way: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "> /dev/full"])
 @pytest.mark.parametrize(("arguments", "code"), [("--help", 0), ("--seed -1", 1), ("", 0)])
-def test_closed_streams_are_not_a_traceback(
+def test_closed_streams_do_not_cause_a_traceback(
     closed: str, arguments: str, code: int, tool: Path
 ) -> None:
     run = run_shell(f"exec '{sys.executable}' '{tool}' {arguments} {closed}")
@@ -122,7 +122,7 @@ def test_closed_streams_are_not_a_traceback(
     assert "Traceback" not in run.stderr and "Exception ignored" not in run.stderr
 
 
-def test_a_file_opened_later_does_not_get_what_is_printed(tool: Path) -> None:
+def test_output_does_not_go_into_a_file_opened_later(tool: Path) -> None:
     tool.write_text(
         tool.read_text().replace(
             "    if wait",
@@ -135,7 +135,7 @@ def test_a_file_opened_later_does_not_get_what_is_printed(tool: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", ["1", "5", "0", "x", "80"])
-def test_help_ends_in_any_width(columns: str, tool: Path) -> None:
+def test_help_works_at_any_width(columns: str, tool: Path) -> None:
     run = run_shell(f"exec timeout 100 '{sys.executable}' '{tool}' --help", COLUMNS=columns)
     assert run.returncode == 0 and "--seed" in run.stdout
 
@@ -150,9 +150,7 @@ def test_help_ends_in_any_width(columns: str, tool: Path) -> None:
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],
 )
-def test_settings_meant_for_other_programs_change_nothing(
-    variables: dict[str, str], tool: Path
-) -> None:
+def test_foreign_environment_variables_are_ignored(variables: dict[str, str], tool: Path) -> None:
     tool.write_text(
         tool.read_text().replace("import json", "import tqdm, matplotlib.pyplot\nimport json")
     )
@@ -160,7 +158,7 @@ def test_settings_meant_for_other_programs_change_nothing(
     assert run.returncode == 1 and run.stderr.startswith("tool.py: --seed is -1"), run.stderr
 
 
-def test_keras_is_not_set_up_by_the_user_s_file_and_environment(tmp_path: Path) -> None:
+def test_user_configuration_of_keras_is_ignored(tmp_path: Path) -> None:
     (tmp_path / ".keras").mkdir()
     (tmp_path / ".keras/keras.json").write_text(
         json.dumps({"floatx": "float16", "backend": "torch", "image_data_format": "channels_first"})
@@ -177,7 +175,7 @@ def test_keras_is_not_set_up_by_the_user_s_file_and_environment(tmp_path: Path) 
     assert run.stdout == "tensorflow float32 channels_last\n", run.stderr
 
 
-def test_a_reader_that_goes_away_is_not_a_traceback(tool: Path) -> None:
+def test_closed_pipe_does_not_cause_a_traceback(tool: Path) -> None:
     tool.write_text(
         tool.read_text().replace("    if wait", "    print('x\\n' * 100_000)\n    if wait")
     )
@@ -185,7 +183,7 @@ def test_a_reader_that_goes_away_is_not_a_traceback(tool: Path) -> None:
     assert run.stdout == "begun\n" and run.stderr == ""
 
 
-def test_a_second_ctrl_c_does_not_wait(tool: Path) -> None:
+def test_second_ctrl_c_ends_the_run_at_once(tool: Path) -> None:
     hanging = "import threading\n    threading.Thread(target=time.sleep, args=(60,)).start()"
     tool.write_text(tool.read_text().replace("    print", f"    {hanging}\n    print", 1))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -199,7 +197,7 @@ def test_a_second_ctrl_c_does_not_wait(tool: Path) -> None:
     assert run.returncode == 130 and "Traceback" not in said
 
 
-def test_what_is_printed_has_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     cli.print_facts("a\nb", [("", "c\x1b[2J"), ("", "inv\u202egnp.exe")], "python x.py")
     said = capsys.readouterr().out
     assert said.count("\n") == 4 and "\x1b" not in said and "\u202e" not in said
@@ -216,6 +214,6 @@ def test_what_is_printed_has_no_control_characters(capsys: pytest.CaptureFixture
         (KeyError("x"), "KeyError"),
     ],
 )
-def test_an_error_is_one_line(error: Exception, words: str) -> None:
+def test_error_is_one_line(error: Exception, words: str) -> None:
     described = cli.describe_error(error)
     assert words in described and "\n" not in described

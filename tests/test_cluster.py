@@ -1,4 +1,4 @@
-"""01 and 02 on many machines: a real scheduler and two workers here, and the parts of a batch."""
+"""Tests of 01 and 02 on several machines: a real Dask cluster, and --part."""
 
 import errno
 import http.server
@@ -37,17 +37,19 @@ from deepfake_detect import cluster, pool
 pytest.importorskip("distributed", reason="Dask is the extra 'cluster'")
 pytest.importorskip("fcntl", reason="signals and shared locks are not for Windows")
 SCRIPT = "01-convert-video-to-image.py"
-KILLS = int(os.environ.get("KILLS", "2"))  # 20 by hand: each takes as long as a run
+KILLS = int(
+    os.environ.get("KILLS", "2")
+)  # set to 20 for a manual test: each takes as long as a run
 
-# Loaded by a worker that is to see nothing of the folders: every path is missing there.
+# Loaded by a worker that must not see the folders: every path is missing there.
 BLIND = "import pathlib\npathlib.Path.exists = lambda self, **options: False\n"
 
 
 def children_of(parent: int, containing: str) -> list[int]:
-    """The processes that any thread of a process started, with this in their command."""
+    """Return the child processes of all threads of a process, with this text in the command."""
     found = []
     for children in Path(f"/proc/{parent}/task").glob("*/children"):
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the process has ended
             for pid in children.read_text().split():
                 if containing in Path(f"/proc/{pid}/cmdline").read_text():
                     found.append(int(pid))
@@ -55,7 +57,7 @@ def children_of(parent: int, containing: str) -> list[int]:
 
 
 class Machines:
-    """A Dask scheduler on a port that the system chose, and workers, as a user starts them."""
+    """A Dask scheduler on a free port, and workers, started like a user starts them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.processes = folder, []
@@ -65,7 +67,7 @@ class Machines:
         self.address = json.loads(self.file.read_text())["address"]
 
     def start(self, kind: str, *arguments: object) -> subprocess.Popen[bytes]:
-        """Start a process of the cluster, in a session of its own."""
+        """Start a process of the cluster in its own session."""
         command = [sys.executable, "-m", "dask", kind, "--scheduler-file", self.file]
         command = [*map(str, [*command, "--no-dashboard", *arguments])]
         with (self.folder / "log").open("ab") as log:
@@ -76,11 +78,11 @@ class Machines:
         return process
 
     def start_worker(self, *arguments: object) -> subprocess.Popen[bytes]:
-        """Start a worker of one thread, in a folder that is not the run's."""
+        """Start a worker with one thread, in a folder other than the run's."""
         return self.start("worker", "--nthreads", 1, "--local-directory", "scratch", *arguments)
 
     def find_pool_processes(self) -> list[int]:
-        """Find the two processes that the two workers have for a run; none while it is not two."""
+        """Return the pool processes of the two workers; empty unless there are two."""
         copied = [pid for process in self.processes for pid in processes_of(process, "forkserver")]
         found = [copy for pid in copied for copy in children_of(pid, "forkserver")]
         return found if len(found) == 2 else []
@@ -94,7 +96,7 @@ class Machines:
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """A scheduler and two workers, shared by the tests, the last of which kills the scheduler."""
+    """Start a scheduler and two workers for all tests; the last test kills the scheduler."""
     machines = Machines(tmp_path_factory.mktemp("machines"))
     machines.start_worker("--no-nanny")
     machines.nanny = machines.start_worker()
@@ -104,7 +106,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 @pytest.fixture(scope="module")
 def few_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with videos/ of five short videos, and whole/, what a run on one machine makes."""
+    """Write videos/ with five short videos, and whole/, the output of a run on one machine."""
     folder = tmp_path_factory.mktemp("few")
     for name in ("real/a", "real/b", "real/c", "fake/a"):
         write_avi(folder / f"videos/{name}.avi", [jpeg((64, 48), seed=ord(name[-1]))] * 3)
@@ -115,7 +117,7 @@ def few_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def long_videos(tmp_path: Path) -> Path:
-    """A folder with videos/ of two videos that take long, and two that do not."""
+    """Write videos/ with two long and two short videos."""
     for name in ("a", "b"):
         write_avi(tmp_path / f"videos/real/{name}.avi", [jpeg((640, 480))] * 300, (640, 480))
         write_avi(tmp_path / f"videos/fake/{name}.avi", [jpeg((64, 48))] * 3)
@@ -123,14 +125,14 @@ def long_videos(tmp_path: Path) -> Path:
 
 
 def two_are_begun(folder: Path) -> bool:
-    """Return whether both of the long videos are being converted."""
+    """Return True if both long videos are being converted."""
     return len({path.parent for path in folder.glob("frames/.unfinished*/plain-real-*/*.png")}) == 2
 
 
 # --- A Dask cluster -------------------------------------------------------------------------------
 
 
-def test_the_same_files_as_on_one_machine(machines: Machines, few_videos: Path) -> None:
+def test_files_are_the_same_as_on_one_machine(machines: Machines, few_videos: Path) -> None:
     arguments = "--frames-dir", "many", "--scheduler", machines.address
     result = run_script(SCRIPT, *arguments, cwd=few_videos)
     assert result.returncode == 0, result.stderr
@@ -143,7 +145,7 @@ def test_the_same_files_as_on_one_machine(machines: Machines, few_videos: Path) 
 
 @pytest.fixture(scope="module")
 def few_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with frames/ of two videos, and whole/, the faces that one machine finds."""
+    """Write frames/ of two videos, and whole/, the faces found on one machine."""
     folder = tmp_path_factory.mktemp("faces")
     write_videos(folder / "frames", videos=2, frames=3)
     (folder / "frames/v1/v1-000001.png").write_bytes(b"no picture")
@@ -151,22 +153,20 @@ def few_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_same_faces_as_on_one_machine(machines: Machines, few_frames: Path) -> None:
+def test_faces_are_the_same_as_on_one_machine(machines: Machines, few_frames: Path) -> None:
     arguments = "--faces-dir", "many", "--scheduler", machines.address
     result = run_script("02-crop-faces-with-mtcnn.py", *arguments, cwd=few_frames)
     assert result.returncode == 0, result.stderr
     assert read_tree(few_frames / "many") == read_tree(few_frames / "whole")
 
 
-def test_a_video_that_kills_its_process_and_one_that_hangs(
-    machines: Machines, long_videos: Path
-) -> None:
+def test_crash_and_timeout_are_reported(machines: Machines, long_videos: Path) -> None:
     arguments = "--scheduler", machines.address, "--seconds-per-video", 10
     with running(SCRIPT, *arguments, cwd=long_videos) as run:
         wait_for(lambda: two_are_begun(long_videos), run)
         first, second = wait_for(machines.find_pool_processes, run)
         os.kill(first, signal.SIGSEGV)
-        os.kill(second, signal.SIGSTOP)  # deaf to all but SIGKILL, like a decoder that hangs
+        os.kill(second, signal.SIGSTOP)  # reacts only to SIGKILL, like a hanging decoder
         assert run.wait() == 0
     table = pd.read_csv(long_videos / "frames/videos.csv", keep_default_na=False)
     assert table["status"].tolist() == ["ok", "ok", "failed", "failed"]
@@ -175,7 +175,7 @@ def test_a_video_that_kills_its_process_and_one_that_hangs(
     assert "Traceback" not in (long_videos / "said").read_text()
 
 
-def test_a_worker_killed_in_the_middle(machines: Machines, long_videos: Path) -> None:
+def test_tasks_of_a_killed_worker_are_repeated(machines: Machines, long_videos: Path) -> None:
     with running(SCRIPT, "--scheduler", machines.address, cwd=long_videos) as run:
         wait_for(lambda: two_are_begun(long_videos), run)
         (worker,) = children_of(machines.nanny.pid, "spawn_main")
@@ -187,11 +187,11 @@ def test_a_worker_killed_in_the_middle(machines: Machines, long_videos: Path) ->
     assert not list((long_videos / "frames").glob(".unfinished*"))
 
 
-def test_a_run_that_is_killed_again_and_again_goes_on(machines: Machines, few_videos: Path) -> None:
+def test_killed_run_continues(machines: Machines, few_videos: Path) -> None:
     frames, whole, finished = few_videos / "killed", read_tree(few_videos / "whole"), {}
 
     def check() -> None:
-        """A folder with a final name is whole, and is never written again."""
+        """Check that folders with a final name are complete and never rewritten."""
         now = finished_folders(frames) if frames.exists() else {}
         assert {name: now[name] for name in finished} == finished
         finished.update(now)
@@ -207,7 +207,7 @@ def test_a_run_that_is_killed_again_and_again_goes_on(machines: Machines, few_vi
     assert read_tree(frames) == whole
 
 
-def test_a_worker_that_lacks_the_folder_is_named(machines: Machines, few_videos: Path) -> None:
+def test_worker_without_the_folders_is_reported(machines: Machines, few_videos: Path) -> None:
     alone = Machines(machines.folder)
     try:
         (alone.folder / "blind.py").write_text(BLIND)
@@ -220,7 +220,7 @@ def test_a_worker_that_lacks_the_folder_is_named(machines: Machines, few_videos:
         alone.stop()
 
 
-def test_another_text_of_the_step_or_of_a_part_is_another_version(
+def test_version_changes_with_the_script_or_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, part = tmp_path / "step.py", tmp_path / "parts" / "part.py"
@@ -238,7 +238,7 @@ def test_another_text_of_the_step_or_of_a_part_is_another_version(
     cluster.find_digest.cache_clear()
 
 
-def test_the_scheduler_is_killed(machines: Machines, long_videos: Path) -> None:
+def test_killed_scheduler_is_reported(machines: Machines, long_videos: Path) -> None:
     with running(SCRIPT, "--scheduler", machines.address, cwd=long_videos) as run:
         wait_for(lambda: two_are_begun(long_videos), run)
         machines.scheduler.kill()
@@ -256,7 +256,7 @@ def test_the_scheduler_is_killed(machines: Machines, long_videos: Path) -> None:
 # --- Parts ----------------------------------------------------------------------------------------
 
 
-def test_two_parts_at_once_and_then_the_tables(few_videos: Path) -> None:
+def test_two_parts_in_parallel_then_the_tables(few_videos: Path) -> None:
     frames = few_videos / "parts"
     arguments = "--frames-dir", "parts", "--workers", 1
     with running(SCRIPT, *arguments, "--part", "1/2", cwd=few_videos) as first:
@@ -277,7 +277,7 @@ def test_two_parts_at_once_and_then_the_tables(few_videos: Path) -> None:
     assert pd.read_csv(frames / "videos.csv")["frames"].sum() == 12
 
 
-def test_parts_of_the_faces(few_frames: Path) -> None:
+def test_faces_can_be_made_in_parts(few_frames: Path) -> None:
     frames, faces = few_frames / "frames", few_frames / "parts"
     for part, done in (("1/2", {"v0"}), ("2/2", {"v0", "v1"}), ("3/3", {"v0", "v1"})):
         settings = crop.Settings(frames_dir=frames, faces_dir=faces, workers=1, part=part)
@@ -290,7 +290,7 @@ def test_parts_of_the_faces(few_frames: Path) -> None:
 
 @pytest.fixture
 def listener(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of something that listens and is not a scheduler."""
+    """Return the address of a server that is not a scheduler."""
     if not request.param:
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))
@@ -311,7 +311,7 @@ def connect(address: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("listener", [True, False], indirect=True)
-def test_what_is_not_a_scheduler_is_not_waited_for(
+def test_other_program_is_not_waited_for(
     listener: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "PATIENCE", 2)
@@ -320,13 +320,13 @@ def test_what_is_not_a_scheduler_is_not_waited_for(
 
 
 @pytest.mark.parametrize("address", ["ucx://127.0.0.1:1", "inproc://a:1", "foo://a:1", "tcp://a"])
-def test_an_address_of_another_kind_is_a_sentence(address: str, tmp_path: Path) -> None:
+def test_invalid_address_is_reported(address: str, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=f"{address}: cannot reach"):
         connect(address, tmp_path)
 
 
 @pytest.mark.parametrize("part", ["\u0663/\u0661\u0660", "\uff13/\uff11\uff10", "03/10", "3/010"])
-def test_a_part_is_the_same_however_it_is_written(part: str, tmp_path: Path) -> None:
+def test_part_is_the_same_in_any_notation(part: str, tmp_path: Path) -> None:
     assert pool.read_part(part) == pool.read_part("3/10")
     with (
         pool.share_folder(tmp_path, "3/10"),
@@ -338,7 +338,7 @@ def test_a_part_is_the_same_however_it_is_written(part: str, tmp_path: Path) -> 
         pass
 
 
-def test_a_disk_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_without_locks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(file: int, operation: int) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -352,7 +352,7 @@ def test_a_disk_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("options", ["size=4k,nr_inodes=2", "ro"])
-def test_no_shared_memory_is_named(options: str, few_videos: Path) -> None:
+def test_missing_shared_memory_is_reported(options: str, few_videos: Path) -> None:
     command = f"mount -t tmpfs -o {options} none /dev/shm || exit 99; exec "
     command += f"{sys.executable} {ROOT / SCRIPT} --frames-dir shm"
     run = subprocess.run(
@@ -364,6 +364,6 @@ def test_no_shared_memory_is_named(options: str, few_videos: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "half", "1/0", "-1/2"])
-def test_a_part_that_is_none(few_videos: Path, part: str) -> None:
+def test_invalid_part_is_rejected(few_videos: Path, part: str) -> None:
     with pytest.raises(ValueError, match=r"--part is .*give one such as 3/10"):
         pool.read_part(part)

@@ -1,4 +1,4 @@
-"""The table of the data sets: what it may say, and what a wrong one is."""
+"""Tests of datasets.py: valid and invalid tables of data sets."""
 
 import importlib
 import time
@@ -39,7 +39,7 @@ def read(folder: Path, text: str) -> tuple:
     return datasets.read_data_sets(folder / "sets.toml")
 
 
-def test_the_rows_of_these_tests_are_right(tmp_path: Path) -> None:
+def test_test_rows_are_valid(tmp_path: Path) -> None:
     rows, lists = read(tmp_path, VIDEOS + LISTS)
     assert len(rows) == len(lists) == 1
 
@@ -67,7 +67,7 @@ def test_the_rows_of_these_tests_are_right(tmp_path: Path) -> None:
         ("[[videos]]", "[[video]]", "video"),
     ],
 )
-def test_a_wrong_value_of_a_row_is_named(old: str, new: str, named: str, tmp_path: Path) -> None:
+def test_invalid_value_in_a_row_is_reported(old: str, new: str, named: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=named):
         read(tmp_path, VIDEOS.replace(old, new))
 
@@ -83,7 +83,9 @@ def test_a_wrong_value_of_a_row_is_named(old: str, new: str, named: str, tmp_pat
         ('id = "d"', 'id = "d"\nevery = "all"', "every"),
     ],
 )
-def test_a_wrong_value_of_a_list_is_named(old: str, new: str, named: str, tmp_path: Path) -> None:
+def test_invalid_value_in_a_list_row_is_reported(
+    old: str, new: str, named: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=named):
         read(tmp_path, LISTS.replace(old, new))
 
@@ -91,7 +93,7 @@ def test_a_wrong_value_of_a_list_is_named(old: str, new: str, named: str, tmp_pa
 @pytest.mark.parametrize(
     "text", ["videos = [" + "[" * 5000 + "]" * 5000 + "]", "videos = [1]", "splits = 'a'", "= 1"]
 )
-def test_a_table_of_another_form_is_a_sentence(text: str, tmp_path: Path) -> None:
+def test_invalid_table_is_reported(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"sets\.toml"):
         read(tmp_path, text)
 
@@ -101,7 +103,7 @@ KEYS = "dataset folder name label method methods identities id example file real
 
 
 @given(st.sampled_from(KEYS.split()), VALUES, st.sampled_from(["videos", "lists", "splits"]))
-def test_any_value_is_taken_or_named(key: str, value: object, kind: str) -> None:
+def test_any_value_is_accepted_or_reported(key: str, value: object, kind: str) -> None:
     tomllib = importlib.import_module("tomllib")
     table = {name: row for name, (row,) in tomllib.loads(VIDEOS + LISTS).items()}
     table["splits"] = {"dataset": "D", "file": "a.json", "split": "test"}
@@ -122,7 +124,7 @@ def test_any_value_is_taken_or_named(key: str, value: object, kind: str) -> None
 
 
 @pytest.mark.parametrize("expression", ["(a+)+", "(a|aa)+"])
-def test_an_expression_that_never_ends_costs_seconds(
+def test_slow_expression_is_interrupted(
     expression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets, "LONGEST_MATCH", 0.2)
@@ -133,7 +135,7 @@ def test_an_expression_that_never_ends_costs_seconds(
     assert time.monotonic() - began < 60
 
 
-def test_practice_videos_are_a_data_set_of_their_own(tmp_path: Path) -> None:
+def test_practice_videos_are_a_separate_data_set(tmp_path: Path) -> None:
     folder = tmp_path / "practice"
     folder.mkdir()
     for name in ("a.mp4", "b.mp4"):

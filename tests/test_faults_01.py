@@ -1,4 +1,4 @@
-"""01 when things go wrong: killed, stopped, two at once, a full disk, broken videos and lists."""
+"""Tests of faults in 01: kills, Ctrl-C, two runs, a full disk, broken videos and lists."""
 
 import importlib
 import json
@@ -49,7 +49,7 @@ def convert_all(videos_dir: Path, frames_dir: Path, **settings: object) -> pd.Da
 
 @pytest.fixture(scope="module")
 def eight_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with videos/ of eight short videos, and whole/, what an undisturbed run makes."""
+    """Write videos/ with eight short videos, and whole/, the output of an undisturbed run."""
     folder = tmp_path_factory.mktemp("eight")
     for number in range(8):
         label = "real" if number % 2 else "fake"
@@ -61,7 +61,7 @@ def eight_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def long_video(tmp_path: Path) -> Path:
-    """A folder with videos/ of one video that takes long, and two that do not."""
+    """Write videos/ with one long and two short videos."""
     write_avi(tmp_path / "videos/real/long.avi", [jpeg((640, 480))] * 250, (640, 480))
     for name in ("a", "b"):
         write_avi(tmp_path / f"videos/fake/{name}.avi", [jpeg((64, 48))] * 3)
@@ -69,7 +69,7 @@ def long_video(tmp_path: Path) -> Path:
 
 
 def read_frames(frames_dir: Path) -> dict[str, bytes]:
-    """All files but the list of what was written, which also names what was replaced since."""
+    """Read all files except the list of own files, which also has files replaced since."""
     return {name: data for name, data in read_tree(frames_dir).items() if name != ".made-by"}
 
 
@@ -80,7 +80,7 @@ def is_converting(frames_dir: Path) -> bool:
 # --- Stopped runs ---------------------------------------------------------------------------------
 
 
-def test_killed_at_20_moments_and_gone_on(eight_videos: Path) -> None:
+def test_run_killed_20_times_continues(eight_videos: Path) -> None:
     frames, whole = eight_videos / "frames", read_frames(eight_videos / "whole")
     shutil.rmtree(frames, ignore_errors=True)
     finished = {}
@@ -96,7 +96,9 @@ def test_killed_at_20_moments_and_gone_on(eight_videos: Path) -> None:
                 assert whole[name] == content, f"{name} is not whole"
 
     arguments = "--frames-dir", "frames", "--workers", 1
-    with running(SCRIPT, *arguments, cwd=eight_videos) as run:  # one that surely had begun
+    with running(
+        SCRIPT, *arguments, cwd=eight_videos
+    ) as run:  # killed after it has certainly started
         wait_for(lambda: is_converting(frames), run)
     check()
     kill_again_and_again(SCRIPT, *arguments, cwd=eight_videos, times=19, longest=2.2, check=check)
@@ -109,13 +111,13 @@ def test_killed_at_20_moments_and_gone_on(eight_videos: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["converting", "starting"])
-def test_ctrl_c(long_video: Path, moment: str) -> None:
+def test_ctrl_c_ends_the_run(long_video: Path, moment: str) -> None:
     frames = long_video / "frames"
     with running(SCRIPT, cwd=long_video) as run:
         wait_for(lambda: workers_of(run), run)
         if moment == "converting":
             wait_for(lambda: len(finished_folders(frames)) == 2 and is_converting(frames), run)
-        os.killpg(run.pid, signal.SIGINT)  # as the terminal does: to all of them
+        os.killpg(run.pid, signal.SIGINT)  # to all processes, like a terminal
         assert run.wait() == 130
         wait_for_end_of_all(run)
     said = (long_video / "said").read_text()
@@ -128,8 +130,8 @@ def test_ctrl_c(long_video: Path, moment: str) -> None:
         assert "2 of 3 videos were done" in again.stdout
 
 
-def test_ctrl_c_while_a_process_is_half_begun(long_video: Path) -> None:
-    """It is there, and does not know yet what it is to do: it must not be left so."""
+def test_ctrl_c_while_a_process_starts(long_video: Path) -> None:
+    """The process exists but has not been set up yet; it must not be left running."""
     half_begun = (
         "import multiprocessing.forkserver as forkserver, os, signal\n"
         "begin = forkserver.connect_to_new_process\n"
@@ -146,8 +148,8 @@ def test_ctrl_c_while_a_process_is_half_begun(long_video: Path) -> None:
     assert not list((long_video / "frames").glob(".unfinished*"))
 
 
-def test_no_process_loads_what_lies_in_the_folder_the_user_is_in(tmp_path: Path) -> None:
-    """A folder of suspicious videos may hold more than videos."""
+def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path) -> None:
+    """A folder of suspicious videos may also contain code."""
     write_video(tmp_path / "videos/real/a.mp4")
     for name in ("cv2", "multiprocessing", "pandas", "random", "selectors", "tyro"):
         (tmp_path / f"{name}.py").write_text("open('loaded', 'w')")
@@ -156,8 +158,8 @@ def test_no_process_loads_what_lies_in_the_folder_the_user_is_in(tmp_path: Path)
     assert not (tmp_path / "loaded").exists()
 
 
-def test_a_temporary_folder_of_a_long_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batch systems make such, and a socket's path has 107 bytes at most."""
+def test_long_path_of_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch systems create such folders, and the path of a socket has at most 107 bytes."""
     temporary = tmp_path / ("long" * 30)
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -168,8 +170,10 @@ def test_a_temporary_folder_of_a_long_name(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_other_ends_of_a_run_are_as_ctrl_c(long_video: Path, name: str) -> None:
-    with running(SCRIPT, "--workers", "4", cwd=long_video) as run:  # some have only begun
+def test_other_signals_end_a_run_like_ctrl_c(long_video: Path, name: str) -> None:
+    with running(
+        SCRIPT, "--workers", "4", cwd=long_video
+    ) as run:  # some workers are still starting
         wait_for(lambda: is_converting(long_video / "frames"), run)
         run.send_signal(getattr(signal, name))
         assert run.wait() == 130
@@ -180,25 +184,27 @@ def test_other_ends_of_a_run_are_as_ctrl_c(long_video: Path, name: str) -> None:
     assert not list((long_video / "frames").glob(".unfinished*"))
 
 
-def test_two_runs_at_once(long_video: Path) -> None:
+def test_second_run_at_the_same_time_stops(long_video: Path) -> None:
     frames = long_video / "frames"
     convert_all(long_video / "videos", frames, frames_per_video=1, workers=1)
     with running(SCRIPT, cwd=long_video) as run:
         wait_for(lambda: is_converting(frames), run)
-        os.killpg(run.pid, signal.SIGSTOP)  # so that it does not end before the second begins
+        os.killpg(run.pid, signal.SIGSTOP)  # so that it does not end before the second run starts
         assert_stops(run_script(SCRIPT, cwd=long_video), "frames", "another run")
         assert is_converting(frames)
         run.kill()
         run.wait()
-    # What stands there now is of the killed run's setting, and no table says that it is all.
+    # The frames now have the settings of the killed run, and videos.csv does not exist.
     assert not (frames / "videos.csv").exists()
     for path in frames.glob("*/video.json"):
         assert json.loads(path.read_text())["inputs"]["settings"]["frames_per_video"] is None
-    convert_all(long_video / "videos", frames, frames_per_video=2, workers=1)  # no lock is left
+    convert_all(
+        long_video / "videos", frames, frames_per_video=2, workers=1
+    )  # the lock was released
     assert len(list(frames.glob("*/*.png"))) == 3 * 2
 
 
-def test_a_worker_that_crashes_or_hangs_costs_its_video_only(long_video: Path) -> None:
+def test_worker_crash_or_hang_loses_only_its_video(long_video: Path) -> None:
     frames = long_video / "frames"
     shutil.copy(long_video / "videos/real/long.avi", long_video / "videos/real/too.avi")
 
@@ -209,7 +215,7 @@ def test_a_worker_that_crashes_or_hangs_costs_its_video_only(long_video: Path) -
         wait_for(two_are_begun, run)
         first, second = workers_of(run)
         os.kill(first, signal.SIGSEGV)
-        os.kill(second, signal.SIGSTOP)  # deaf to all but SIGKILL, like a decoder that hangs
+        os.kill(second, signal.SIGSTOP)  # reacts only to SIGKILL, like a hanging decoder
         assert run.wait() == 0
     table = pd.read_csv(frames / "videos.csv", keep_default_na=False)
     assert table["status"].tolist() == ["ok", "ok", "failed", "failed"]
@@ -226,7 +232,7 @@ def test_a_worker_that_crashes_or_hangs_costs_its_video_only(long_video: Path) -
 # --- Changed input --------------------------------------------------------------------------------
 
 
-def test_what_changed_is_done_again_and_what_is_gone_is_deleted(tmp_path: Path) -> None:
+def test_changed_videos_are_converted_again_and_deleted_ones_removed(tmp_path: Path) -> None:
     videos, frames = tmp_path / "videos", tmp_path / "frames"
     for name in ("same", "replaced", "removed", "cut"):
         write_avi(videos / f"real/{name}.avi", [jpeg((64, 48))] * 3)
@@ -234,7 +240,7 @@ def test_what_changed_is_done_again_and_what_is_gone_is_deleted(tmp_path: Path) 
     before = finished_folders(frames)
     write_avi(videos / "real/replaced.avi", [jpeg((64, 48), seed=1)] * 2)
     (videos / "real/removed.avi").unlink()
-    next((frames / "plain-real-cut").glob("*.png")).unlink()  # a frame that the table names
+    next((frames / "plain-real-cut").glob("*.png")).unlink()  # a frame listed in the table
     (frames / "mine").mkdir()
     (frames / "mine/note.txt").write_text("not made by 01")
     (frames / f".unfinished-{'0' * 32}/plain-real-gone").mkdir(parents=True)
@@ -249,7 +255,7 @@ def test_what_changed_is_done_again_and_what_is_gone_is_deleted(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("change", [{"frames_per_video": 2}, {"png_compression": 9}])
-def test_a_folder_never_holds_frames_of_two_settings(tmp_path: Path, change: dict) -> None:
+def test_folder_never_mixes_frames_of_two_settings(tmp_path: Path, change: dict) -> None:
     videos, frames = tmp_path / "videos", tmp_path / "frames"
     for name in ("a", "b"):
         write_avi(videos / f"real/{name}.avi", [jpeg((64, 48))] * 3)
@@ -260,7 +266,7 @@ def test_a_folder_never_holds_frames_of_two_settings(tmp_path: Path, change: dic
     assert read_frames(frames) == read_frames(tmp_path / "undisturbed")
 
 
-def test_what_changed_without_another_size_or_time(tmp_path: Path) -> None:
+def test_change_without_new_size_or_time_is_noticed(tmp_path: Path) -> None:
     videos, frames = tmp_path / "videos", tmp_path / "frames"
     for name in ("same", "replaced", "emptied"):
         write_avi(videos / f"real/{name}.avi", [bytes(64 * 48 * 4)] * 3, codec=b"\0" * 4, bits=32)
@@ -279,11 +285,11 @@ def test_what_changed_without_another_size_or_time(tmp_path: Path) -> None:
     assert cv2.imread(str(frames / "plain-real-replaced/plain-real-replaced-000000.png")).max() > 0
 
 
-# --- Nothing of the user's is touched -------------------------------------------------------------
+# --- User files are kept --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mine.partial/thesis.txt", "kinetics/video.json", "videos.csv"])
-def test_a_folder_of_the_user_is_no_output_folder(tmp_path: Path, name: str) -> None:
+def test_user_folder_is_not_an_output_folder(tmp_path: Path, name: str) -> None:
     write_avi(tmp_path / "videos/real/a.avi", [jpeg((64, 48))])
     (tmp_path / "work" / name).parent.mkdir(parents=True)
     (tmp_path / "work" / name).write_text("{}")
@@ -292,7 +298,7 @@ def test_a_folder_of_the_user_is_no_output_folder(tmp_path: Path, name: str) -> 
     assert read_tree(tmp_path / "work") == {name: b"{}"}
 
 
-def test_what_the_user_puts_into_an_output_folder_stays(tmp_path: Path) -> None:
+def test_user_files_in_an_output_folder_are_kept(tmp_path: Path) -> None:
     videos, frames = tmp_path / "videos", tmp_path / "real disk/frames"
     write_avi(videos / "real/a.avi", [jpeg((64, 48))])
     write_avi(videos / "real/b.avi", [jpeg((64, 48))])
@@ -310,7 +316,7 @@ def test_what_the_user_puts_into_an_output_folder_stays(tmp_path: Path) -> None:
     (frames / "plain-real-b").rename(tmp_path / "moved")
     (frames / "plain-real-b").symlink_to(tmp_path / "moved")
 
-    # Another setting: both videos are converted again, and the link stays one.
+    # With another setting, both videos are converted again, and the link stays a link.
     convert_all(videos, tmp_path / "frames", png_compression=2, workers=1)
     assert (tmp_path / "frames").is_symlink() and not (frames / "videos.csv").is_symlink()
     assert (frames / "plain-real-b/plain-real-b-000000.png").is_file()
@@ -323,7 +329,7 @@ def test_what_the_user_puts_into_an_output_folder_stays(tmp_path: Path) -> None:
         assert (frames / name).read_text() == "{}"
     assert (tmp_path / "elsewhere/mine.txt").read_text() == "a user's"
 
-    # A video that would need the folder of the user stops the run before anything is written.
+    # A video whose folder belongs to the user stops the run before anything is written.
     write_avi(videos / "real/c.avi", [jpeg((64, 48))])
     before = read_tree(frames)
     with pytest.raises(ValueError, match="plain-real-c was not created"):
@@ -334,8 +340,8 @@ def test_what_the_user_puts_into_an_output_folder_stays(tmp_path: Path) -> None:
 # --- A full disk ----------------------------------------------------------------------------------
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).bytes(640 * 480 * 4)  # so large, saved as PNG, that few fit
+def test_full_disk_is_reported(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).bytes(640 * 480 * 4)  # large as PNG, so that only a few fit
     for number in range(6):
         path = tmp_path / f"videos/real/{number}.avi"
         write_avi(path, [noise], (640, 480), b"\0\0\0\0", 32)
@@ -354,7 +360,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert before.items() <= finished_folders(tmp_path / "frames").items()
 
 
-def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
+def test_file_size_limit_is_reported(tmp_path: Path) -> None:
     write_avi(tmp_path / "videos/real/a.avi", [jpeg((640, 480))])
 
     def limit() -> None:
@@ -375,7 +381,7 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
 
 
 def write_odd_videos(folder: Path) -> dict[str, tuple[str, int]]:
-    """Videos of all kinds; returns the status and the number of frames that each is to get."""
+    """Write unusual videos; return the expected status and number of frames of each."""
     five = [jpeg((64, 48), seed=seed) for seed in range(5)]
     raw = b"\0\0\0\0"
     grey = [jpeg((64, 48), grey=True)]
@@ -417,7 +423,7 @@ def write_odd_videos(folder: Path) -> dict[str, tuple[str, int]]:
     return expected
 
 
-def test_odd_videos(tmp_path: Path) -> None:
+def test_unusual_videos(tmp_path: Path) -> None:
     expected = write_odd_videos(tmp_path / "videos/real")
     table = convert_all(tmp_path / "videos", tmp_path / "frames", workers=2)
     stems = table["source"].map(lambda source: PurePosixPath(source).stem)
@@ -428,7 +434,7 @@ def test_odd_videos(tmp_path: Path) -> None:
         assert len(list((tmp_path / "frames" / video_id).glob("*.png"))) == frames
 
 
-def test_videos_cut_and_with_flipped_bytes(tmp_path: Path) -> None:
+def test_cut_videos_and_flipped_bytes(tmp_path: Path) -> None:
     whole = write_video(tmp_path / "whole.mp4", frames=10).read_bytes()
     drawn = random.Random(0)
     folder = tmp_path / "videos/real"
@@ -452,7 +458,7 @@ def ffmpeg(*arguments: object) -> None:
     subprocess.run(command, check=True)
 
 
-def test_videos_as_phones_sites_and_editors_make_them(tmp_path: Path) -> None:
+def test_videos_from_phones_websites_and_editors(tmp_path: Path) -> None:
     real, copy = tmp_path / "videos/real", ("-c", "copy")
     real.mkdir(parents=True)
     source, cover = tmp_path / "source.mp4", tmp_path / "cover.png"
@@ -491,7 +497,7 @@ def test_videos_as_phones_sites_and_editors_make_them(tmp_path: Path) -> None:
     for name in ("av1.mp4", "late.mkv", "negative.mkv"):
         seconds = [frame.seconds for frame in Video(real / name).frames()]
         assert seconds[0] == 0 and np.allclose(np.diff(seconds), 0.04, atol=0.002), name
-    # AV1 is the same picture as H.264 of the same drawing, but for what either loses.
+    # AV1 shows the same picture as H.264 except for compression.
     frames = [
         cv2.imread(str(path)) for path in sorted((tmp_path / "frames").glob("*av1-*/*10.png"))
     ]
@@ -507,8 +513,8 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "h264.avi", "mpeg2.avi", "mpeg2.mkv"])
-def test_interlaced_videos_are_the_same_pictures(name: str, tmp_path: Path) -> None:
-    """OpenCV gives noise for them, and not every container says what they are."""
+def test_interlaced_videos_show_the_same_pictures(name: str, tmp_path: Path) -> None:
+    """OpenCV returns noise for them, and some containers do not mark them as interlaced."""
     real, drawn = tmp_path / "videos" / "real", "testsrc=size=720x576:rate=25:duration=0.4"
     real.mkdir(parents=True)
     codec = "-c:v", *FIELDS[name.split(".")[0]], "-pix_fmt", "yuv420p", "-b:v", "4M"
@@ -521,9 +527,7 @@ def test_interlaced_videos_are_the_same_pictures(name: str, tmp_path: Path) -> N
         assert np.abs(frame.astype(int) - whole).mean() < 8, path.name
 
 
-def test_no_playlist_is_opened_whatever_the_environment_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_playlists_are_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "other.mp4")
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
     monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;udp")
@@ -532,7 +536,7 @@ def test_no_playlist_is_opened_whatever_the_environment_says(
     assert len(list(Video(tmp_path / "other.mp4").frames())) == 3
 
 
-def test_a_folder_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+def test_folder_name_that_is_not_utf_8(tmp_path: Path) -> None:
     videos = Path(os.fsdecode(os.fsencode(tmp_path) + b"/vid\xe9os"))
     write_avi(videos / "real/a.avi", [jpeg((64, 48))])
     table = convert_all(videos, tmp_path / "frames", workers=1)
@@ -565,7 +569,7 @@ ODD_NAMES = [
 ]
 
 
-def test_odd_names(tmp_path: Path) -> None:
+def test_unusual_names(tmp_path: Path) -> None:
     content = write_video(tmp_path / "a.mp4", frames=1).read_bytes()
     (tmp_path / "videos/real").mkdir(parents=True)
     for name in ODD_NAMES:
@@ -573,7 +577,7 @@ def test_odd_names(tmp_path: Path) -> None:
     not_text = os.fsencode(tmp_path / "videos/real/") + b"/caf\xe9.mp4"
     Path(os.fsdecode(not_text)).write_bytes(content)
     (tmp_path / "videos/real/日本\n.wmv").touch()
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}  # a terminal that lacks letters
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}  # a terminal without these letters
     command = [sys.executable, str(ROOT / SCRIPT)]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment)
     assert result.returncode == 0, result.stderr.decode()
@@ -608,7 +612,7 @@ def test_names_are_valid_on_windows(names: list[str]) -> None:
     assert ids.str.lower().is_unique
 
 
-def test_links_pipes_and_locked_doors(tmp_path: Path) -> None:
+def test_links_and_pipes(tmp_path: Path) -> None:
     real = tmp_path / "videos/real"
     write_avi(real / "a.avi", [jpeg((64, 48))])
     write_avi(tmp_path / "elsewhere/b.avi", [jpeg((64, 48))])
@@ -637,7 +641,7 @@ def test_links_pipes_and_locked_doors(tmp_path: Path) -> None:
     }
 
 
-def test_what_may_not_be_read(tmp_path: Path) -> None:
+def test_unreadable_files_are_listed(tmp_path: Path) -> None:
     skip_as_root()
     real = tmp_path / "videos/real"
     for name in ("a", "locked", "folder/b"):
@@ -657,7 +661,7 @@ def test_what_may_not_be_read(tmp_path: Path) -> None:
     assert len(convert_all(tmp_path / "videos", tmp_path / "frames", workers=1)) == 3
 
 
-def test_who_is_who_in_plain_folders() -> None:
+def test_identities_in_plain_folders() -> None:
     lists = catalogue.Lists({}, {}, set(), {})
 
     def identity(source: str) -> str:
@@ -671,8 +675,8 @@ def test_who_is_who_in_plain_folders() -> None:
 # --- Broken lists ---------------------------------------------------------------------------------
 
 REAL = '{"label": "REAL"}'
-UNREADABLE_LISTS = {  # a list, and a part of the reason for which it is left out
-    "list/metadata.json": ("[1, 2]", "a JSON object"),
+UNREADABLE_LISTS = {  # a list, and part of the reason for leaving it out
+    "list/metadata.json": ("[1, 2]", "JSON object"),
     "text/metadata.json": ("a.mp4 REAL", "Expecting value"),
     "empty/metadata.json": ("", "Expecting value"),
     "deep/metadata.json": ("[" * 100_000, "recursion"),
@@ -683,14 +687,14 @@ UNREADABLE_LISTS = {  # a list, and a part of the reason for which it is left ou
     "latin/labels.csv": ("filename,label\ncaf\xe9.mp4,1\n".encode("latin-1"), "decode"),
     "none/labels.csv": ("", "No columns"),
     "splits/train.json": ('{"071": "054"}', "a JSON list"),
-    "splits/val.json": ("[[71, 54]]", "two texts"),
+    "splits/val.json": ("[[71, 54]]", "not a text"),
     "splits/test.json": ('["071", "054"]', "a JSON list"),
     "celeb/List_of_testing_videos.txt": ("1\n", "index out of range"),
     "utf16/List_of_testing_videos.txt": ("1 a.mp4".encode("utf-16"), "decode"),
 }
-ODD_ENTRIES = {  # an entry of metadata.json, and a part of the reason for which it is left out
-    '"../real/a.mp4": ' + REAL: "outside the list's own folder",
-    '"/etc/a.mp4": ' + REAL: "outside the list's own folder",
+ODD_ENTRIES = {  # an entry of metadata.json, and part of the reason for leaving it out
+    '"../real/a.mp4": ' + REAL: "outside the folder of the list",
+    '"/etc/a.mp4": ' + REAL: "outside the folder of the list",
     '"b.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE"}': "several entries",
     '"c.mp4": {"label": "REAL", "label": "FAKE"}': "several entries",
     '"d.mp4": {"label": 1}': "no label",
@@ -699,12 +703,12 @@ ODD_ENTRIES = {  # an entry of metadata.json, and a part of the reason for which
     '"g.mp4": {"label": "FAKE", "original": ["a.mp4"]}': "no label",
     '"h.mp4": {"label": "FAKE", "original": "\\ud800.mp4"}': "no label",
     '"i\\ud800.mp4": ' + REAL: "no label",
-    '"": ' + REAL: "outside the list's own folder",
+    '"": ' + REAL: "outside the folder of the list",
     '"j.mp4": null': "no label",
 }
 
 
-def test_broken_lists(tmp_path: Path) -> None:
+def test_broken_lists_are_reported(tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     write_avi(videos / "real/a.avi", [jpeg((64, 48))])
     for path, (content, _) in UNREADABLE_LISTS.items():
@@ -734,7 +738,7 @@ def test_broken_lists(tmp_path: Path) -> None:
         assert reason in left_out[path], path
 
 
-def test_a_data_set_of_ones_own_takes_no_python(tmp_path: Path) -> None:
+def test_own_data_set_does_not_need_python(tmp_path: Path) -> None:
     table = tmp_path / "sets.toml"
     table.write_text(
         DATA_SETS.read_text(encoding="utf-8")
@@ -774,14 +778,14 @@ others = "train"
     [
         (None, "No such file"),
         ("[[videos]\n", "Expected"),
-        ('[[videos]]\nfolder = "("\nname = "a"\n', "has no dataset"),
+        ('[[videos]]\nfolder = "("\nname = "a"\n', "dataset is missing"),
         ('[[left_out]]\nfolder = "("\nreason = "a"\n', "unterminated"),
-        ('[[lists]]\nfile = "a.json"\n', r"\[\[lists\]\].* no dataset"),
+        ('[[lists]]\nfile = "a.json"\n', r"\[\[lists\]\].* dataset is missing"),
         ("videos = 3\n", "not iterable"),
         (DATA_SETS.read_text().replace("(?P<target>id", "(?P<aim>id"), "target"),
     ],
 )
-def test_a_table_of_data_sets_that_is_none(
+def test_invalid_table_of_data_sets_is_reported(
     tmp_path: Path, content: str | None, reason: str
 ) -> None:
     if content is not None:

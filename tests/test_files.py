@@ -1,4 +1,4 @@
-"""Output folders: whole files, and what is ours in them."""
+"""Tests of files.py: atomic writing, and the list of own files."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["clip.csv", "clip.tar.gz", "漢" * 83, ".hidden"])
-def test_a_file_is_whole_or_the_old_one(name: str, tmp_path: Path) -> None:
+def test_file_is_complete_or_unchanged(name: str, tmp_path: Path) -> None:
     files.write_whole(tmp_path / name, text("old"))
 
     def fail(path: Path) -> None:
@@ -44,7 +44,7 @@ def test_a_file_is_whole_or_the_old_one(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["clip.partial.csv", ".unfinished", "clip.csv.partial", ".lock"])
-def test_names_like_temporary_ones_stay_the_user_s(name: str, tmp_path: Path) -> None:
+def test_user_files_with_similar_names_are_kept(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine")
     output = claim(tmp_path)
     files.write_whole(tmp_path / "clip.csv", text("ours"))
@@ -54,7 +54,7 @@ def test_names_like_temporary_ones_stay_the_user_s(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", ["mine", "ours, edited"])
-def test_only_what_was_written_here_is_replaced(content: str, tmp_path: Path) -> None:
+def test_only_own_files_are_replaced(content: str, tmp_path: Path) -> None:
     output = claim(tmp_path)
     output.write("a.csv", text("ours"))
     output.write("a.csv", text("ours again"))
@@ -81,7 +81,7 @@ def test_only_what_was_written_here_is_replaced(content: str, tmp_path: Path) ->
         ),
     ],
 )
-def test_a_planted_list_gives_nothing_away(line: str, tmp_path: Path) -> None:
+def test_planted_list_does_not_expose_user_files(line: str, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     (tmp_path / files.LIST).write_text(f"a.py\n{line}\n")
     output = claim(tmp_path)
@@ -90,7 +90,7 @@ def test_a_planted_list_gives_nothing_away(line: str, tmp_path: Path) -> None:
         output.write("thesis.txt", text("ours"))
 
 
-def test_a_list_that_travelled_gives_nothing_away(tmp_path: Path) -> None:
+def test_copied_list_does_not_expose_user_files(tmp_path: Path) -> None:
     claim(tmp_path / "a").write("x.txt", text("ours"))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x.txt").write_text("mine")
@@ -99,7 +99,7 @@ def test_a_list_that_travelled_gives_nothing_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
-def test_a_list_that_is_not_a_file_is_refused(kind: str, tmp_path: Path) -> None:
+def test_list_that_is_not_a_file_is_rejected(kind: str, tmp_path: Path) -> None:
     victim, place = tmp_path / "victim", tmp_path / "out" / files.LIST
     victim.write_text("mine")
     place.parent.mkdir()
@@ -120,7 +120,7 @@ def test_any_list_can_be_read(content: bytes, tmp_path_factory: pytest.TempPathF
     assert output.owns("a") and claim(folder).owns("a")
 
 
-def test_another_source_takes_another_name(tmp_path: Path) -> None:
+def test_different_sources_need_different_names(tmp_path: Path) -> None:
     output = claim(tmp_path)
     monday, tuesday = tmp_path / "monday/clip.png", tmp_path / "tuesday/clip.png"
     output.write("clip.html", text("Monday"), monday)
@@ -135,9 +135,7 @@ def test_another_source_takes_another_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "found"), [("Clip.png", "clip.PNG"), ("caf\u00e9.png", "cafe\u0301.png")]
 )
-def test_a_name_is_the_same_as_on_disks_that_change_it(
-    written: str, found: str, tmp_path: Path
-) -> None:
+def test_names_match_on_disks_that_change_them(written: str, found: str, tmp_path: Path) -> None:
     output = claim(tmp_path)
     output.write(written, text("ours"))
     (tmp_path / written).rename(tmp_path / found)
@@ -146,7 +144,7 @@ def test_a_name_is_the_same_as_on_disks_that_change_it(
 
 
 @pytest.mark.parametrize("failing", ["a.onnx", "a.tflite", "a.json"])
-def test_a_set_is_replaced_as_a_set(failing: str, tmp_path: Path) -> None:
+def test_set_is_replaced_completely_or_not_at_all(failing: str, tmp_path: Path) -> None:
     output = claim(tmp_path)
     writes = {name: text("old") for name in ("a.onnx", "a.tflite", "a.json")}
     output.write_set(writes)
@@ -166,7 +164,7 @@ def test_a_set_is_replaced_as_a_set(failing: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
-def test_a_set_stopped_between_two_names_is_not_taken_for_one(
+def test_interrupted_set_is_incomplete(
     renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = claim(tmp_path)
@@ -184,11 +182,11 @@ def test_a_set_stopped_between_two_names_is_not_taken_for_one(
         patch.setattr(Path, "replace", stop)
         output.write_set(dict.fromkeys(order, text("new")))
     assert done == list(order[:renames]) and not (tmp_path / "a.json").exists()
-    claim(tmp_path).write_set(dict.fromkeys(order, text("new")))  # what is there is ours
+    claim(tmp_path).write_set(dict.fromkeys(order, text("new")))  # the existing files are ours
     assert {(tmp_path / name).read_text() for name in order} == {"new"}
 
 
-def test_a_line_that_a_kill_cut_off_costs_only_itself(tmp_path: Path) -> None:
+def test_cut_off_line_is_ignored(tmp_path: Path) -> None:
     output = claim(tmp_path)
     output.write("a", text("a"))
     with (tmp_path / files.LIST).open("a") as file:
@@ -198,7 +196,7 @@ def test_a_line_that_a_kill_cut_off_costs_only_itself(tmp_path: Path) -> None:
     assert again.owns("a") and again.owns("b")
 
 
-def test_threads_and_runs_share_a_list(tmp_path: Path) -> None:
+def test_threads_and_runs_can_share_a_list(tmp_path: Path) -> None:
     outputs = [claim(tmp_path) for _ in range(4)]
 
     def work(number: int) -> None:
@@ -215,9 +213,7 @@ def test_threads_and_runs_share_a_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "folder/deep.png"])
-def test_a_folder_with_anything_in_it_is_refused_unless_it_may_be_shared(
-    name: str, tmp_path: Path
-) -> None:
+def test_non_empty_folder_is_rejected_unless_shared(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_text("mine")
@@ -239,7 +235,7 @@ def replace_all(folder: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["new", "edited", "link", "linked folder"])
-def test_a_folder_is_replaced_only_if_all_in_it_is_ours(kind: str, tmp_path: Path) -> None:
+def test_folder_with_foreign_files_is_not_replaced(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     (tmp_path / "original").write_text("linked")
     replace_all(folder, "one")
@@ -256,7 +252,7 @@ def test_a_folder_is_replaced_only_if_all_in_it_is_ours(kind: str, tmp_path: Pat
     assert os.path.lexists(folder / name) and (folder / "train/link").read_text() == "linked"
 
 
-def test_what_a_killed_run_left_beside_a_folder_is_deleted(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_deleted(tmp_path: Path) -> None:
     (tmp_path / "original").write_text("linked")
     left = tmp_path / f".out.unfinished-{'0' * 32}"
     others = [tmp_path / ".out.unfinished-1", tmp_path / f".other.unfinished-{'0' * 32}"]
@@ -271,7 +267,7 @@ def test_what_a_killed_run_left_beside_a_folder_is_deleted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["missing", "broken link", "folder", "pipe", "empty", "text"])
-def test_what_is_not_an_image_has_a_reason(kind: str, tmp_path: Path) -> None:
+def test_unreadable_image_has_a_reason(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     {
         "broken link": lambda: path.symlink_to("nowhere"),
@@ -282,14 +278,14 @@ def test_what_is_not_an_image_has_a_reason(kind: str, tmp_path: Path) -> None:
     }.get(kind, lambda: None)()
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         files.read_image(path)
-    assert {"missing": "no such", "text": "decode"}.get(kind, kind) in str(error.value)
+    assert {"missing": "exist", "text": "decode"}.get(kind, kind) in str(error.value)
 
 
 CELLS = st.text("=+-@\t\r\n,;\"'ab1 é\udcff", max_size=6) | st.integers() | st.none()
 
 
 @given(st.lists(st.tuples(CELLS, CELLS), max_size=5))
-def test_no_cell_of_a_table_is_a_formula(
+def test_cells_are_not_run_as_formulas(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple]
 ) -> None:
     path = tmp_path_factory.mktemp("table") / "a.csv"
@@ -304,7 +300,7 @@ def test_no_cell_of_a_table_is_a_formula(
             assert isinstance(cell, str) or text == ("" if cell is None else str(cell))
 
 
-def test_a_data_frame_is_a_table(tmp_path: Path) -> None:
+def test_data_frame_is_written_as_a_table(tmp_path: Path) -> None:
     table = pd.DataFrame({"a": ["x", None], "b": [1.5, np.nan], "c": [True, False]})
     table["d"] = pd.array([1, None], "Int64")
     files.write_table(tmp_path / "a.csv", table.columns, table.itertuples(index=False))

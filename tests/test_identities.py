@@ -1,4 +1,4 @@
-"""Who is in a video: what a spreadsheet does to a table, and what contradicts the file names."""
+"""Tests of identities.py: tables changed by a spreadsheet, and checks against file names."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ ROWS, _ = datasets.read_data_sets(ROOT / "data-sets.toml")
 
 
 def faceforensics(people: int) -> pd.DataFrame:
-    """videos.csv of some people of FaceForensics++, and a fake of each with the next one."""
+    """Return videos.csv for people of FaceForensics++, with a fake of each and the next one."""
     rows = []
     for person in range(people):
         real, other = f"{person:03d}", f"{person ^ 1:03d}"
@@ -41,7 +41,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_a_spreadsheet_makes_of_identities_is_restored(change: str) -> None:
+def test_changes_by_a_spreadsheet_are_restored(change: str) -> None:
     videos = faceforensics(40)
     changed = videos.assign(identities=videos["identities"].map(CHANGES[change]))
     assert not changed.equals(videos)
@@ -50,14 +50,14 @@ def test_what_a_spreadsheet_makes_of_identities_is_restored(change: str) -> None
     identities.check_changed_table(changed, ROWS)
 
 
-def test_letter_case_and_accents_are_one_person() -> None:
+def test_letter_case_and_accents_do_not_matter() -> None:
     names = ["Id007", "id007", "JOS\u00c9", "jose\u0301", " anna "]
     videos = pd.DataFrame({"dataset": "D", "identities": names})
     restored = identities.normalise(videos, is_trusted=True)
     assert restored.tolist() == ["id007", "id007", "jos\u00e9", "jos\u00e9", "anna"]
 
 
-def test_a_comma_in_a_name_of_an_unchanged_table_stays() -> None:
+def test_comma_in_an_unchanged_table_is_kept() -> None:
     videos = pd.DataFrame({"dataset": "plain", "identities": ["smith, anna", "smith, john"]})
     assert identities.normalise(videos, True).tolist() == ["smith, anna", "smith, john"]
     assert identities.normalise(videos, False).str.split(";").map(len).tolist() == [2, 2]
@@ -73,7 +73,9 @@ def test_a_comma_in_a_name_of_an_unchanged_table_stays() -> None:
         ("source", "original_sequences/youtube/c23/videos/009.mp4", "009.mp4"),
     ],
 )
-def test_what_contradicts_the_names_is_refused(column: str, value: str, named: str) -> None:
+def test_identity_that_contradicts_the_names_is_rejected(
+    column: str, value: str, named: str
+) -> None:
     videos = faceforensics(4)
     videos.loc[2, column] = value
     videos["identities"] = identities.normalise(videos, is_trusted=False)
@@ -95,7 +97,7 @@ def test_what_contradicts_the_names_is_refused(column: str, value: str, named: s
         ("plain-real-anna-1", set()),
     ],
 )
-def test_a_video_id_names_people_by_itself(video_id: str, people: set[str]) -> None:
+def test_video_id_identifies_people(video_id: str, people: set[str]) -> None:
     assert identities.people_of_name(video_id, ROWS) == people
 
 
@@ -109,7 +111,7 @@ def test_any_text_is_a_set_of_people(texts: list[str], is_trusted: bool) -> None
 
 
 @pytest.mark.parametrize("change", ["zeros", "comma"])
-def test_nobody_is_in_two_splits_after_a_spreadsheet(change: str) -> None:
+def test_no_person_is_in_two_splits_after_a_spreadsheet(change: str) -> None:
     videos = faceforensics(40)
     videos["identities"] = videos["identities"].map(CHANGES[change])
     videos["identities"] = identities.normalise(videos, is_trusted=False)

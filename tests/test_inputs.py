@@ -1,4 +1,4 @@
-"""Files to check: their kind by content, what folders hold, pictures, and names of outputs."""
+"""Tests of inputs.py and kinds.py: kinds of files, folders, pictures and output names."""
 
 import io
 import itertools
@@ -37,13 +37,13 @@ VIDEOS = {
 
 
 def draw(size: tuple[int, int] = (160, 120), seed: int = 0) -> np.ndarray:
-    """A picture of smooth noise, BGR uint8."""
+    """Return a picture of smooth noise, BGR uint8."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
 
 
 def encode(form: str, image: np.ndarray, **options: object) -> bytes:
-    """A picture in a format of Pillow's."""
+    """Encode a picture with Pillow."""
     target = io.BytesIO()
     PIL.Image.fromarray(image[..., ::-1]).save(target, form, **options)
     return target.getvalue()
@@ -59,7 +59,7 @@ def ffmpeg(*arguments: object) -> None:
 
 @pytest.mark.parametrize("form", PICTURES)
 @pytest.mark.parametrize("size", [(160, 120), (90, 200)])
-def test_pictures_are_read_whatever_their_name(
+def test_pictures_are_read_regardless_of_name(
     form: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
     image = draw(size)
@@ -80,7 +80,7 @@ def test_pictures_are_read_whatever_their_name(
 
 @pytest.mark.parametrize("suffix", VIDEOS)
 @pytest.mark.parametrize("drawing", ["testsrc", "mandelbrot"])
-def test_videos_are_read_whatever_their_name(suffix: str, drawing: str, tmp_path: Path) -> None:
+def test_videos_are_read_regardless_of_name(suffix: str, drawing: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.{suffix}"
     source = "-f", "lavfi", "-i", f"{drawing}=size=160x120:rate=25"
     ffmpeg(*source, "-frames:v", 12, *VIDEOS[suffix], path)
@@ -102,7 +102,7 @@ def test_videos_are_read_whatever_their_name(suffix: str, drawing: str, tmp_path
         (b"a letter", "known kind"),
     ],
 )
-def test_what_is_neither_says_why(content: bytes, word: str, tmp_path: Path) -> None:
+def test_other_files_have_a_reason(content: bytes, word: str, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(content)
     for source in (tmp_path / "a.mp4", content, io.BytesIO(content)):
         kind = kind_of(source)
@@ -117,7 +117,7 @@ def test_any_bytes_have_a_kind_or_a_reason(content: bytes) -> None:
     assert (kind.name is None) == bool(kind.reason)
 
 
-def test_pipes_devices_and_folders_are_refused(tmp_path: Path) -> None:
+def test_pipes_devices_and_folders_are_rejected(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     for path in (tmp_path / "pipe.mp4", Path("/dev/zero"), tmp_path):
         with pytest.raises(ValueError, match="is a"):
@@ -133,7 +133,7 @@ def test_pipes_devices_and_folders_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_as_they_say(form: str, orientation: int) -> None:
+def test_pictures_are_rotated_by_their_metadata(form: str, orientation: int) -> None:
     upright = draw((64, 48))
     stored = upright if orientation < 5 else upright.transpose(1, 0, 2)
     across, down = {
@@ -149,7 +149,7 @@ def test_pictures_are_turned_as_they_say(form: str, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "AVIF", "HEIF"])
-def test_a_picture_has_a_limit_of_pixels(form: str) -> None:
+def test_pixels_per_picture_are_limited(form: str) -> None:
     content = encode(form, draw())
     assert read_picture(content, most_pixels=160 * 120).shape == (120, 160, 3)
     with pytest.raises(ValueError, match="160 x 120 pixels"):
@@ -157,11 +157,15 @@ def test_a_picture_has_a_limit_of_pixels(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", PICTURES)
-def test_a_damaged_picture_is_a_reason(form: str) -> None:
+def test_damaged_picture_has_a_reason(form: str) -> None:
     content = encode(form, draw())
     for end in (12, 40, len(content) // 3):
         try:
-            assert read_picture(content[:end]).shape == (120, 160, 3)  # some decoders fill it
+            assert read_picture(content[:end]).shape == (
+                120,
+                160,
+                3,
+            )  # some decoders fill in the rest
         except ValueError as error:
             assert str(error)
 
@@ -171,7 +175,7 @@ def box(name: bytes, *content: bytes) -> bytes:
 
 
 def write_grid_heic(images: list[np.ndarray], columns: int) -> bytes:
-    """A photo of tiles, as phones write them: ISO 23008-12, 6.6.2.3.
+    """Return a tiled photo as written by phones: ISO 23008-12, 6.6.2.3.
 
     Args:
         images: the tiles, row by row, BGR uint8 of one size, 64 pixels at least
@@ -238,7 +242,7 @@ def write_grid_heic(images: list[np.ndarray], columns: int) -> bytes:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 3), (3, 1)])
-def test_a_photo_of_tiles_is_read_whole(rows: int, columns: int) -> None:
+def test_tiled_photo_is_read_completely(rows: int, columns: int) -> None:
     tiles = [draw((128, 64), seed) for seed in range(rows * columns)]
     whole = np.vstack([np.hstack(tiles[row * columns :][:columns]) for row in range(rows)])
     content = write_grid_heic(tiles, columns)
@@ -251,7 +255,7 @@ def test_a_photo_of_tiles_is_read_whole(rows: int, columns: int) -> None:
 # --- Folders --------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_searched_and_what_is_passed_over_is_named(tmp_path: Path) -> None:
+def test_folder_is_searched_and_skipped_files_are_listed(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
     (folder / "b").mkdir(parents=True)
     elsewhere.mkdir()
@@ -289,14 +293,14 @@ def test_a_folder_is_searched_and_what_is_passed_over_is_named(tmp_path: Path) -
     assert len(lines) == 4 and lines[0].startswith("2 PDF")
 
 
-def test_an_unreadable_folder_is_named(tmp_path: Path) -> None:
+def test_unreadable_folder_is_listed(tmp_path: Path) -> None:
     skip_as_root()
     (tmp_path / "locked").mkdir(mode=0)
     found = find_inputs([tmp_path])
     assert [one.path.name for one in found.passed_over] == ["locked"]
 
 
-def test_what_other_scripts_wrote_is_found(tmp_path: Path) -> None:
+def test_outputs_of_other_scripts_are_found(tmp_path: Path) -> None:
     """The practice videos of 00 and the frames of 01 can be checked."""
     output = files.claim(tmp_path, "--videos-dir", "00-make-sample-videos.py")
     output.write("clip.png", lambda path: path.write_bytes(encode("PNG", draw(seed=0))))
@@ -304,8 +308,8 @@ def test_what_other_scripts_wrote_is_found(tmp_path: Path) -> None:
     assert [path.name for path in found.files] == ["clip.png"]
 
 
-def test_what_the_scripts_wrote_is_counted_and_left_out(tmp_path: Path) -> None:
-    """Only with the content that they wrote: a list that came with the files hides nothing."""
+def test_own_outputs_are_counted_and_left_out(tmp_path: Path) -> None:
+    """A copied list must not hide files with other content."""
     output = files.claim(tmp_path, "--detections-dir", "06-detect-deepfake.py", shared=True)
     for name, seed in (("ours.png", 0), ("edited.png", 1)):
         content = encode("PNG", draw(seed=seed))
@@ -334,7 +338,7 @@ ODD = [
 
 
 @given(st.lists(st.sampled_from(ODD) | st.text(min_size=1), max_size=12))
-def test_names_of_outputs_are_taken_by_every_disk(names: list[str]) -> None:
+def test_output_names_are_valid_on_every_disk(names: list[str]) -> None:
     paths = [Path(str(number), name.replace("/", "_")) for number, name in enumerate(names)]
     found = name_outputs(paths)
     assert len({unicodedata.normalize("NFC", name).casefold() for name in found}) == len(paths)
@@ -345,14 +349,14 @@ def test_names_of_outputs_are_taken_by_every_disk(names: list[str]) -> None:
         assert len(name.encode()) <= 120
 
 
-def test_names_of_outputs_leave_those_of_others_alone() -> None:
+def test_output_names_avoid_names_of_other_outputs() -> None:
     paths = [Path("monday/clip.mp4"), Path("tuesday/clip.mp4")]
     assert name_outputs(paths) == ["clip", "clip-2"]
     taken = {"clip", "clip-2"}
     assert name_outputs(paths, lambda name, file: name not in taken) == ["clip-3", "clip-4"]
 
 
-def test_reading_ahead_keeps_order_and_errors() -> None:
+def test_prefetching_keeps_order_and_errors() -> None:
     def count() -> object:
         yield from range(5)
         raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""Marked copies: each frame at its own time, boxes in place, and nothing else of the source."""
+"""Tests of marked copies: times of frames, boxes, sound, and size."""
 
 import itertools
 import subprocess
@@ -38,7 +38,7 @@ def ffmpeg(*arguments: object) -> None:
 
 
 def moving_box(seconds: float) -> Iterator[Box]:
-    """A red box that moves to the right by 50 pixels a second."""
+    """Return a red box that moves to the right by 50 pixels per second."""
     yield Box(1, 40 + 50 * seconds, 60, 80, 100, 100)
 
 
@@ -68,7 +68,7 @@ TIMES = {
 
 @pytest.mark.parametrize("name", TIMES)
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_every_frame_is_at_its_own_time(name: str, suffix: str, tmp_path: Path) -> None:
+def test_every_frame_keeps_its_time(name: str, suffix: str, tmp_path: Path) -> None:
     source = tmp_path / f"a.{suffix}"
     ffmpeg(*GREY, *TIMES[name], "-fps_mode", "vfr", source)
     assert mark(source, tmp_path / "marked.mp4") == []
@@ -83,8 +83,8 @@ def test_every_frame_is_at_its_own_time(name: str, suffix: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("form", ["plain", "turned", "odd size", "interlaced", "wide pixels"])
-def test_the_box_is_where_the_face_is(form: str, tmp_path: Path) -> None:
-    """Drawn on the frame as stored or as converted: nobody sees a difference."""
+def test_box_is_drawn_around_the_face(form: str, tmp_path: Path) -> None:
+    """The result must be the same whether we draw on the stored or the converted frame."""
     options = {
         "plain": (),
         "turned": (),
@@ -104,12 +104,14 @@ def test_the_box_is_where_the_face_is(form: str, tmp_path: Path) -> None:
         left = round(40 + 50 * frame.seconds)
         assert is_red(frame.image, left, 110) and is_red(frame.image, left + 80, 110)
         assert is_red(frame.image, left + 40, 160)
-        assert np.abs(frame.image[110, left + 40].astype(int) - 128).max() < 25  # the face is free
+        assert (
+            np.abs(frame.image[110, left + 40].astype(int) - 128).max() < 25
+        )  # the face is not covered
         assert frame.image[-4:].max() > 150 and np.median(frame.image[-4:]) < 60  # the strip
 
 
 @given(st.lists(st.floats(0.01, 9), min_size=1, max_size=12), st.integers(0, 10**6))
-def test_boxes_move_evenly_between_scored_frames(steps: list[float], seed: int) -> None:
+def test_boxes_are_interpolated_between_scored_frames(steps: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)
     times = np.cumsum([1.0, *steps])
     faces = [
@@ -131,7 +133,7 @@ def test_boxes_move_evenly_between_scored_frames(steps: list[float], seed: int) 
 @pytest.mark.parametrize(
     ("codec", "suffix"), [("aac", "mp4"), ("libmp3lame", "mkv"), ("pcm_s16le", "mov")]
 )
-def test_the_sound_is_kept(codec: str, suffix: str, tmp_path: Path) -> None:
+def test_sound_is_kept(codec: str, suffix: str, tmp_path: Path) -> None:
     source = tmp_path / f"a.{suffix}"
     ffmpeg(*GREY, *SINE, "-c:a", codec, source)
     assert mark(source, tmp_path / "marked.mp4") == []
@@ -143,7 +145,7 @@ def test_the_sound_is_kept(codec: str, suffix: str, tmp_path: Path) -> None:
     crossings = np.diff(np.signbit(wave)).sum() / 2 / len(wave) * sound.rate
     assert abs(crossings - 440) < 5
     assert abs(sum(map(len, waves)) / sound.rate - 2) < 0.15
-    if codec == "aac":  # as it was, to the last byte
+    if codec == "aac":  # copied byte by byte
 
         def read_packets(path: Path) -> list[bytes]:
             with av.open(str(path)) as container:
@@ -152,7 +154,7 @@ def test_the_sound_is_kept(codec: str, suffix: str, tmp_path: Path) -> None:
         assert read_packets(tmp_path / "marked.mp4")[-50:] == read_packets(source)[-50:]
 
 
-def test_sound_that_cannot_be_had_is_a_note(tmp_path: Path) -> None:
+def test_unreadable_sound_is_noted(tmp_path: Path) -> None:
     ffmpeg(*GREY, *SINE, "-c:a", "pcm_s16le", "-ac", 16, tmp_path / "many.mov")
     ffmpeg(*GREY, *SINE, "-c:a", "aac", tmp_path / "a.mkv")
     content = (tmp_path / "a.mkv").read_bytes()
@@ -164,7 +166,7 @@ def test_sound_that_cannot_be_had_is_a_note(tmp_path: Path) -> None:
         assert len(list_seconds(tmp_path / "marked.mp4")) == 50
 
 
-def test_sound_that_begins_later_or_ends_earlier(tmp_path: Path) -> None:
+def test_sound_may_start_later_or_end_earlier(tmp_path: Path) -> None:
     for name, offset, length in (("late", 1, 1), ("short", 0, 0.3)):
         source = tmp_path / f"{name}.mp4"
         sine = "-f", "lavfi", "-i", f"sine=duration={length}"
@@ -176,10 +178,10 @@ def test_sound_that_begins_later_or_ends_earlier(tmp_path: Path) -> None:
         assert len(list_seconds(tmp_path / "marked.mp4")) == 50
 
 
-# --- What is carried on, and how much -------------------------------------------------------------
+# --- Content and size of a copy -------------------------------------------------------------------
 
 
-def test_nothing_else_of_the_source_is_in_the_copy(tmp_path: Path) -> None:
+def test_copy_has_only_video_and_sound(tmp_path: Path) -> None:
     chapters = tmp_path / "chapters.txt"
     chapters.write_text(
         ";FFMETADATA1\ntitle=SECRETTITLE\nartist=SECRETARTIST\nlocation=+48.1+011.5/\n"
@@ -202,14 +204,14 @@ def test_nothing_else_of_the_source_is_in_the_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quality", [20, 30, 40])
-def test_a_copy_is_at_most_half_as_large_again(quality: int, tmp_path: Path) -> None:
+def test_copy_is_at_most_1_5_times_as_large(quality: int, tmp_path: Path) -> None:
     ffmpeg(*NOISY, "-crf", quality, tmp_path / "a.mp4")
     mark(tmp_path / "a.mp4", tmp_path / "marked.mp4")
     sizes = [(tmp_path / name).stat().st_size for name in ("marked.mp4", "a.mp4")]
     assert sizes[0] <= max(1.5 * sizes[1], 60_000)
 
 
-def test_the_small_copy_shows_moments_in_full(tmp_path: Path) -> None:
+def test_small_copy_shows_every_frame_of_moments(tmp_path: Path) -> None:
     ffmpeg(*NOISY, tmp_path / "a.mp4")
     write_small_copy(tmp_path / "a.mp4", moving_box, [(1.6, 2.0)], tmp_path / "small.mp4")
     seconds = np.array(list_seconds(tmp_path / "small.mp4"))
@@ -219,8 +221,8 @@ def test_the_small_copy_shows_moments_in_full(tmp_path: Path) -> None:
     assert is_red(first, 40, 110)
 
 
-def test_the_small_copy_is_small(tmp_path: Path) -> None:
-    """Limited by its length: five minutes take as much as the limit, and stay below it."""
+def test_small_copy_is_small(tmp_path: Path) -> None:
+    """The bit rate depends on the length: five minutes use almost the whole size limit."""
     path = tmp_path / "a.mp4"
     ffmpeg("-f", "lavfi", "-i", "testsrc2=size=1280x720:rate=2:duration=300", "-crf", 30, path)
     write_small_copy(path, moving_box, [(0, 300)], tmp_path / "small.mp4")
@@ -228,10 +230,10 @@ def test_the_small_copy_is_small(tmp_path: Path) -> None:
     assert Video(tmp_path / "small.mp4").width == 640
 
 
-# --- Feeding it, and pictures ---------------------------------------------------------------------
+# --- Frames from elsewhere, errors, and pictures --------------------------------------------------
 
 
-def test_a_copy_can_be_fed_with_frames_that_were_decoded_for_something_else(tmp_path: Path) -> None:
+def test_copy_accepts_frames_decoded_for_another_purpose(tmp_path: Path) -> None:
     source = write_video(tmp_path / "a.mp4", frames=12, size=(64, 48))
     with Video(source) as video, MarkedCopy(tmp_path / "marked.mp4", video, []) as copy:
         for raw in video.raw_frames():
@@ -240,7 +242,7 @@ def test_a_copy_can_be_fed_with_frames_that_were_decoded_for_something_else(tmp_
     assert list_seconds(tmp_path / "marked.mp4") == list_seconds(source)
 
 
-def test_what_progress_raises_ends_the_writing(tmp_path: Path) -> None:
+def test_exception_in_progress_stops_the_copy(tmp_path: Path) -> None:
     source = write_video(tmp_path / "a.mp4", frames=12)
     calls = []
 
@@ -254,13 +256,13 @@ def test_what_progress_raises_ends_the_writing(tmp_path: Path) -> None:
     assert calls == [(done, 12) for done in range(1, 6)]
 
 
-def test_a_copy_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_copy_is_an_error(tmp_path: Path) -> None:
     source = write_video(tmp_path / "a.mp4", frames=12)
     with pytest.raises(OSError, match="No such file"):
         write_marked_video(source, moving_box, tmp_path / "gone/marked.mp4", [])
 
 
-def test_a_marked_picture_is_the_picture_but_for_box_and_strip(tmp_path: Path) -> None:
+def test_marked_picture_differs_only_in_box_and_strip(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(60, 200, (240, 320, 3), dtype=np.uint8)
     write_marked_picture(image.copy(), [Box(1, 50, 60, 90, 80, 0)], tmp_path / "a.png")
     marked = cv2.imread(str(tmp_path / "a.png"))

@@ -1,4 +1,4 @@
-"""Which videos are done, and what is ours to delete."""
+"""Tests of resume.py: finished videos, and folders that may be deleted."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ def finish(folder: Path, name: str = "clip", images: int = 2) -> Path:
     return folder / name
 
 
-def test_a_finished_video_is_found_and_another_is_not(tmp_path: Path) -> None:
+def test_only_finished_videos_are_done(tmp_path: Path) -> None:
     target = finish(tmp_path)
     assert SIDE.find_result(target, INPUTS) == {"frames": 2}
     assert SIDE.find_result(target, INPUTS | {"bytes": 4}) is None
@@ -29,7 +29,7 @@ def test_a_finished_video_is_found_and_another_is_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["image gone", "image emptied", "image more", "side file cut"])
-def test_a_damaged_folder_is_not_done_and_still_ours(damage: str, tmp_path: Path) -> None:
+def test_damaged_folder_is_ours_but_not_done(damage: str, tmp_path: Path) -> None:
     target = finish(tmp_path)
     image = target / "clip-000001.png"
     {
@@ -43,13 +43,13 @@ def test_a_damaged_folder_is_not_done_and_still_ours(damage: str, tmp_path: Path
     SIDE.check(target, "--out-dir")
 
 
-def test_letter_case_is_not_another_video(tmp_path: Path) -> None:
-    """As on a disk of FAT, where Clip and clip are one name."""
+def test_letter_case_does_not_matter(tmp_path: Path) -> None:
+    """On FAT, Clip and clip are the same name."""
     assert SIDE.owns(finish(tmp_path, "Clip").rename(tmp_path / "clip"))
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "clip-1.png", "other-000001.png", "folder"])
-def test_a_folder_with_a_file_of_the_user_is_not_ours(name: str, tmp_path: Path) -> None:
+def test_folder_with_a_user_file_is_not_ours(name: str, tmp_path: Path) -> None:
     target = finish(tmp_path)
     assert SIDE.list_own(tmp_path) == {"clip"}
     (target / name).mkdir() if name == "folder" else (target / name).write_text("mine")
@@ -59,13 +59,13 @@ def test_a_folder_with_a_file_of_the_user_is_not_ours(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", ["{}", "mine", '{"made_by": "other.py"}', "[" * 100_000])
-def test_a_side_file_of_another_is_not_ours(content: str, tmp_path: Path) -> None:
+def test_sidecar_of_another_script_is_not_ours(content: str, tmp_path: Path) -> None:
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip/video.json").write_text(content)
     assert not SIDE.owns(tmp_path / "clip")
 
 
-def test_a_linked_folder_stays_a_link(tmp_path: Path) -> None:
+def test_linked_folder_stays_a_link(tmp_path: Path) -> None:
     moved = finish(tmp_path).rename(tmp_path / "elsewhere")
     (tmp_path / "clip").symlink_to(moved)
     (tmp_path / ".run").rmdir()
@@ -74,7 +74,7 @@ def test_a_linked_folder_stays_a_link(tmp_path: Path) -> None:
     assert SIDE.find_result(target, INPUTS) == {"frames": 3}
 
 
-def test_a_change_that_keeps_size_and_time_is_noticed_at_the_ends(tmp_path: Path) -> None:
+def test_change_without_new_size_or_time_is_noticed_at_the_ends(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(bytes(100_000))
     before = resume.fingerprint([path], {}, sampled=True)
@@ -88,7 +88,7 @@ def test_a_change_that_keeps_size_and_time_is_noticed_at_the_ends(tmp_path: Path
     assert resume.fingerprint([path], {}) == {key: before[key] for key in before if key != "sample"}
 
 
-def test_what_cannot_be_read_has_a_fingerprint(tmp_path: Path) -> None:
+def test_unreadable_file_has_a_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "broken").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe")
     paths = [tmp_path / "broken", tmp_path / "pipe"]
@@ -96,9 +96,7 @@ def test_what_cannot_be_read_has_a_fingerprint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", [None, "1/2"])
-def test_a_run_begins_empty_and_deletes_what_a_killed_one_left(
-    part: str | None, tmp_path: Path
-) -> None:
+def test_run_deletes_leftovers_of_a_killed_run(part: str | None, tmp_path: Path) -> None:
     left, mine = tmp_path / f".unfinished-{'0' * 32}", tmp_path / ".unfinished"
     for path in (left, mine):
         (path / "clip").mkdir(parents=True)

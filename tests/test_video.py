@@ -1,4 +1,4 @@
-"""Videos: every frame as displayed at its own time, whole and sampled, and what is missing."""
+"""Tests of video.py: frames as displayed, their times, sampling, and missing frames."""
 
 import io
 import itertools
@@ -34,7 +34,7 @@ def ffmpeg(*arguments: object) -> None:
 
 
 def draw(count: int, size: tuple[int, int] = (160, 120), seed: int = 0) -> list[np.ndarray]:
-    """Frames of smooth noise that moves, BGR uint8."""
+    """Yield frames of moving smooth noise, BGR uint8."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
     whole = cv2.resize(coarse, (size[0] + count, size[1]), interpolation=cv2.INTER_CUBIC)
@@ -44,7 +44,7 @@ def draw(count: int, size: tuple[int, int] = (160, 120), seed: int = 0) -> list[
 def encode(
     path: Path, frames: list[np.ndarray], options: dict[str, str] | None = None, **context: object
 ) -> Path:
-    """H.264 of almost the same frames, at 25 a second; `context` is set on the encoder."""
+    """Write H.264 of similar frames at 25 frames per second; `context` configures the encoder."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", 25, options={"crf": "4", **(options or {})})
         height, width = frames[0].shape[:2]
@@ -60,7 +60,7 @@ def encode(
 
 
 def assert_alike(found: list, wanted: list[np.ndarray], most: float = 3) -> None:
-    """As many frames, and the same pictures but for what the encoder loses."""
+    """Check that the frames are equal in number, and equal except for compression."""
     assert len(found) == len(wanted)
     for frame, image in zip(found, wanted, strict=True):
         assert frame.image.shape == image.shape
@@ -95,7 +95,7 @@ def write_h264(path: Path, coding: dict[str, str]) -> Path:
 
 
 def assert_same(path: Path, rate: float) -> None:
-    """What is sampled are frames of the whole, to the last bit."""
+    """Check that sampled frames are identical to frames of a full read."""
     video = Video(path)
     wanted = choose_by_rate(rate)
     whole = [frame for frame in video.frames() if wanted(frame.index, frame.seconds)]
@@ -109,10 +109,10 @@ def assert_same(path: Path, rate: float) -> None:
 
 @given(CODING, SUFFIXES, st.sampled_from((0.5, 2.0, 5.0, 30.0)), st.booleans())
 @settings(max_examples=20)
-def test_sampled_frames_are_those_of_the_whole(
+def test_sampled_frames_equal_those_of_a_full_read(
     coding: dict[str, str], suffix: str, rate: float, is_piece: bool
 ) -> None:
-    """A piece begins between two frames that stand alone, and says where it is to be shown from."""
+    """A piece starts between two key frames, with an edit list for its first visible frame."""
     with tempfile.TemporaryDirectory() as folder:
         path = write_h264(Path(folder) / f"a{suffix}", coding)
         if is_piece and suffix != ".ts":
@@ -127,8 +127,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_h264(tmp_path_factory.mktemp("video") / "clip.mkv", coding)
 
 
-def test_frames_that_no_other_needs_are_not_decoded(clip: Path, tmp_path: Path) -> None:
-    """Whatever is in them: nal_ref_idc, 2 bits of the first byte after the size, is 0."""
+def test_non_reference_frames_are_not_decoded(clip: Path, tmp_path: Path) -> None:
+    """Their nal_ref_idc, 2 bits of the first byte after the size, is 0; the content is damaged."""
     kept = list(Video(clip).sampled(2.0))
     indices = {frame.index for frame in kept}
     content, spoilt, hurt = clip.read_bytes(), clip.read_bytes(), 0
@@ -148,7 +148,7 @@ def test_frames_that_no_other_needs_are_not_decoded(clip: Path, tmp_path: Path) 
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=9), st.booleans())
 @example(335798, b"\0\0", False)
 @settings(max_examples=30)
-def test_damage_costs_frames_and_nothing_else(
+def test_damage_loses_only_its_frames(
     clip: Path, at: int, bytes_there: bytes, cut_off: bool
 ) -> None:
     content = bytearray(clip.read_bytes())
@@ -179,7 +179,7 @@ def test_frames_are_chosen_evenly_in_time(steps: list[float], rate: float) -> No
 
 
 @given(st.lists(st.floats(0, 20), max_size=20), st.lists(st.floats(0.001, 3), max_size=30))
-def test_for_each_time_the_first_frame_that_is_not_earlier(
+def test_each_time_selects_the_first_frame_not_earlier(
     asked: list[float], steps: list[float]
 ) -> None:
     times = np.cumsum([0.0, *steps]).tolist()
@@ -193,14 +193,14 @@ def test_for_each_time_the_first_frame_that_is_not_earlier(
 
 
 @given(st.lists(st.none() | st.floats(-1e7, 1e7) | st.floats(0, 100), max_size=50))
-def test_seconds_always_grow(stamps: list[float | None]) -> None:
+def test_times_always_increase(stamps: list[float | None]) -> None:
     clock = Clock()
     seconds = [clock.read(stamp) for stamp in stamps]
     assert all(a < b for a, b in zip([-1, *seconds], seconds, strict=False))
     assert not seconds or seconds[0] == 0
 
 
-def test_varying_and_late_times_are_those_of_the_file(tmp_path: Path) -> None:
+def test_varying_and_late_times_are_kept(tmp_path: Path) -> None:
     every_third = "-vf", "select='lt(n,5)+not(mod(n,3))'", "-fps_mode", "vfr"
     ffmpeg("-itsoffset", 1000, *DRAWN, *every_third, "-copyts", tmp_path / "a.mkv")
     seconds = [frame.seconds for frame in Video(tmp_path / "a.mkv").frames()]
@@ -209,11 +209,11 @@ def test_varying_and_late_times_are_those_of_the_file(tmp_path: Path) -> None:
     assert np.allclose(Video(tmp_path / "a.mkv").list_times(), wanted, atol=0.002)
 
 
-# --- As a player shows them -----------------------------------------------------------------------
+# --- Display --------------------------------------------------------------------------------------
 
 
-def test_interlacing_is_that_of_each_frame(tmp_path: Path) -> None:
-    """The first half is progressive and the second has two fields, which stay sharp and whole."""
+def test_frames_are_deinterlaced_individually(tmp_path: Path) -> None:
+    """The first half is progressive, the second half interlaced; both must stay sharp."""
     frames = draw(20)
     fields = [
         np.where(np.arange(120)[:, None, None] % 2, after, image)
@@ -239,7 +239,7 @@ def av_frames(path: Path) -> Iterator:
             yield type("Raw", (), {"picture": frame})
 
 
-def test_frames_of_other_sizes_keep_theirs(tmp_path: Path) -> None:
+def test_frames_of_different_sizes_keep_their_size(tmp_path: Path) -> None:
     sizes = [(64, 48), (320, 240), (20, 20), (1200, 100)]
     path = write_avi(tmp_path / "a.avi", [jpeg(size) for size in sizes])
     assert [frame.image.shape[1::-1] for frame in Video(path).frames()] == sizes
@@ -249,7 +249,9 @@ def test_frames_of_other_sizes_keep_theirs(tmp_path: Path) -> None:
     ("ratio", "suffix", "width"),
     [("2/1", "mp4", 320), ("2/1", "mkv", 320), ("1/2", "mp4", 80), ("200/1", "mp4", 160)],
 )
-def test_pixels_that_are_not_square(ratio: str, suffix: str, width: int, tmp_path: Path) -> None:
+def test_non_square_pixels_are_stretched(
+    ratio: str, suffix: str, width: int, tmp_path: Path
+) -> None:
     path = tmp_path / f"a.{suffix}"
     ffmpeg(*DRAWN, "-vf", f"setsar={ratio}", "-frames:v", 3, path)
     video = Video(path)
@@ -258,8 +260,8 @@ def test_pixels_that_are_not_square(ratio: str, suffix: str, width: int, tmp_pat
 
 
 @given(st.sampled_from((0, 90, 180, 270)), st.booleans())
-def test_frames_are_turned_and_mirrored_by_the_display_matrix(angle: int, mirror: bool) -> None:
-    """FFmpeg: x' = a x + c y, y' = b x + d y, of 16.16 bits."""
+def test_frames_are_rotated_and_mirrored_by_the_display_matrix(angle: int, mirror: bool) -> None:
+    """In FFmpeg, x' = a x + c y and y' = b x + d y, in 16.16 fixed point."""
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     cos, sin = round(np.cos(np.radians(angle))), round(np.sin(np.radians(angle)))
     sign = -1 if mirror else 1
@@ -280,7 +282,9 @@ def test_frames_are_turned_and_mirrored_by_the_display_matrix(angle: int, mirror
         ((100, 0, 80, 1, 0, 1, 0, 1), np.s_[:, :]),
     ],
 )
-def test_the_clean_aperture_is_what_is_shown(numbers: tuple, shown: tuple, tmp_path: Path) -> None:
+def test_frames_are_cropped_to_the_clean_aperture(
+    numbers: tuple, shown: tuple, tmp_path: Path
+) -> None:
     path = encode(tmp_path / "a.mp4", draw(3))
     content = bytearray(path.read_bytes())
     box = b"\0\0\0\x28clap" + struct.pack(">IIIIiIiI", *numbers)
@@ -297,7 +301,7 @@ def test_the_clean_aperture_is_what_is_shown(numbers: tuple, shown: tuple, tmp_p
 
 
 @pytest.mark.parametrize("turned", [("90",), ("180",), ("0", "-display_vflip")])
-def test_a_turned_video_is_shown_upright(turned: tuple[str, ...], tmp_path: Path) -> None:
+def test_rotated_video_is_shown_upright(turned: tuple[str, ...], tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", draw(3))
     flip = turned[1:]
     ffmpeg(
@@ -318,7 +322,7 @@ def test_a_turned_video_is_shown_upright(turned: tuple[str, ...], tmp_path: Path
 
 
 def to_pq(image: np.ndarray, white: float = 203) -> np.ndarray:
-    """Ordinary video, BGR uint8, as BT.709 light in PQ, uint16."""
+    """Convert SDR video, BGR uint8, to BT.709 light in PQ, uint16."""
     light = (image / 255) ** 2.4 * white / 10_000
     power = light ** (2610 / 16384)
     pq = (0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)
@@ -327,18 +331,18 @@ def to_pq(image: np.ndarray, white: float = 203) -> np.ndarray:
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=10)
-def test_hdr_of_ordinary_brightness_is_the_ordinary_picture(seed: int) -> None:
+def test_hdr_of_sdr_brightness_equals_the_sdr_picture(seed: int) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     found = display.map_to_sdr(to_pq(image), primaries=1).astype(int)
-    below = image < 225  # what is brighter is rolled off
+    below = image < 225  # brighter values are compressed
     assert np.abs(found - image)[below].max() <= 2
     assert (found[~below] >= 220).all()
     brighter = display.map_to_sdr(to_pq(image, white=1000), primaries=1).astype(int)
     assert (brighter >= found - 1).all() and brighter.max() <= 255
 
 
-def test_wide_colours_become_those_of_ordinary_video() -> None:
-    """BT.709's red, in the light of BT.2020 (ITU-R BT.2087), and grey, which is the same."""
+def test_wide_colours_are_converted_to_bt709() -> None:
+    """Check red of BT.709 in BT.2020 (ITU-R BT.2087), and grey, which does not change."""
     red = np.array([[[0.0163916, 0.0690973, 0.6274039]]]) ** (1 / 2.4) * 255
     grey = np.full((1, 1, 3), 120.0)
     for image, wanted in ((red, (0, 0, 246)), (grey, (120, 120, 120))):
@@ -346,7 +350,7 @@ def test_wide_colours_become_those_of_ordinary_video() -> None:
         assert np.abs(found - wanted).max() <= 4
 
 
-def test_an_hdr10_video_looks_like_the_ordinary_one(tmp_path: Path) -> None:
+def test_hdr10_video_looks_like_the_sdr_video(tmp_path: Path) -> None:
     frames = [image // 2 + 40 for image in draw(5)]
     options = {"colorprim": "bt709", "transfer": "smpte2084", "colormatrix": "bt709"}
     params = ":".join(f"{name}={value}" for name, value in options.items())
@@ -365,7 +369,7 @@ def test_an_hdr10_video_looks_like_the_ordinary_one(tmp_path: Path) -> None:
     for frame, image in zip(found, frames, strict=True):
         means = frame.image.mean(axis=(0, 1)) - image.mean(axis=(0, 1))
         assert np.abs(means).max() < 6
-    with av.open(str(path)) as container:  # what is in the file is far from it
+    with av.open(str(path)) as container:  # the stored values are very different
         plain = next(container.decode(video=0)).to_ndarray(format="bgr24")
     assert np.abs(plain.mean(axis=(0, 1)) - frames[0].mean(axis=(0, 1))).max() > 10
 
@@ -373,19 +377,19 @@ def test_an_hdr10_video_looks_like_the_ordinary_one(tmp_path: Path) -> None:
 # --- Sources and streams --------------------------------------------------------------------------
 
 
-def test_bytes_and_file_objects_are_read_as_files(clip: Path) -> None:
+def test_bytes_and_file_objects_are_read_like_files(clip: Path) -> None:
     wanted = [(frame.seconds, frame.image.sum()) for frame in Video(clip).sampled(5)]
     with clip.open("rb") as file:
         for source in (clip.read_bytes(), io.BytesIO(clip.read_bytes()), file):
             video = Video(source)
             assert [(f.seconds, f.image.sum()) for f in video.sampled(5)] == wanted
             assert video.file_size() == clip.stat().st_size
-        # Two readings of one file object do not disturb each other.
+        # Two readers of one file object are independent.
         pair = zip(Video(file).frames(), Video(file).frames(), strict=True)
         assert sum(np.array_equal(a.image, b.image) for a, b in pair) == 60
 
 
-def test_a_folder_of_stills_is_a_video(tmp_path: Path) -> None:
+def test_folder_of_stills_is_a_video(tmp_path: Path) -> None:
     images = draw(4)
     for number, image in enumerate(images):
         cv2.imwrite(str(tmp_path / f"{number:03d}.png"), image)
@@ -400,7 +404,7 @@ def test_a_folder_of_stills_is_a_video(tmp_path: Path) -> None:
     assert [frame.index for frame in video.sampled(12.5)] == [0, 2]
 
 
-def test_every_video_stream_is_named_and_can_be_read(tmp_path: Path) -> None:
+def test_every_video_stream_is_listed_and_readable(tmp_path: Path) -> None:
     first, second, cover = tmp_path / "1.mp4", tmp_path / "2.mp4", tmp_path / "cover.png"
     encode(first, [np.full((120, 160, 3), 90, np.uint8)] * 5)
     encode(second, draw(7, (80, 60)))
@@ -420,7 +424,7 @@ def test_every_video_stream_is_named_and_can_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a video", b"ffconcat version 1.0\nfile a.mp4\n"])
-def test_what_is_not_a_video(content: bytes, tmp_path: Path) -> None:
+def test_non_video_is_rejected(content: bytes, tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", draw(2))
     (tmp_path / "list.mp4").write_bytes(content)
     for source in (tmp_path / "list.mp4", content):
@@ -430,15 +434,15 @@ def test_what_is_not_a_video(content: bytes, tmp_path: Path) -> None:
         Video(tmp_path / "gone.mp4")
 
 
-def test_a_frame_has_a_limit_of_pixels(tmp_path: Path) -> None:
-    """Beyond it nothing is decoded; 16,000 x 16,000 pixels would take a gigabyte each."""
+def test_pixels_per_frame_are_limited(tmp_path: Path) -> None:
+    """Larger frames are not decoded; 16,000 x 16,000 pixels would need a gigabyte per frame."""
     path = write_avi(tmp_path / "a.avi", [jpeg((1600, 1200))] * 2, (1600, 1200))
     assert len(list(Video(path).frames())) == 2
     with pytest.raises(ValueError, match="1,000,000 pixels"):
         list(Video(path, most_pixels=1_000_000).frames())
 
 
-# --- What is missing ------------------------------------------------------------------------------
+# --- Missing frames -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -457,7 +461,7 @@ def read(source: Path | bytes, sampled: bool) -> Video:
 
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "flv"])
-def test_a_video_that_is_cut_off_says_so(
+def test_cut_off_video_is_reported(
     sampled: bool, suffix: str, long_clip: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -471,7 +475,7 @@ def test_a_video_that_is_cut_off_says_so(
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_a_damaged_middle_is_counted(sampled: bool, long_clip: Path) -> None:
+def test_damaged_frames_are_counted(sampled: bool, long_clip: Path) -> None:
     content = bytearray(long_clip.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 3000] = bytes(3000)
@@ -481,7 +485,7 @@ def test_a_damaged_middle_is_counted(sampled: bool, long_clip: Path) -> None:
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_pieces_and_late_and_varying_videos_lack_nothing(
+def test_pieces_late_and_varying_videos_are_complete(
     sampled: bool, long_clip: Path, tmp_path: Path
 ) -> None:
     copy = "-c", "copy"
@@ -514,7 +518,7 @@ def test_many_threads_read_at_once(tmp_path: Path) -> None:
     assert counts == [20] * 8
 
 
-def test_flipped_bytes_in_any_container_end_in_frames_or_a_reason(tmp_path: Path) -> None:
+def test_flipped_bytes_give_frames_or_a_reason(tmp_path: Path) -> None:
     drawn = random.Random(0)
     for suffix in ("mp4", "mkv", "avi", "ts", "mpg", "flv", "wmv"):
         ffmpeg(*DRAWN, "-frames:v", 10, tmp_path / f"a.{suffix}")
