@@ -45,16 +45,14 @@ class Settings:
     """Edit a default here, or override it for one run: --people 48."""
 
     # folders
-    videos_dir: Path = Path(
-        "practice/videos"
-    )  # output folder; the clips go into practice/ below it
+    videos_dir: Path = Path("practice/videos")  # output; the clips go into practice/ below it
     # clips
     people: cli.Count = 24  # real clips, one per person
-    fakes: Annotated[int, cli.Between(0)] = 36  # fake clips, spread evenly over people
+    fakes: Annotated[int, cli.Between(0)] = 36  # fake clips, spread evenly over the people
     frames: cli.Count = 40  # frames per clip
     fps: cli.Positive = practice.FPS  # frames per second
-    seed: Annotated[int, cli.Between(0)] = 1  # the same seed makes the same frames
-    widths: Annotated[tuple[int, ...], cli.Between(32)] = practice.WIDTHS  # of persons 0, 1, 2, ...
+    seed: Annotated[int, cli.Between(0)] = 1  # random seed; the same seed makes the same frames
+    widths: Annotated[tuple[int, ...], cli.Between(32)] = practice.WIDTHS  # pixels, in turn
     # machine
     workers: Annotated[cli.Count | None, cli.MACHINE] = None  # threads; None: one per core
 

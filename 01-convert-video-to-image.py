@@ -73,7 +73,7 @@ class Settings:
     # images
     width_rule: WidthRule = WIDTH_RULE  # (width, factor): narrower frames are scaled by factor
     full_frames: bool = False  # do not resize frames; 02 then crops faces at full resolution
-    png_compression: Level = 1  # 0 to 9, all lossless; 3 is 1.8 times slower, 7 % smaller
+    png_compression: Level = 1  # 0 to 9, all lossless; 3 takes 1.8 times as long, 7 % smaller
     # machine
     workers: Annotated[Count | None, MACHINE] = None  # processes; None: one per core
     seconds_per_video: Annotated[Positive | None, MACHINE] = 3600  # time limit per video
@@ -264,9 +264,7 @@ def convert_video(unfinished: Path, video_path: Path, target: Path, inputs: dict
     """
     settings = inputs["settings"]
     rule = tuple((width or math.inf, factor) for width, factor in settings["width_rule"])
-    folder = (
-        unfinished / f"{target.name}-{uuid4().hex}"
-    )  # unique, as a lost worker may have left one
+    folder = unfinished / f"{target.name}-{uuid4().hex}"  # a lost worker may have left one
     folder.mkdir()
     row = {"width": "", "height": "", "fps": "", "frames": 0, "status": "ok", "reason": ""}
     try:
@@ -398,9 +396,7 @@ def print_summary(table: pd.DataFrame, left_out: pd.DataFrame, frames_dir: Path)
         counts = f"{len(videos):,} videos, {videos['frames'].sum():,} frames"
         facts.append((dataset, f"{' '.join(kind)}: {counts}"))
     if practice := int((table["dataset"] == PRACTICE).sum()):
-        why = (
-            "made for trying the scripts, not for training; leave them out with --without practice"
-        )
+        why = "for trying the scripts, not for training; leave them out with --without practice"
         facts.append(("note", f"{practice:,} are practice videos: {why}"))
     for status in ("partial", "failed"):
         broken = table[table["status"] == status]

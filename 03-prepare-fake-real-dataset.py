@@ -60,10 +60,10 @@ class Settings:
     prepared_dir: Path = Path("prepared_dataset")  # output: the balanced crops
     split_dir: Path = Path("split_dataset")  # output: the same crops, split
     # split
-    split_by: Literal["identity", "official"] = "identity"  # official: published lists, which leak
+    split_by: Literal["identity", "official"] = "identity"  # or the published lists, which leak
     split_ratio: Annotated[tuple[float, float, float], RATIO] = (0.8, 0.1, 0.1)  # train, val, test
     dfdc_parts: cli.Count = 10  # keep each part of DFDC in one split if there are this many
-    seed: Annotated[int, cli.Between(0)] = 0  # the same seed and videos give the same splits
+    seed: Annotated[int, cli.Between(0)] = 0  # random seed; the same seed gives the same splits
     # crops
     compare: bool = True  # leave out faces of a fake that are unchanged from its original
     # disk
@@ -95,7 +95,7 @@ def main(settings: Settings = Settings()) -> pd.DataFrame:
     if empty := [split for split in SPLITS if split not in set(chosen["split"])]:
         raise ValueError(
             f"{settings.faces_dir}: too few separate people or source videos with real and fake "
-            f"crops of one data set to fill {empty[0]}/; add videos for three or more."
+            f"crops of one data set to fill {empty[0]}/; add videos of at least three."
         )
 
     # The new folders replace the old ones at the end of this block if it succeeds.
@@ -368,9 +368,7 @@ def list_left_out(videos: pd.DataFrame, taken: pd.Series, split_by: str) -> list
     if split_by == "official":
         facts += [("note", "official lists leak most people of Celeb-DF, some of FaceForensics++")]
     elif "DFDC" in set(videos["dataset"]):
-        facts += [
-            ("note", "DFDC does not name people: a person may be in two splits, a source video not")
-        ]
+        facts += [("note", "DFDC does not name people: only source videos are in one split each")]
     return facts
 
 

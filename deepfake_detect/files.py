@@ -465,10 +465,8 @@ def check_replaceable(output: Output) -> None:
     Raises:
         ValueError: the path is a file, or the folder holds other or changed files
     """
-    folder, advice = (
-        output.folder,
-        f"move it elsewhere, or name another folder with {output.option}.",
-    )
+    folder = output.folder
+    advice = f"move it elsewhere, or name another folder with {output.option}."
     if os.path.lexists(folder) and not folder.is_dir():
         raise ValueError(f"{folder}: this is not a folder; {advice}")
     if folder.exists() and (foreign := output.find_foreign()):

@@ -80,10 +80,7 @@ def plan_clips(people: int, fakes: int, seed: int, widths: tuple[int, ...] = WID
         name = "".join(chr(ord("a") + letter) for letter in letters) + ".mp4"
         original, label = (clips[person].name, "FAKE") if take else (None, "REAL")
         width = widths[person % len(widths)]
-        size = (
-            width,
-            2 * round(width * (3 / 8 if width <= 640 else 9 / 32)),
-        )  # 4:3, above 640 pixels 16:9
+        size = width, 2 * round(width * (3 / 8 if width <= 640 else 9 / 32))  # 4:3, wide ones 16:9
         clips.append(Clip(name, person, take, original, *size, label))
     return clips
 

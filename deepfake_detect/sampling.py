@@ -9,9 +9,7 @@ FRAME_SECONDS = 1 / 25  # duration of a still, and of a frame without a known du
 HIGHEST_RATE = 240  # frames per second; a higher rate in a header is ignored
 LONGEST_VIDEO = 864_000  # seconds, 10 days; later time stamps are ignored
 
-Chooser = Callable[
-    [int, float], bool
-]  # (index, seconds) -> is it wanted? Called for each frame, in order
+Chooser = Callable[[int, float], bool]  # (index, seconds) of each frame in order -> take it?
 
 
 class Clock:

@@ -590,7 +590,7 @@ def test_unusual_names(tmp_path: Path) -> None:
     assert sorted(folders) == sorted(table["video_id"])
     left_out = pd.read_csv(tmp_path / "frames/left-out.csv")
     assert left_out["path"].tolist() == [r"real/caf\udce9.mp4", "real/日本\n.wmv"]
-    assert "not text" in left_out["reason"][0]
+    assert "UTF-8" in left_out["reason"][0]
     assert rb"real/\u65e5\u672c\n.wmv" in result.stdout
 
 

@@ -161,11 +161,7 @@ def test_damaged_picture_has_a_reason(form: str) -> None:
     content = encode(form, draw())
     for end in (12, 40, len(content) // 3):
         try:
-            assert read_picture(content[:end]).shape == (
-                120,
-                160,
-                3,
-            )  # some decoders fill in the rest
+            assert read_picture(content[:end]).shape == (120, 160, 3)  # some decoders fill it in
         except ValueError as error:
             assert str(error)
 
