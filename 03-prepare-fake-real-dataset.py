@@ -368,7 +368,7 @@ def list_left_out(videos: pd.DataFrame, taken: pd.Series, split_by: str) -> list
     if split_by == "official":
         facts += [("note", "official lists leak most people of Celeb-DF, some of FaceForensics++")]
     elif "DFDC" in set(videos["dataset"]):
-        facts += [("note", "DFDC does not name people: only source videos are in one split each")]
+        facts += [("note", "DFDC does not name people: only source videos are kept in one split")]
     return facts
 
 

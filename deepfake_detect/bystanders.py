@@ -152,7 +152,7 @@ def cut(start: int, length: int) -> slice:
 
 
 def count_without_original(faces: pd.DataFrame, fakes: set[str], originals: dict[str, str]) -> int:
-    """Count the fakes with several faces in a frame whose original is not available."""
+    """Count the fakes without an available original that show several faces in a frame."""
     alone = faces[faces["video_id"].isin(fakes - set(originals))]
     several = alone.groupby(["video_id", "frame"]).size() > 1
     return int(several.groupby("video_id").any().sum())

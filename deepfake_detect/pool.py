@@ -210,7 +210,7 @@ def start_process(prepare: Callable[..., None], *arguments: object) -> None:
 
 
 def read_part(part: str) -> slice:
-    """Read a part such as 3/10: every tenth video, beginning with the third.
+    """Read a part such as 3/10: every tenth video, starting with the third.
 
     Raises:
         ValueError: the text is not a part

@@ -64,7 +64,7 @@ class Found:
         crop: RGB uint8 (size, size, 3)
         crop_side: shorter side of the crop before resizing, in pixels
         sharpness: see measure_sharpness
-        look: see measure_look
+        look: colour histogram, see measure_look
     """
 
     box: Box

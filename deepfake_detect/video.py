@@ -517,7 +517,7 @@ def list_stamps(container: av.container.InputContainer, index: int) -> list[tupl
     if len(stamps) < max(1, len(packets)) or any(odd for _, odd in packets):
         raise Inexact("has packets that are not one frame each")
     if packets[0][0] != stamps[0]:
-        raise Inexact("begins with frames that cannot be decoded")
+        raise Inexact("starts with frames that cannot be decoded")
     clock, base = Clock(), stream.time_base
     return [(stamp, clock.read(float(stamp * base))) for stamp in stamps]
 

@@ -173,7 +173,7 @@ def test_bystanders_are_not_labelled_fake(
     crops = pd.read_csv(tmp_path / "split/crops.csv")
     fakes = crops[crops["label"] == "fake"]
     assert len(fakes) == 3 * FRAMES and fakes["crop"].str.endswith("-00.png").all()
-    assert "9 faces of fakes" in capsys.readouterr().out
+    assert "9 faces in fakes" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "split/bystanders.csv")
     assert list(table.columns) == bystanders.COLUMNS and len(table) == 3 * FRAMES
     assert table["crop"].str.endswith("-01.png").all()
