@@ -381,7 +381,7 @@ def row_of(future: Future[dict], seconds_per_video: float | None) -> dict:
     except TimeoutError:
         reason = f"skipped after {seconds_per_video:,} seconds (--seconds-per-video)"
     except pebble.ProcessExpired as error:
-        reason = f"its worker process crashed (exit code {error.exitcode})"
+        reason = f"the worker process crashed (exit code {error.exitcode})"
     row = dict.fromkeys(CONVERSION, "")
     return row | {"frames": 0, "status": "failed", "reason": f"{reason}; the next run tries again"}
 
