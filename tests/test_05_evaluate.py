@@ -192,7 +192,7 @@ def test_crops_have_the_size_of_the_model(trained: Trained, tmp_path: Path) -> N
     p_real = predict_both_ways(load_model(model).predict_on_batch, images)
     predictions = pd.read_csv(tmp_path / "report" / "predictions.csv")
     np.testing.assert_allclose(predictions["p_real"], p_real, atol=1e-5)
-    assert "RGB images of 64 x 64 x 3" in (tmp_path / "report" / "README.md").read_text()
+    assert "64 x 64 x 3" in (tmp_path / "report" / "README.md").read_text()
 
 
 # Robustness
