@@ -13,7 +13,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +38,7 @@ class Settings:
     split_dir: Annotated[Path, tyro.conf.Positional]  # --split-dir of 04-train-cnn.py
     crops: Count = 1000  # training crops per epoch
     rounds: Count = 2  # measurements of each method, in turn
+    image_size: int = train_cnn.Settings().image_size  # pixels of the model's input
 
 
 TRAINING = train_cnn.Settings(learning_rate=1e-5, warm_up_steps=0, decay="constant")
@@ -50,7 +51,7 @@ def repeat_one_batch(served: tf.data.Dataset, steps: int) -> tf.data.Dataset:
     return without_tuning(crops.cache().repeat(steps))
 
 
-def serve_with_generator(split_dir: Path, crops: pd.DataFrame) -> tf.data.Dataset:
+def serve_with_generator(split_dir: Path, crops: pd.DataFrame, size: int) -> tf.data.Dataset:
     """Serve crops by ImageDataGenerator with the ranges of 04; it decodes them in every epoch."""
     ranges = TRAINING.augmentation
     generator = tf.keras.preprocessing.image.ImageDataGenerator(
@@ -64,7 +65,7 @@ def serve_with_generator(split_dir: Path, crops: pd.DataFrame) -> tf.data.Datase
         table,
         x_col="crop",
         y_col="label",
-        target_size=(128, 128),
+        target_size=(size, size),
         class_mode="binary",
         batch_size=TRAINING.batch_size,
         seed=1,
@@ -76,7 +77,7 @@ def serve_with_generator(split_dir: Path, crops: pd.DataFrame) -> tf.data.Datase
             yield images, labels[:, None]
 
     # Without a signature, Keras 3.15 cannot infer the shape of the labels and fails.
-    signature = tf.TensorSpec((None, 128, 128, 3)), tf.TensorSpec((None, 1))
+    signature = tf.TensorSpec((None, size, size, 3)), tf.TensorSpec((None, 1))
     return without_tuning(tf.data.Dataset.from_generator(generate, output_signature=signature))
 
 
@@ -87,23 +88,24 @@ def main(settings: Settings) -> None:
     # Equal numbers of reals and fakes: each pair of 04 has one of each.
     each = min(settings.crops // 2, *table["label"].value_counts())
     table = table.groupby("label").sample(each, random_state=1).reset_index(drop=True)
-    model = build_model(None)
-    train_cnn.compile_model(model, TRAINING, 10**6)
+    training = replace(TRAINING, image_size=settings.image_size)
+    model = build_model(None, training.image_size)
+    train_cnn.compile_model(model, training, 10**6)
 
     with tempfile.TemporaryDirectory() as folder:
-        images = crop_files.open_cache(len(table), TRAINING.image_size, Path(folder))
+        images = crop_files.open_cache(len(table), training.image_size, Path(folder))
         start = time.perf_counter()
         table, _ = crop_files.decode_crops(table, settings.split_dir, images)
         print(f"decoding, once: {len(table) / (time.perf_counter() - start):,.0f} crops/s")
 
         def serve_crops() -> tf.data.Dataset:
-            return train_cnn.serve_epoch(images, table, TRAINING, 1)
+            return train_cnn.serve_epoch(images, table, training, 1)
 
-        steps = math.ceil(len(table) / TRAINING.batch_size)
+        steps = math.ceil(len(table) / training.batch_size)
         ways = {
             "one batch, no waiting": lambda: repeat_one_batch(serve_crops(), steps),
             "script 04": serve_crops,
-            "ImageDataGenerator": lambda: serve_with_generator(settings.split_dir, table),
+            "ImageDataGenerator": lambda: serve_with_generator(settings.split_dir, table, training.image_size),
         }
         seconds = time_ways(model, ways, settings.rounds)
     least = seconds.median().iloc[0]
