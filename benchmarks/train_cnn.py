@@ -105,7 +105,9 @@ def main(settings: Settings) -> None:
         ways = {
             "one batch, no waiting": lambda: repeat_one_batch(serve_crops(), steps),
             "script 04": serve_crops,
-            "ImageDataGenerator": lambda: serve_with_generator(settings.split_dir, table, training.image_size),
+            "ImageDataGenerator": lambda: serve_with_generator(
+                settings.split_dir, table, training.image_size
+            ),
         }
         seconds = time_ways(model, ways, settings.rounds)
     least = seconds.median().iloc[0]
