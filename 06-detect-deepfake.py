@@ -21,7 +21,7 @@ A frame goes through the steps of 01 and 02, so a face is scored on the crop tha
 have made of it. The faces of one person through a video are a track, and its score is the mean of
 its frames, 0 to 100. It is likely fake from one threshold on and likely real below another; both
 were found in training, and in between it is undecided. A few seconds that are much more suspicious
-than the rest count by themselves. A score is no proof, and not a probability.
+than the rest count by themselves. A score is not proof, and not a probability.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main(settings: Settings = Settings()) -> list[Result | Failure]:
     """Check the faces in videos and pictures: are they swapped or re-enacted?
 
     Looks for swapped and re-enacted faces; not for wholly generated faces or scenes, voices,
-    drawings. A score is no proof, and not a probability.
+    drawings. A score is not proof, and not a probability.
 
     Exit code: 0 if all files were checked (with --check: if the report is right), 1 if some were
     not, 2 for wrong options, 130 if stopped.
@@ -347,7 +347,7 @@ def check_report(page: Path, settings: Settings) -> Result:
     """Check a file again as a report says, and compare check sums, verdict and scores.
 
     Raises:
-        ValueError: it is no report, or says something else than comes out now
+        ValueError: it is not a report, or it states something other than the new result
     """
     if len(settings.files) != 1:
         raise ValueError("--check needs the report and one file: --check clip.html clip.mp4")

@@ -187,7 +187,7 @@ def write_sentence(result: Result, track: Track | None, rates: Iterable[Rate]) -
         where = f" {describe_part(result.part)}" if result.part else ""
         score = f"score {to_score(result.part.p_fake)} of 100 there" if result.part else score
         found = f"rates a face in this {what} as likely fake{where} ({score})"
-        return f"An automatic test ({tool}) {found}. {worth} It is no proof."
+        return f"An automatic test ({tool}) {found}. {worth} It is not proof."
     if result.verdict == REAL:
         found = f"found no sign of a swapped or re-enacted face in this {what} ({score})"
         worth += f" It does not prove that the {what} is real."
