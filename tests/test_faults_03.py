@@ -494,17 +494,26 @@ def test_crop_rule_is_copied_with_the_crops(folder: Path) -> None:
     assert (folder / "faces" / "crop-rule.json").stat().st_nlink == 1
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_signal_stops_the_run_and_keeps_the_old_folders(name: str, tmp_path: Path) -> None:
-    folder = write_input(tmp_path / "work", people=30, crops=100)
+@pytest.fixture(scope="module")
+def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder, already split with seed 1, that takes long enough to split for a signal."""
+    folder = write_input(tmp_path_factory.mktemp("large") / "work", people=20, crops=60)
     run(folder, seed=1)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "seed"), [("SIGINT", 2), ("SIGTERM", 3), ("SIGHUP", 4)])
+def test_signal_stops_the_run_and_keeps_the_old_folders(
+    name: str, seed: int, large_folder: Path
+) -> None:
+    folder = large_folder
     old = read(folder)
     number = getattr(signal, name)
     before = signal.signal(
         number, signal.SIG_DFL
     )  # under nohup, the run would inherit the ignored signal
     for _ in range(20):  # on a busy machine, a run may end before the signal
-        with faults.running(SCRIPT, "--seed", 2, cwd=folder) as running:
+        with faults.running(SCRIPT, "--seed", seed, cwd=folder) as running:
             while running.poll() is None and not list(
                 folder.glob(".prepared_dataset.unfinished-*/real/*")
             ):
@@ -513,13 +522,14 @@ def test_signal_stops_the_run_and_keeps_the_old_folders(name: str, tmp_path: Pat
             code = running.wait()
         if code:
             break
-        run(folder, seed=1)
+        old = read(folder)
+        seed += 10
     signal.signal(number, before)
     assert code == 130
     assert (folder / "said").read_text().splitlines()[-1] == (
         f"{SCRIPT}: stopped; run the same command to continue."
     )
-    found = read(folder)
-    assert found == old
-    run(folder, seed=2)
+    assert read(folder) == old
+    run(folder, seed=seed)
+    assert read(folder) != old
     assert not list(folder.glob(".*unfinished*"))
