@@ -125,7 +125,7 @@ def test_a_model_can_be_the_start_of_another_training(
     settings = train.Settings(
         split_dir=split_dir, model_dir=model_dir, start=start, epochs=1, learning_rate=1e-6
     )
-    settings = replace(settings, frames="full", image_size=160, sharpen_to=60, darken_to=90)
+    settings = replace(settings, frames="full", image_size=96, sharpen_to=60, darken_to=90)
     training = train.main(settings)
     assert training["started_from"] == start
     for split in ("train", "val"):
@@ -135,9 +135,9 @@ def test_a_model_can_be_the_start_of_another_training(
     decision = read_decision(model_dir / "best_model.keras")
     assert (decision.margin, decision.square, decision.frames) == (0.1, True, "full")
     assert decision.width_rule == ((500, 1.0), (math.inf, 0.5))
-    assert (decision.image_size, decision.sharpen_to, decision.darken_to) == (160, 60, 90)
+    assert (decision.image_size, decision.sharpen_to, decision.darken_to) == (96, 60, 90)
     model = load_model(model_dir / "best_model.keras")
-    assert model.input_shape == (None, 160, 160, 3)
+    assert model.input_shape == (None, 96, 96, 3)
     summary = capsys.readouterr().out
     assert "6 crops from 6 videos" in summary
     assert "NOTE: only 3 real and 3 fake videos" in summary
@@ -318,12 +318,16 @@ def test_an_error_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_models_of_practice_videos_are_marked(trained: Trained, tmp_path: Path) -> None:
+def test_models_of_practice_videos_are_marked(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instead of another training, take the trained model: the mark comes after the training."""
     split_dir, model_dir = tmp_path / "split_dataset", tmp_path / "model"
-    write_split(split_dir, {"train": 1, "val": 1}, crops=2)
+    write_split(split_dir, {"train": 1, "val": 1}, crops=4)
     table = pd.read_csv(split_dir / "crops.csv").assign(dataset="practice")
     table.to_csv(split_dir / "crops.csv", index=False)
-    settings = replace(SETTINGS, split_dir=split_dir, model_dir=model_dir, epochs=1, robust=True)
+    settings = replace(SETTINGS, split_dir=split_dir, model_dir=model_dir, robust=True)
+    monkeypatch.setattr(train, "train_model", lambda *_: (trained.model, trained.history))
     assert train.main(settings)["practice"] is True
     assert read_saved(model_dir / "best_model.keras", "training.json")["practice"] is True
     assert trained.training["practice"] is False

@@ -31,7 +31,7 @@ def test_a_saved_model_scores_the_same_in_a_new_process(trained: Trained, tmp_pa
         "model = keras.saving.load_model(sys.argv[1], safe_mode=True)\n"
         "images = np.load(sys.argv[2])\n"
         "images = np.concatenate((images, images[:, :, ::-1]))\n"
-        "np.save(sys.argv[3], model.predict(images, verbose=0))\n"
+        "np.save(sys.argv[3], model(images, training=False))\n"
     )
     files = [trained.model_dir / "best_model.keras", tmp_path / "images.npy", tmp_path / "p.npy"]
     subprocess.run([sys.executable, "-c", program, *files], check=True)
