@@ -8,20 +8,20 @@
 Looks for swapped and re-enacted faces; not for wholly generated faces or scenes, voices, drawings.
 
 Reads   videos, pictures, folders of them
-        model/best_model.onnx             the model and its decision, by 04; where there is none,
-                                          the project's own, weights/deepfake-detector.onnx
-Writes  detections/results.csv            one row per file, of this run
+        model/best_model.onnx             the model and its decision, written by 04; if it is
+                                          missing, the included weights/deepfake-detector.onnx
+Writes  detections/results.csv            one row per file of this run
         detections/index.html             the same as a page, with links to the reports
         detections/<name>.html            a report to hand on: verdict, timeline, crops, limits
-        detections/<name>.json            all that was found, down to the score of every face
+        detections/<name>.json            the full result, with the score of every face
         detections/<name>-marked.mp4      the video, or picture (.png), with a box on every face
 Next    07-export-model.py
 
-A frame goes through the steps of 01 and 02, so a face is scored on the crop that training would
-have made of it. The faces of one person through a video are a track, and its score is the mean of
-its frames, 0 to 100. It is likely fake from one threshold on and likely real below another; both
-were found in training, and in between it is undecided. A few seconds that are much more suspicious
-than the rest count by themselves. A score is not proof, and not a probability.
+Frames are processed by the steps of 01 and 02, so the model scores the same crop of a face that
+training would use. The faces of one person in a video form a track, and its score is the mean over
+its frames, 0 to 100. A track is likely fake from one threshold on, likely real below another, and
+undecided in between; training determined both thresholds. A few seconds that are much more
+suspicious than the rest can decide alone. A score is not proof, and not a probability.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent))  # python -P leaves it out
+sys.path.append(str(Path(__file__).resolve().parent))  # python -P omits it
 
 from deepfake_detect import start
 
@@ -69,23 +69,23 @@ class Settings:
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()  # videos, pictures, folders
     # folders
-    model: Path | None = None  # an .onnx file of 04; None: in model/, else the one that comes along
-    detections_dir: Path = Path("detections")  # gets what is found
+    model: Path | None = None  # .onnx file from 04; None: in model/, else the included model
+    detections_dir: Path = Path("detections")  # folder for the results
     # output
-    annotate: bool = True  # write the marked copy, and put a small one into the report
-    json: bool = False  # print the results as JSON, and all else to standard error
+    annotate: bool = True  # write a marked copy, and embed a small one in the report
+    json: bool = False  # print the results as JSON, and everything else to standard error
     quiet: bool = False  # print nothing but the JSON and errors
-    check: Path | None = None  # a report to check against the file, instead of writing one
+    check: Path | None = None  # compare this report with the file, instead of writing a report
     # detection
-    detection: DetectionSettings = field(default_factory=DetectionSettings)  # what decides
+    detection: DetectionSettings = field(default_factory=DetectionSettings)  # of the check
 
 
-OUTPUTS = (".html", ".json", "-marked.mp4", "-marked.png")  # after a name
+OUTPUTS = (".html", ".json", "-marked.mp4", "-marked.png")  # endings of the output files
 COLUMNS = ("file", "kind", "verdict", "score", "p_fake", "low", "high", "from", "to", "reason")
 COLUMNS += ("faces", "faces_judged", "frames_scored", "notes", "sha256")
-COLOURS = {FAKE: 31, REAL: 32, UNDECIDED: 33, NOT_CHECKED: 35}  # of a terminal
-NAMED = 10  # files that the last sentence names
-SAME_SCORE = 0.002  # p_fake; another processor rounds differently
+COLOURS = {FAKE: 31, REAL: 32, UNDECIDED: 33, NOT_CHECKED: 35}  # ANSI colour codes
+NAMED = 10  # most files that the last sentence names
+SAME_SCORE = 0.002  # tolerance for p_fake, as processors round differently
 
 
 def main(settings: Settings = Settings()) -> list[Result | Failure]:
@@ -94,8 +94,8 @@ def main(settings: Settings = Settings()) -> list[Result | Failure]:
     Looks for swapped and re-enacted faces; not for wholly generated faces or scenes, voices,
     drawings. A score is not proof, and not a probability.
 
-    Exit code: 0 if all files were checked (with --check: if the report is right), 1 if some were
-    not, 2 for wrong options, 130 if stopped.
+    Exit code: 0 if all files were checked (with --check: if the report is correct), 1 if some were
+    not, 2 for invalid options, 130 if stopped.
 
     Returns:
         a result or a failure for each file
@@ -103,7 +103,7 @@ def main(settings: Settings = Settings()) -> list[Result | Failure]:
     Raises:
         ValueError: the model or a setting cannot be used, or some files could not be checked (the
             others were).
-        OSError: nothing can be written.
+        OSError: the folder for the results cannot be written.
     """
     cli.check_ranges(settings)
     if settings.check:
@@ -145,7 +145,7 @@ def main(settings: Settings = Settings()) -> list[Result | Failure]:
 
 
 def check_file(source: Path, detector: Detector) -> Result | Failure:
-    """Check a file; whatever is wrong with it costs this file alone."""
+    """Check a file; return any error as a failure, so that the other files are still checked."""
     try:
         if inputs.is_own(Output(source.parent, "", ""), source.name):
             raise ValueError("was written by this script itself")
@@ -155,18 +155,18 @@ def check_file(source: Path, detector: Detector) -> Result | Failure:
         return Failure(str(source), cli.describe_error(error), error)
 
 
-# --- What is written ------------------------------------------------------------------------------
+# --- Output files ---------------------------------------------------------------------------------
 
 
 def write_outputs(
     result: Result, source: Path, name: str, detector: Detector, output: Output, settings: Settings
 ) -> Result | Failure:
-    """Write the report, then the marked copy and the JSON; what cannot be written becomes a note.
+    """Write the report, the marked copy and the JSON; an output that fails becomes a note.
 
-    The report is there before the copy is, and is written again with a small copy inside.
+    The report is written first, and again with a small copy inside when the copy is finished.
 
     Returns:
-        the result with its notes and without its pictures, or a failure if the JSON is not written
+        the result with its notes and without its pictures, or a failure if writing the JSON failed
     """
     ending = "-marked.png" if result.kind == "picture" else "-marked.mp4"
     output.delete([name + end for end in OUTPUTS if end.startswith("-marked")], source)
@@ -175,12 +175,12 @@ def write_outputs(
     def write(ending: str, make: Callable[[Path], object]) -> None:
         try:
             output.write(name + ending, make, source)
-        except Exception as error:  # of whatever library; it costs this output alone
+        except Exception as error:  # from any library; only this output is lost
             notes.append(f"{name}{ending} is not written: {cli.describe_error(error)}")
 
     write(".html", lambda path: detector.write_report(result, path, video=False))
     if settings.annotate and result.tracks:
-        small = name_unfinished(output.folder, ".mp4")  # for the report alone
+        small = name_unfinished(output.folder, ".mp4")  # only for the report
         with open_bar(source) as progress:
 
             def draw(path: Path) -> None:
@@ -193,7 +193,7 @@ def write_outputs(
                     write(".html", lambda path: detector.write_report(result, path, video=small))
             finally:
                 small.unlink(missing_ok=True)
-    result = replace(result, notes=(*result.notes, *notes), evidence=None)  # it takes memory
+    result = replace(result, notes=(*result.notes, *notes), evidence=None)  # saves memory
     text = to_json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
     try:
         output.write(f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"), source)
@@ -215,7 +215,7 @@ def write_summary(results: list[Result | Failure], names: list[str], output: Out
 
 
 def tabulate(result: Result | Failure) -> list[object]:
-    """Make a row of results.csv."""
+    """Return a row of results.csv."""
     if isinstance(result, Failure):
         cells = {"file": result.name, "verdict": result.verdict, "reason": result.reason}
         return [cells.get(column) for column in COLUMNS]
@@ -229,12 +229,12 @@ def tabulate(result: Result | Failure) -> list[object]:
     ]
 
 
-# --- What is printed ------------------------------------------------------------------------------
+# --- Printed output -------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def open_talk(settings: Settings) -> Iterator[TextIO]:
-    """Lend what people read: standard output, standard error beside JSON, or nothing."""
+    """Yield the stream for people: standard output, standard error with --json, or a null file."""
     if settings.quiet:
         with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
             yield nowhere
@@ -244,7 +244,7 @@ def open_talk(settings: Settings) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def print_json(wanted: bool) -> Iterator[Callable[[Result | Failure], None]]:
-    """Print results as one JSON array, each as soon as it is there; it is whole after Ctrl-C."""
+    """Print results as one JSON array, each as soon as it is ready; close the array on Ctrl-C."""
     before = "["
 
     def print_item(result: Result | Failure) -> None:
@@ -262,7 +262,7 @@ def print_json(wanted: bool) -> Iterator[Callable[[Result | Failure], None]]:
 
 @contextlib.contextmanager
 def open_bar(source: Path) -> Iterator[Callable[[str, int, int | None], None]]:
-    """Show how far a file is, on a terminal only."""
+    """Show a progress bar for a file, on a terminal only."""
     with tqdm(unit="frame", leave=False, disable=None) as bar:
 
         def show(phase: str, done: int, total: int | None) -> None:
@@ -274,7 +274,7 @@ def open_bar(source: Path) -> Iterator[Callable[[str, int, int | None], None]]:
 
 
 def print_head(detector: Detector, to: TextIO) -> None:
-    """Print once what all lines below have in common."""
+    """Print the model and the facts that all results share."""
     decision = detector.model.decision
     fake, real = to_score(decision.threshold), to_score(decision.real_below)
     print(f"model    {printable(detector.model.name)}", file=to)
@@ -285,7 +285,7 @@ def print_head(detector: Detector, to: TextIO) -> None:
 
 
 def describe(result: Result | Failure, width: int, colour: bool) -> str:
-    """Describe a result in a line, each note and what the file says in a further one."""
+    """Return a line about a result, then a line for each note and for the file's own statements."""
     verdict = f"{result.verdict:11}"
     if colour and result.verdict in COLOURS and not os.environ.get("NO_COLOR"):
         verdict = f"\033[{COLOURS[result.verdict]}m{verdict}\033[0m"
@@ -312,7 +312,7 @@ def describe(result: Result | Failure, width: int, colour: bool) -> str:
 
 
 def print_notes(result: Result | Failure, said: int, to: TextIO) -> None:
-    """Print what became known after the verdict: notes about the outputs, or that they are not."""
+    """Print the notes about the outputs, or the failure to write them, after the verdict."""
     later = [result.reason] if isinstance(result, Failure) else result.notes[said:]
     for note in later:
         print(f"{'':11}  note: {printable(note)}", file=to, flush=True)
@@ -325,7 +325,7 @@ def print_summary(
     settings: Settings,
     to: TextIO,
 ) -> None:
-    """Print the counts, what was passed over, and what to open next."""
+    """Print the counts, the skipped files, and the page to open next."""
     folder = settings.detections_dir
     facts = [
         (
@@ -344,17 +344,17 @@ def print_summary(
 
 
 def check_report(page: Path, settings: Settings) -> Result:
-    """Check a file again as a report says, and compare check sums, verdict and scores.
+    """Check a file again with a report's settings; compare checksums, verdict and scores.
 
     Raises:
-        ValueError: it is not a report, or it states something other than the new result
+        ValueError: the page is not a report, or it differs from the new result
     """
     if len(settings.files) != 1:
         raise ValueError("--check needs the report and one file: --check clip.html clip.mp4")
     stored = report.read_result(page)
     known = {field.name for field in fields(DetectionSettings)}
     try:
-        numbers = {  # and no path that a stranger's report names
+        numbers = {  # but not the paths, as a stranger may have written the report
             name: value
             for name, value in stored["settings"].items()
             if name in known and isinstance(value, int | float)
@@ -384,7 +384,7 @@ def check_report(page: Path, settings: Settings) -> Result:
 
 
 def compare_scores(stored: list[dict], now: list[dict]) -> float | None:
-    """Return the largest difference of p_fake of the same faces; None if they are not the same."""
+    """Return the largest difference of p_fake between equal faces; None if the faces differ."""
 
     def list_faces(tracks: list[dict]) -> dict[tuple, float]:
         sides = ("frame", "x", "y", "width", "height")

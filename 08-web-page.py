@@ -1,20 +1,21 @@
-"""Open the detection as a page in the browser, and over HTTP for other programs.
+"""Serve the detector as a page in the browser, and over HTTP for other programs.
 
     python 08-web-page.py
     python 08-web-page.py --model model/best_model.onnx
     python 08-web-page.py --port 8000 --no-open-browser
-    python 08-web-page.py --api              # POST /check answers programs, too: docs/api.md
+    python 08-web-page.py --api              # also answer programs at POST /check: docs/api.md
 
-Reads   videos and pictures that are dropped on the page; a model, as 06 does
-Writes  a temporary folder: an upload is deleted when it is checked, its results after an hour, and
-        all of it when the page's program ends. The next start deletes what a killed one left
-Next    hand on the report that the page offers
+Reads   videos and pictures that a visitor drops on the page; the same model as 06
+Writes  a temporary folder: each upload is deleted after its check, its results after an hour, and
+        everything when this program ends. The next start deletes the files of a killed program
+Next    share the report from the page
 
-The page checks files one after another, with the Detector that 06 uses, and shows the report that
-06 writes. Closing the tab cancels what it waits for.
+The page checks files one after another with the Detector of 06, and shows the same report as 06.
+Closing a tab cancels its checks.
 
-Nothing leaves this computer: the server answers this computer alone and asks no other, and has the
-browser load nothing from elsewhere. With --host it answers others, too, if they know the token.
+Nothing leaves this computer: the server answers only this computer, does not contact others, and
+prevents the browser from loading anything from elsewhere. With --host, the server also answers
+other computers if they send the token.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent))  # python -P leaves it out
+sys.path.append(str(Path(__file__).resolve().parent))  # python -P omits it
 
 from deepfake_detect import start
 
@@ -43,7 +44,7 @@ from deepfake_detect.cli import Between, Count, Positive
 if TYPE_CHECKING:
     from deepfake_detect.web.jobs import Jobs
 
-TOKEN = "DEEPFAKE_DETECT_TOKEN"  # an environment variable, which no list of processes shows
+TOKEN = "DEEPFAKE_DETECT_TOKEN"  # environment variable; not visible in process lists
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,19 @@ class Settings:
     """Edit a default here, or override it for one run: --port 8000."""
 
     # detection
-    model: Path | None = None  # an .onnx file of 04; None: as 06 chooses
+    model: Path | None = None  # .onnx file from 04; None: the same model as 06
     frames_per_second: Positive = 2.0  # frames scored per second of video; more of short videos
     # address
-    host: str = "127.0.0.1"  # another address is served with a token only
-    port: Annotated[int, Between(0, 65535)] = 7860  # of the address; 0 takes a free one
-    token: str | None = None  # that visitors must know; better in DEEPFAKE_DETECT_TOKEN
-    open_browser: bool = True  # show the page at once
+    host: str = "127.0.0.1"  # other addresses require a token
+    port: Annotated[int, Between(0, 65535)] = 7860  # 0: any free port
+    token: str | None = None  # password for visitors; better set in DEEPFAKE_DETECT_TOKEN
+    open_browser: bool = True  # open the page in the default browser
     # programs
-    api: bool = False  # answer POST /check, GET /version and GET /openapi.json as well
+    api: bool = False  # also answer POST /check, GET /version and GET /openapi.json
     # uploads
     upload_limit: Count = 500  # MB per file
-    kept_limit: Count = 4000  # MB of all uploads and results together
-    keep_minutes: Positive = 60.0  # for which results stay
+    kept_limit: Count = 4000  # MB of all uploads and results in total
+    keep_minutes: Positive = 60.0  # minutes before results are deleted
 
 
 def main(settings: Settings = Settings()) -> None:
@@ -71,14 +72,14 @@ def main(settings: Settings = Settings()) -> None:
 
     Raises:
         ValueError: a setting is out of its range, or the model cannot be used.
-        OSError: the address cannot be had, or the temporary folder cannot be written.
+        OSError: the address is not available, or the temporary folder cannot be written.
     """
     cli.check_ranges(settings)
     token = choose_token(settings)
     listener = listen(settings.host, settings.port)
     print("Loading the model ...", flush=True)
 
-    # Here, so that a wrong port and Ctrl-C are answered at once.
+    # Imported here, so that a wrong port and Ctrl-C are handled immediately.
     from deepfake_detect import DetectionSettings, Detector
     from deepfake_detect.web.jobs import MB, Jobs, Limits, open_folder
 
@@ -98,7 +99,7 @@ def main(settings: Settings = Settings()) -> None:
 
 
 def choose_token(settings: Settings) -> str | None:
-    """Return the token that visitors must know; None where only this computer is answered."""
+    """Return the token that visitors must send; None if only this computer is answered."""
     token = settings.token or os.environ.get(TOKEN)
     if settings.host in ("127.0.0.1", "localhost"):
         return token
@@ -106,13 +107,13 @@ def choose_token(settings: Settings) -> str | None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take the address of the page.
+    """Open a listening socket at the address of the page.
 
     Raises:
-        OSError: it is in use, or is not an address of this computer
+        OSError: the address is in use, or does not belong to this computer
     """
     listener = socket.socket()
-    if os.name == "posix":  # the address of a page that was closed just now
+    if os.name == "posix":  # allow the address of a page that closed a moment ago
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -129,7 +130,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(jobs: Jobs, listener: socket.socket, settings: Settings, token: str | None) -> None:
-    """Answer requests until Ctrl-C; the server has a thread of its own."""
+    """Answer requests until Ctrl-C; the server runs in its own thread."""
     import uvicorn
 
     from deepfake_detect.web.app import Site

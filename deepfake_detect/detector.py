@@ -5,7 +5,7 @@
     result = detector.check("clip.mp4")
     print(result.verdict, result.score)
 
-It prints nothing, and writes nothing but what write_report and write_marked_copy are asked for.
+The package prints nothing, and writes files only in write_report and write_marked_copy.
 """
 
 from __future__ import annotations
@@ -83,49 +83,49 @@ __all__ = [
     "SourceUnreadableError",
 ]
 
-Progress: TypeAlias = Callable[[str, int, int | None], object]  # phase, done, all (None: unknown)
+Progress: TypeAlias = Callable[[str, int, int | None], object]  # phase, done, total (None: unknown)
 LOOKING, AGAIN, DRAWING = "Looking for faces", "Looking again", "Drawing the marked copy"
-SECOND_LOOK = (0, 3, 9)  # scored frames that are looked at again where no face was found
-STILL_WIDTH = 1280  # pixels of the most suspicious frame, which a report shows
-MOST_EXTRA = 60  # frames scored for short shots; of long videos as many as were scored before
-LARGEST_VIDEO = 5_000_000  # bytes inside a report
-CLOSER = 4  # times as many frames a second of a short shot
+SECOND_LOOK = (0, 3, 9)  # indices of the scored frames for a second search, if no face was found
+STILL_WIDTH = 1280  # pixels; the report shows the most suspicious frame at this width
+MOST_EXTRA = 60  # limit of extra frames; in a long video, the number already scored
+LARGEST_VIDEO = 5_000_000  # bytes of the video in a report
+CLOSER = 4  # factor for the frames per second in a short shot
 
 
 @dataclass(frozen=True)
 class DetectionSettings:
-    """What a result depends on; the defaults are those of 06-detect-deepfake.py."""
+    """Settings that affect a result; 06-detect-deepfake.py uses the same defaults."""
 
     # sampling
-    frames_per_second: Positive = 2.0  # scored; more of short videos and of short shots
-    fewest_frames: Count = 5  # scored frames that a verdict on a face needs
-    most_pixels: Count = 100_000_000  # of a picture or a frame; larger ones are not checked
+    frames_per_second: Positive = 2.0  # frames scored per second; more in short videos and shots
+    fewest_frames: Count = 5  # minimum scored frames for a verdict on a face
+    most_pixels: Count = 100_000_000  # limit for a picture or frame; larger ones are not checked
     # tracks
-    least_overlap: Share = 0.2  # intersection over union of two boxes of one track
-    least_likeness: Share = 0.7  # of the colours of two faces of one track
-    longest_gap: Positive = 2.0  # seconds for which the face of a track may be unseen
+    least_overlap: Share = 0.2  # minimum intersection over union of two boxes in one track
+    least_likeness: Share = 0.7  # minimum colour similarity of two faces in one track
+    longest_gap: Positive = 2.0  # seconds that a face may be missing before a new track starts
     # verdict
-    resamples: Count = 1000  # draws of frames for the interval of a score
-    window: Positive = 2.0  # seconds of a part that can be likely fake by itself
+    resamples: Count = 1000  # bootstrap samples for the interval of a score
+    window: Positive = 2.0  # seconds of a part that can be likely fake alone
     # report
-    explained: Count = 8  # most suspicious crops that a report shows
-    # what the file says about itself, beside the verdict
-    trust_list: Path | None = None  # PEM file of certificates whose content credentials you trust
-    show_location: bool = False  # show places, names and titles that the file gives, too
+    explained: Count = 8  # number of most suspicious crops in a report
+    # statements of the file about itself; they do not change the verdict
+    trust_list: Path | None = None  # PEM file; trusted certificates for content credentials
+    show_location: bool = False  # also show places, names and titles from the file
     # machine
-    frames_at_once: Annotated[int, Between(1, 64), MACHINE] = 8  # searched for faces together
-    pixels_at_once: Annotated[int, Between(1), MACHINE] = 16_000_000  # of those frames
+    frames_at_once: Annotated[int, Between(1, 64), MACHINE] = 8  # frames per face search
+    pixels_at_once: Annotated[int, Between(1), MACHINE] = 16_000_000  # limit per face search
 
 
 @dataclass
 class Watch:
-    """Tells the caller how far a check is, and asks whether to stop."""
+    """Report the progress of a check to the caller, and ask the caller whether to stop."""
 
     progress: Progress | None
     cancelled: Callable[[], bool] | None
 
     def step(self, phase: str, done: int, total: int | None) -> None:
-        """Say how much of a phase is done.
+        """Report the progress of a phase.
 
         Raises:
             CancelledError: the caller asked to stop
@@ -138,16 +138,16 @@ class Watch:
 
 @dataclass
 class Seen:
-    """What a look at the frames of a file gave.
+    """The results of scoring some frames of a file.
 
     Attributes:
         times: seconds of the frames that were scored
-        faces: with their looks, see faces.measure_look
+        faces: each face and its look, see faces.measure_look
         worst: the most suspicious faces, with the crop and the evidence of each
-        first: frames for a second look
-        unsure: highest confidence of what was too unlikely to be a face
+        first: frames for a second search
+        unsure: highest confidence below the minimum for a face
         size: width and height of the first frame
-        still, still_face: most suspicious frame, smaller, and its face
+        still, still_face: most suspicious frame, reduced, and its face
     """
 
     times: list[float] = field(default_factory=list)
@@ -161,7 +161,7 @@ class Seen:
 
 
 class Detector:
-    """A model, loaded once; any number of threads may use it."""
+    """A model that is loaded once; any number of threads may use it."""
 
     def __init__(
         self, model: Path | str | None = None, settings: DetectionSettings = DetectionSettings()
@@ -169,8 +169,8 @@ class Detector:
         """Load a model.
 
         Args:
-            model: an .onnx file that 04-train-cnn.py wrote; None takes model/best_model.onnx, or
-                where there is none the one that comes with the project
+            model: .onnx file from 04-train-cnn.py; None: model/best_model.onnx, or the included
+                model if that file is missing
             settings: see DetectionSettings
 
         Raises:
@@ -201,14 +201,14 @@ class Detector:
 
         Args:
             source: a path, the bytes of a file, a file open for reading, a picture (BGR uint8
-                (height, width, 3)), or the frames of a video with their seconds, all of which are
-                scored
-            name: shown in the result; None takes the path as it was given
-            progress: called with the phase, and how much of all is done; never above all
-            cancelled: asked between frames; True stops
+                (height, width, 3)), or an iterable of (seconds, frame); all its frames are scored
+            name: name in the result; None: the path as given
+            progress: called with the phase, the finished count and the total; the count never
+                exceeds the total
+            cancelled: called between frames; the check stops if it returns True
 
         Raises:
-            DetectionError: in one of its kinds; nothing else is raised because of a source.
+            DetectionError: one of its subclasses; a source does not cause other exceptions.
         """
         watch = Watch(progress, cancelled)
         try:
@@ -224,7 +224,7 @@ class Detector:
             raise SourceTooLargeError("there is not enough memory for it") from error
         except (OSError, ValueError) as error:
             raise translate(error) from error
-        except Exception as error:  # of a library, because of what is in the file
+        except Exception as error:  # a library failed on the content of the file
             raise SourceUnreadableError(describe_error(error)) from error
 
     def check_all(
@@ -234,7 +234,7 @@ class Detector:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[Result | Failure]:
-        """Check sources one after another; one that cannot be checked costs no other.
+        """Check sources one after another; yield a Failure for a source that cannot be checked.
 
         Raises:
             CancelledError: the caller asked to stop
@@ -250,7 +250,7 @@ class Detector:
                 yield Failure(name, describe_error(error), error)
 
     def _check(self, opened: Opened, watch: Watch) -> Result:
-        """Look at the frames, again where that was not enough, and judge what was seen."""
+        """Score the frames, search again where needed, and judge the faces."""
         rate, fewest = self.settings.frames_per_second, self.settings.fewest_frames
         total = opened.guess_count(rate, fewest)
         way = USUAL
@@ -281,7 +281,7 @@ class Detector:
         return self._describe(opened, seen, judgement)
 
     def _look_at_other_streams(self, opened: Opened, seen: Seen, watch: Watch) -> Seen:
-        """Look for faces in the further video streams; stay with the first that has some."""
+        """Search the further video streams; return the faces of the first stream with any."""
         rate, fewest = self.settings.frames_per_second, self.settings.fewest_frames
         first = opened.video
         for video in opened.open_streams():
@@ -301,9 +301,9 @@ class Detector:
     def _look(
         self, frames: Iterator[Sample], way: Way, watch: Watch, phase: tuple[str, int | None]
     ) -> Seen:
-        """Find and score the faces of frames, a few frames at a time: memory does not grow.
+        """Find and score the faces in small batches of frames, so that memory does not grow.
 
-        The next frames are decoded and searched while those before them are scored.
+        The next batch is decoded and searched while the previous batch is scored.
         """
         decision, seen = self.model.decision, Seen()
         words, total = phase
@@ -327,7 +327,7 @@ class Detector:
         return seen
 
     def _score(self, frame: Sample, found: list, seen: Seen) -> None:
-        """Score the faces of a frame and add them to what was seen."""
+        """Score the faces of a frame and add them to `seen`."""
         if not found:
             return
         seen.first.clear()
@@ -354,10 +354,10 @@ class Detector:
         del seen.worst[self.settings.explained :]
 
     def _join(self, seen: Seen) -> list[list[Face]]:
-        """Join the faces to tracks, in the order of appearance, each in the order of time.
+        """Join the faces into tracks by first appearance, with the faces in order of time.
 
-        The tracks are those of the evenly sampled frames; the faces of a closer look are added to
-        them, or make tracks of their own.
+        The evenly sampled frames determine the tracks; the faces of a closer look are added to
+        these tracks, or form new ones.
         """
         faces = sorted(seen.faces, key=lambda one: one[0].seconds)
         even = [one for one in faces if not one[0].extra]
@@ -386,7 +386,7 @@ class Detector:
         return sorted(tracks, key=lambda track: track[0].seconds)
 
     def _number(self, faces: list[tuple[Face, np.ndarray]], times: list[float]) -> list[int]:
-        """Number the tracks of faces, which come in the order of time."""
+        """Return the track number of each face; the faces are in order of time."""
         if not faces:
             return []
         seconds = np.array([face.seconds for face, _ in faces])
@@ -402,10 +402,10 @@ class Detector:
         ).tolist()
 
     def _find_moments(self, tracks: list[list[Face]], times: list[float]) -> list[float]:
-        """Find the seconds to look at more closely: where what is there gives too few frames.
+        """Return the seconds of more frames to score, where too few frames were sampled.
 
-        A shot of 1.5 s gives three frames at two a second, and a verdict needs five. A second of a
-        face that is suspicious only there gives two.
+        At two frames per second, a shot of 1.5 s has three frames, but a verdict needs five. A face
+        that is suspicious for one second has only two suspicious frames.
         """
         step = 1 / self.settings.frames_per_second
         wanted: set[float] = set()
@@ -436,7 +436,7 @@ class Detector:
                 yield some[0].seconds, some[-1].seconds
 
     def _describe(self, opened: Opened, seen: Seen, judgement: Judgement) -> Result:
-        """Put together the result."""
+        """Return the result."""
         track, thresholds = judgement.track, judgement.thresholds
         number_of = {id(face): track.number for track in judgement.tracks for face in track.faces}
         worst = [(number_of[id(face)], face) for face, _, _ in seen.worst]
@@ -488,31 +488,31 @@ class Detector:
     def render_report(
         self, result: Result, *, video: str | None = None, download: str | None = None
     ) -> str:
-        """Give the report as HTML.
+        """Return the report as HTML.
 
         Args:
             result: from check
-            video: address of a marked copy to play; None leaves a still picture
-            download: address of the report as a file. Where it is given, the HTML is an <article>
-                for another page, without a head
+            video: address of a marked copy to play; None: show a still picture
+            download: address of the report as a file; if given, return an <article> for another
+                page, without a head
         """
-        from deepfake_detect import report  # loads Jinja, which a check does not need
+        from deepfake_detect import report  # imports Jinja, which a check does not need
 
         content = report.collect(result, self.model)
         return report.render(content | {"video": video, "download": download})
 
     def write_report(self, result: Result, path: Path | str, *, video: bool | Path = True) -> None:
-        """Write the report: one HTML file, whole in itself.
+        """Write the report: one self-contained HTML file.
 
         Args:
             result: from check
-            path: of the file
-            video: put a small marked video inside: True makes one, for which the source is read
-                again, and a path names one that write_marked_copy made. Without one, or where it
-                cannot be made, the most suspicious frame is shown
+            path: path of the report
+            video: True: read the source again and embed a small marked video; a path: embed this
+                video from write_marked_copy; False, or if the video cannot be made: show the most
+                suspicious frame
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the report cannot be written.
         """
         small = None
         if video and result.kind == "video" and result.tracks:
@@ -529,21 +529,21 @@ class Detector:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> list[str]:
-        """Write a copy with a box on every face: .mp4 of a video, .png of a picture.
+        """Write a copy with a box on every face: .mp4 for a video, .png for a picture.
 
         Args:
             result: from check
-            path: of the copy
-            small: of a video, where to write a small copy for write_report in the same pass
+            path: path of the copy
+            small: for a video, path of a small copy for write_report, written in the same pass
             progress: as in check
             cancelled: as in check
 
         Returns:
-            what a reader should know about the copy, such as that it has no sound
+            notes about the copy for the reader, such as missing sound
 
         Raises:
             CancelledError: the caller asked to stop
-            OSError, ValueError: it cannot be written, or its source cannot be read again.
+            OSError, ValueError: the copy cannot be written, or the source cannot be read again.
         """
         from deepfake_detect import marked_video
 
@@ -571,11 +571,11 @@ class Detector:
 
 
 def find_source(result: Result) -> Path | bytes | np.ndarray | Video:
-    """Return what a result was made from, to read it once more.
+    """Return the source of a result, to read it again.
 
     Raises:
-        ValueError: it can be read only once
-        SourceChangedError: it is not the file that was checked
+        ValueError: the source can be read only once
+        SourceChangedError: the file has changed since the check
     """
     evidence = result.evidence
     if evidence is None or not isinstance(evidence.source, Path | bytes | np.ndarray):
@@ -592,7 +592,7 @@ def find_source(result: Result) -> Path | bytes | np.ndarray | Video:
 
 
 def list_moments(result: Result) -> list[tuple[float, float]]:
-    """List the suspicious moments, which a small copy shows in full: first and last seconds."""
+    """Return first and last seconds of suspicious moments, which a small copy shows in full."""
     faces = result.evidence.crop_faces if result.evidence else ()
     spans = [(face.seconds, face.seconds) for _, face in faces]
     parts = [track.part for track in result.tracks if track.part]
@@ -604,7 +604,7 @@ def embed_video(result: Result, made: Path | None) -> str | None:
 
     Args:
         result: from Detector.check
-        made: the video, if it is there already
+        made: path of the video, if it exists already
     """
     from deepfake_detect import marked_video, report
 
@@ -626,7 +626,7 @@ def embed_video(result: Result, made: Path | None) -> str | None:
 
 
 def merge(seen: Seen, more: Seen, explained: int) -> Seen:
-    """Join what two looks at a file gave."""
+    """Merge the results of two passes over a file."""
     extra = {id(face): replace(face, extra=True) for face, _ in more.faces}
     seen.times += more.times
     seen.faces += [(extra[id(face)], look) for face, look in more.faces]
@@ -638,7 +638,7 @@ def merge(seen: Seen, more: Seen, explained: int) -> Seen:
 
 
 def shrink(frame: np.ndarray) -> np.ndarray:
-    """Shrink a frame to what a report shows."""
+    """Reduce a frame to the width of the still in a report."""
     scale = STILL_WIDTH / frame.shape[1]
     if scale >= 1:
         return frame.copy()
@@ -646,7 +646,7 @@ def shrink(frame: np.ndarray) -> np.ndarray:
 
 
 def word_no_face(kind: str, seen: Seen) -> str:
-    """Say what was tried where no face was found."""
+    """Return a sentence about the searches, for a file without a face."""
     where = "it" if kind == "picture" else f"{len(seen.times):,} frames"
     said = f"no face was found in {where}, looked for {' and '.join(list_tried())}"
     if seen.unsure:
@@ -658,7 +658,7 @@ def word_no_face(kind: str, seen: Seen) -> str:
 
 
 def read_claims(opened: Opened, settings: DetectionSettings) -> Provenance | None:
-    """Read what a file says about itself."""
+    """Return the file's statements about itself."""
     if isinstance(opened.source, Path | bytes):
         return read_provenance(opened.source, settings.trust_list, settings.show_location)
     return None

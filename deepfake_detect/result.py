@@ -1,4 +1,4 @@
-"""What a check gives: faces in frames, tracks of one person, and the verdict on the file."""
+"""The result of a check: faces in frames, tracks of one person, and the verdict on the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from deepfake_detect.provenance import Provenance
 
-SCHEMA = 2  # of to_dict(); it changes where a key changes its meaning or goes
+SCHEMA = 2  # version of to_dict(); raised when a key changes its meaning or is removed
 FAKE: Final = "likely fake"
 REAL: Final = "likely real"
 UNDECIDED: Final = "undecided"
@@ -22,7 +22,7 @@ Interval = tuple[float, float]
 
 
 def to_score(p_fake: float) -> int:
-    """Return the score that people read, 0 to 100; it is not a probability."""
+    """Return the score for people, 0 to 100; it is not a probability."""
     return round(100 * p_fake)
 
 
@@ -31,15 +31,15 @@ class Face:
     """A face in a frame.
 
     Attributes:
-        frame: the index of the frame, from 0
-        seconds: when it is shown, from the first frame of the video
-        x, y, width, height: its box in pixels of the frame as it is shown
-        confidence: that it is a face, 0 to 1
-        crop_side: pixels of the shorter side of the crop that was scored
-        sharpness: as faces.measure_sharpness has it
+        frame: index of the frame, from 0
+        seconds: time since the first frame of the video
+        x, y, width, height: box in pixels of the displayed frame
+        confidence: the face detector's confidence, 0 to 1
+        crop_side: shorter side of the scored crop, in pixels
+        sharpness: see faces.measure_sharpness
         p_fake: 0 to 1, calibrated
-        extra: from a closer look at a few seconds; the mean of a track needs no such faces where
-            it has enough others
+        extra: True if the frame is from a closer look at a few seconds; the mean of a track omits
+            such faces if it has enough others
     """
 
     frame: int
@@ -60,9 +60,9 @@ class Part:
     """The most suspicious seconds of a track.
 
     Attributes:
-        first_seconds, last_seconds: of its first and last frame that was scored
-        p_fake: the mean of its frames
-        frames: how many were scored
+        first_seconds, last_seconds: times of its first and last scored frame
+        p_fake: mean over its frames
+        frames: number of scored frames
     """
 
     first_seconds: float
@@ -73,18 +73,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Track:
-    """One person through a video, or a face of a picture.
+    """One person in a video, or one face in a picture.
 
     Attributes:
-        number: from 1 on, in the order of appearance
-        verdict: of this face alone
-        reason: why it is undecided; else empty
-        p_fake: the mean of its frames
-        interval: the middle 95 % of the means of frames drawn again (bootstrap); None for a picture
-            or too few frames
-        part: its most suspicious seconds, where they alone give or forbid the verdict
-        judged: False where the face is too small, too blurred or too short to be judged
-        faces: one for each scored frame that it is seen in
+        number: from 1, by first appearance
+        verdict: verdict on this face alone
+        reason: why the verdict is "undecided"; otherwise empty
+        p_fake: mean over its frames
+        interval: bootstrap 95 % interval of the mean; None for a picture or too few frames
+        part: its most suspicious seconds, if they alone determine or prevent the verdict
+        judged: False if the face is too small, too blurred or too short to judge
+        faces: one for each scored frame with this face
     """
 
     number: int
@@ -98,21 +97,21 @@ class Track:
 
     @property
     def score(self) -> int:
-        """The score that people read, 0 to 100; not a probability."""
+        """Score for people, 0 to 100; not a probability."""
         return to_score(self.p_fake)
 
     @property
     def first_seconds(self) -> float:
-        """When the face is first seen, in seconds."""
+        """Time of the first scored frame with this face, in seconds."""
         return self.faces[0].seconds
 
     @property
     def last_seconds(self) -> float:
-        """When the face is last seen, in seconds."""
+        """Time of the last scored frame with this face, in seconds."""
         return self.faces[-1].seconds
 
     def to_dict(self) -> dict:
-        """Give all of it as plain values for JSON."""
+        """Return the track as plain values for JSON."""
         return {
             "track": self.number,
             "verdict": self.verdict,
@@ -131,17 +130,17 @@ class Track:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a report and a marked copy need besides: pictures, and where the frames come from.
+    """The pictures and the source, which a report and a marked copy need besides the result.
 
     Attributes:
-        source: what was checked
-        state: of its file when it was checked, see source.read_state; None where there is none
-        stream: of its video streams, the one that was checked; None of a picture
+        source: source of the check
+        state: state of the file at the check, see source.read_state; None without a file
+        stream: index of the checked video stream; None for a picture
         crops: the most suspicious crops, RGB uint8 (n, size, size, 3), worst first
-        heat: what each place of a crop added to the logit of p_fake, float32 (n, k, k)
-        crop_faces: the track's number and the face of each crop
+        heat: contribution of each crop region to the logit of p_fake, float32 (n, k, k)
+        crop_faces: track number and face of each crop
         still: the most suspicious frame, BGR uint8, at most 1280 pixels wide; None without a face
-        still_seconds: when it is shown
+        still_seconds: time of that frame
     """
 
     source: object
@@ -156,29 +155,29 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Result:
-    """The verdict on a file and all that it rests on; of its most suspicious face, where several.
+    """The verdict on a file with its evidence; the most suspicious of several faces determines it.
 
     Attributes:
-        name: of the file, as given
+        name: name of the file, as given
         kind: "picture" or "video"
         verdict: "likely fake", "likely real", "undecided" or "no face"
-        reason: why it is undecided, or what was tried where no face was found; else empty
+        reason: why the verdict is "undecided" or "no face"; otherwise empty
         p_fake: 0 to 1; None without a face. `score` is 0 to 100
         interval: 95 % interval of p_fake, or None; see Track
-        part: the most suspicious seconds, where they alone give or forbid the verdict
-        track: the number of the face that gives the verdict
-        tracks: all faces, in the order of appearance
-        threshold, real_below, part_threshold: what p_fake was held against, for so many faces
-        frames_scored: how many
-        width, height: of the frames as they are shown, in pixels
-        seconds: how long the video is, as far as it was read; 0 of a picture
+        part: the most suspicious seconds, if they alone determine or prevent the verdict
+        track: number of the track that determines the verdict
+        tracks: all tracks, by first appearance
+        threshold, real_below, part_threshold: thresholds of p_fake for this number of faces
+        frames_scored: number of scored frames
+        width, height: size of the displayed frames, in pixels
+        seconds: duration of the part of the video that was read; 0 for a picture
         notes: parts that were not checked, and other notes for the reader
-        provenance: what the file says about itself
-        sha256, size: of the bytes that were scored; None where there are none
-        model, model_sha256: the name of the model's file, and of the bytes that scored
-        version: of this project
-        settings: what the result was made with
-        date: when, ISO 8601
+        provenance: the file's statements about itself
+        sha256, size: hash and number of the scored bytes; None for a source without bytes
+        model, model_sha256: name and hash of the model file
+        version: version of this project
+        settings: settings of the check
+        date: date of the check, ISO 8601
     """
 
     name: str
@@ -210,21 +209,21 @@ class Result:
 
     @property
     def score(self) -> int | None:
-        """0 to 100, as people read it; not a probability."""
+        """Score for people, 0 to 100; not a probability. None without a face."""
         return None if self.p_fake is None else to_score(self.p_fake)
 
     @property
     def faces(self) -> tuple[Face, ...]:
-        """All faces of all tracks."""
+        """The faces of all tracks."""
         return tuple(face for track in self.tracks for face in track.faces)
 
     @property
     def faces_judged(self) -> int:
-        """The number of faces that were fit for a verdict."""
+        """Number of tracks that could be judged."""
         return sum(track.judged for track in self.tracks)
 
     def to_dict(self) -> dict:
-        """Give all of it but the pictures as plain values: the JSON of 06-detect-deepfake.py."""
+        """Return the result without pictures as plain values: the JSON of 06-detect-deepfake.py."""
         return {
             "schema": SCHEMA,
             "version": self.version,
@@ -260,12 +259,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Failure:
-    """A file that could not be checked, and why.
+    """A file that could not be checked, and the reason.
 
     Attributes:
-        name: of the file, as given
-        reason: in a sentence
-        error: what was raised
+        name: name of the file, as given
+        reason: the reason in one sentence
+        error: the exception
     """
 
     name: str
@@ -274,7 +273,7 @@ class Failure:
     verdict: Verdict = NOT_CHECKED
 
     def to_dict(self) -> dict:
-        """Give it as plain values: the JSON of 06-detect-deepfake.py for such a file."""
+        """Return the failure as plain values: the JSON of 06-detect-deepfake.py for such a file."""
         return {
             "schema": SCHEMA,
             "file": self.name,
@@ -285,7 +284,7 @@ class Failure:
 
 
 def count_verdicts(results: Iterable[Result | Failure]) -> dict[str, int]:
-    """Count the results of each verdict, in the order of the five words."""
+    """Count the results for each of the five verdicts, in their usual order."""
     verdicts = [result.verdict for result in results]
     words = (FAKE, REAL, UNDECIDED, NO_FACE, NOT_CHECKED)
     return {word: verdicts.count(word) for word in words if word in verdicts}

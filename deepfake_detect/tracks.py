@@ -1,7 +1,7 @@
-"""Join the faces of one person through a video to tracks. Everything is in seconds, not frames.
+"""Join the faces of each person in a video into tracks. Times are in seconds, not frames.
 
 A face joins the track that it overlaps (as in Bochinski et al., "High-Speed Tracking-by-Detection
-Without Using Image Information", AVSS 2017), and where people meet, the one that it looks like.
+Without Using Image Information", AVSS 2017); where people meet, it joins the most similar track.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FRAMES_UNSEEN = 3  # scored frames that a face may be missing from, however far apart they are
-LIKENESS_FIRST = 0.1  # weight of the overlap: two people differ by more than that in likeness
+FRAMES_UNSEEN = 3  # scored frames that a face may be missing, at any distance in time
+LIKENESS_FIRST = 0.1  # weight of the overlap; two people differ by more than this in likeness
 
 
 @dataclass
 class Last:
-    """Where a track was seen last.
+    """The last face of a track.
 
     Attributes:
-        number: of the track
-        frame: index of the scored frame, and when it is shown, in seconds
+        number: number of the track
+        frame: index of the scored frame, and its time in seconds
         box: x, y, width, height in pixels
-        speed: pixels per second of the same four; a box keeps its size
-        look: from faces.measure_look
+        speed: pixels per second for the four values of the box; a box keeps its size
+        look: colour histogram, see faces.measure_look
     """
 
     number: int
@@ -44,22 +44,22 @@ def join_tracks(
     least_likeness: float,
     longest_gap: float,
 ) -> np.ndarray:
-    """Return the number of each face's track, from 1 on in the order of appearance: int (n,).
+    """Return the track number of each face, from 1 by first appearance: int (n,).
 
-    A face may join a track if it looks like the track's last face and overlaps it, or the place
-    where that would be if it moved on as before. Where several may, all faces of a frame are given
-    to the tracks together, by likeness above all, so that people who cross keep their tracks.
+    A face can join a track if it resembles the track's last face and overlaps this face's box, or
+    the box predicted from its speed. If several pairs are possible, all faces of a frame are
+    assigned together, mainly by likeness, so that people who cross keep their tracks.
 
     Args:
-        seconds: when the frame of each face is shown, in rising order (n,)
+        seconds: time of each face's frame, in rising order (n,)
         boxes: x, y, width and height in pixels (n, 4)
-        looks: from faces.measure_look (n, k)
-        frames: the place of each face's frame among all scored ones (n,), to count those in between
-            that lack the face; None: those with the seconds given are all
-        least_overlap: intersection over union of two boxes of one track, 0 to 1
-        least_likeness: of two looks of one track, 0 to 1
-        longest_gap: seconds for which a track may be unseen, unless fewer than FRAMES_UNSEEN scored
-            frames lie in between
+        looks: colour histograms, see faces.measure_look (n, k)
+        frames: index of each face's frame among all scored frames (n,), to count frames without the
+            face; None: every scored frame has a face
+        least_overlap: minimum intersection over union of two boxes in one track, 0 to 1
+        least_likeness: minimum likeness of two faces in one track, 0 to 1
+        longest_gap: seconds that a face may be missing; it may always be missing in up to
+            FRAMES_UNSEEN scored frames
     """
     numbers = np.zeros(len(seconds), int)
     boxes, looks = np.asarray(boxes, float).reshape(-1, 4), np.asarray(looks, float)
@@ -100,7 +100,7 @@ def join_tracks(
 
 
 def measure_overlap(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Return the intersection over union of boxes (n, 4) and a box, x, y, width and height."""
+    """Return the intersection over union of boxes (n, 4) and a box; x, y, width, height."""
     low = np.maximum(boxes[:, :2], box[:2])
     high = np.minimum(boxes[:, :2] + boxes[:, 2:], box[:2] + box[2:])
     shared = (high - low).clip(0).prod(axis=1)
@@ -108,16 +108,16 @@ def measure_overlap(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def assign(worth: np.ndarray) -> list[tuple[int, int]]:
-    """Pair rows and columns so that the sum of their worth is largest.
+    """Pair rows and columns so that the sum of their worth is maximal.
 
-    The Hungarian method with potentials, one row after another (Kuhn, "The Hungarian Method for the
-    Assignment Problem", 1955), as scipy.optimize.linear_sum_assignment has it, without SciPy.
+    The Hungarian method with potentials, row by row (Kuhn, "The Hungarian Method for the Assignment
+    Problem", 1955), like scipy.optimize.linear_sum_assignment, but without SciPy.
 
     Args:
-        worth: (rows, columns), 0 where the two must not be paired and more elsewhere
+        worth: (rows, columns), 0 for pairs that are not allowed, positive for the others
 
     Returns:
-        pairs of row and column, none of worth 0, by rows
+        pairs of row and column with positive worth, sorted by row
     """
     if worth.shape[0] > worth.shape[1]:
         return sorted((row, column) for column, row in assign(worth.T))
@@ -125,7 +125,7 @@ def assign(worth: np.ndarray) -> list[tuple[int, int]]:
     cost = np.zeros((rows + 1, columns + 1))
     cost[1:, 1:] = -worth
     of_row, of_column = np.zeros(rows + 1), np.zeros(columns + 1)  # the potentials
-    owner = np.zeros(columns + 1, int)  # the row of each column, 0 for none
+    owner = np.zeros(columns + 1, int)  # the row of each column; 0: not assigned
     for row in range(1, rows + 1):
         owner[0], column = row, 0
         least, came_from = np.full(columns + 1, np.inf), np.zeros(columns + 1, int)
@@ -144,7 +144,7 @@ def assign(worth: np.ndarray) -> list[tuple[int, int]]:
             of_column[used] -= step
             least[~used] -= step
             column = nearest
-        while column:  # turn the path round
+        while column:  # reverse the path
             owner[column], column = owner[came_from[column]], came_from[column]
     pairs = ((int(owner[column]) - 1, column - 1) for column in range(1, columns + 1))
     return sorted((row, column) for row, column in pairs if row >= 0 and worth[row, column] > 0)

@@ -1,8 +1,8 @@
-"""From the scores of faces to verdicts: on a face through time, and on a file with several.
+"""Determine verdicts from the scores of faces: for each track, and for a file with several tracks.
 
-Two thresholds of p_fake come with the model (decision.py): from one on a face is likely fake, below
-the other likely real, undecided in between. A file that gives chance more opportunities, by more
-faces or more seconds, is held against higher ones, so that a false alarm stays as rare as stated.
+The model has two thresholds of p_fake (decision.py): a face is likely fake from the first on,
+likely real below the second, and undecided in between. More faces or more seconds give chance more
+opportunities, so the thresholds rise with them and the false alarm rate stays as stated.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from deepfake_detect.result import Verdict as Word
 if TYPE_CHECKING:
     from deepfake_detect.detector import DetectionSettings
 
-# By how much the logit of a threshold rises each time the chances of a false alarm grow by e. The
-# logits of real faces have an exponential tail: on 1,437 crops of validation the thresholds of 1,
-# 2, 3, 5, 10 and 20 faces lie on a line of this slope. The seconds of one video are more alike
-# than people: videos of 12 people, cut into blocks and joined to videos of any length, give the
-# second slope for 8 windows, and less for longer ones.
+# Increase of a threshold's logit when the chances of a false alarm grow by a factor of e. The
+# logits of real faces have an exponential tail: on 1,437 validation crops, the thresholds for 1, 2,
+# 3, 5, 10 and 20 faces follow a line with this slope. Seconds of one video are more alike than
+# people: videos of 12 people, cut into blocks and joined into videos of various lengths, give the
+# second slope for 8 windows, and a smaller slope for longer videos.
 RISE_BY_FACES = 0.68
 RISE_BY_WINDOWS = 0.25
-# What a part must score more than a whole video, where the model's decision does not say it: on the
-# same crops 2 of 100 do.
+# Default for a decision without a threshold for parts: a part must score this much more than a
+# whole video. On the same crops, 2 of 100 do.
 PART_ABOVE_WHOLE = 1.3  # logits
 BURST, BURST_SECONDS = 3, 0.75  # frames, and seconds, that can forbid "likely real"
 ADVICE = "try --frames-per-second 10"
@@ -37,12 +37,12 @@ ADVICE = "try --frames-per-second 10"
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What p_fake is held against.
+    """The thresholds of p_fake for one file.
 
     Attributes:
-        fake: from here on a face is likely fake
-        real: below, it is likely real
-        part: from here on the most suspicious part of one video makes it likely fake
+        fake: a face is likely fake from this value on
+        real: a face is likely real below this value
+        part: a video is likely fake if its most suspicious part reaches this value
     """
 
     fake: float
@@ -56,9 +56,9 @@ class Judgement:
 
     Attributes:
         verdict, reason: see Result
-        track: the face that gives it; None without a face
-        tracks: all faces, each with its own verdict
-        thresholds: that were used, for so many faces
+        track: the track that determines the verdict; None without a face
+        tracks: all tracks, each with its own verdict
+        thresholds: the thresholds for the number of faces in the file
     """
 
     verdict: Word
@@ -69,14 +69,14 @@ class Judgement:
 
 
 def shift_threshold(threshold: float, logits: float) -> float:
-    """Return a threshold of p_fake whose logit is higher by so much."""
+    """Return the threshold of p_fake after adding `logits` to its logit."""
     if not 0 < threshold < 1:
         return threshold
     return 1 / (1 + math.exp(-math.log(threshold / (1 - threshold)) - logits))
 
 
 def raise_threshold(threshold: float, chances: float, slope: float) -> float:
-    """Return the threshold of p_fake for more chances of a false alarm than one."""
+    """Return the threshold of p_fake for several chances of a false alarm."""
     return shift_threshold(threshold, slope * math.log(max(1, chances)))
 
 
@@ -91,12 +91,12 @@ def judge_file(
     """Judge the faces of a file, and the file by its most suspicious one.
 
     Args:
-        tracks: the faces of each track, in the order of time
-        kind: a single picture has thresholds of its own, and no interval
-        decision: of the model
+        tracks: the faces of each track, in order of time
+        kind: "picture" or "video"; a picture has its own thresholds and does not have an interval
+        decision: the model's decision
         settings: fewest_frames, resamples and window are used
-        frames_scored: how many, with and without faces
-        hindrance: why no verdict can be given on this file, whatever the scores; or empty
+        frames_scored: number of frames, with and without faces
+        hindrance: why a verdict is not possible for this file, regardless of the scores; or empty
     """
     if not tracks:
         return Judgement(NO_FACE, "", None, (), find_thresholds(decision, kind, []))
@@ -125,16 +125,17 @@ def judge_file(
 
 
 def find_thresholds(decision: Decision, kind: str, reach: Sequence[float]) -> Thresholds:
-    """Find the thresholds for a file with so many faces that can be judged.
+    """Return the thresholds for the number of faces that can be judged.
 
-    Of n faces the k-th most suspicious is held against the threshold for n / k: one suspicious face
-    of many must be very suspicious, and many of them no more than one alone (Simes, "An Improved
-    Bonferroni Procedure for Multiple Tests of Significance", 1986).
+    The k-th most suspicious of n faces is compared with the threshold for n / k faces: one
+    suspicious face among many must be very suspicious, but many suspicious faces need not be more
+    suspicious than a single face (Simes, "An Improved Bonferroni Procedure for Multiple Tests of
+    Significance", 1986).
 
     Args:
-        decision: of the model
+        decision: the model's decision
         kind: "picture" or "video"
-        reach: of each such face the lower end of its interval, or its score
+        reach: for each such face, the lower end of its interval, or its score
     """
     fake, real = decision.thresholds_of(kind)
     part = decision.part_threshold
@@ -157,7 +158,7 @@ def judge_track(
     thresholds: Thresholds,
     settings: DetectionSettings,
 ) -> Track:
-    """Judge one face through the file: by the mean of its frames, and by a suspicious part."""
+    """Judge one track by the mean of its frames, and by its most suspicious part."""
     p_fake = mean_score(pick_even(faces, settings))
     verdict, reason = decide(p_fake, interval or (p_fake, p_fake), thresholds)
     part = None
@@ -178,9 +179,9 @@ def judge_track(
 
 
 def pick_even(faces: Sequence[Face], settings: DetectionSettings) -> Sequence[Face]:
-    """Pick the faces of evenly sampled frames, or all where those are too few.
+    """Return the faces of evenly sampled frames, or all faces if there are too few.
 
-    A closer look at suspicious seconds must not make the rest more suspicious.
+    More frames from suspicious seconds must not raise the mean.
     """
     even = [face for face in faces if not face.extra]
     return even if len(even) >= settings.fewest_frames else faces
@@ -192,9 +193,9 @@ def mean_score(faces: Sequence[Face]) -> float:
 
 
 def find_interval(faces: Sequence[Face], kind: str, settings: DetectionSettings) -> Interval | None:
-    """Return the middle 95 % of the means of frames drawn again, or None for too few of them.
+    """Return the bootstrap 95 % interval of the mean; None for too few frames.
 
-    The bootstrap (Efron, 1979). Neighbouring frames are alike, so it is rather too narrow.
+    Efron, 1979. Neighbouring frames are similar, so the interval is rather too narrow.
     """
     if kind == "picture" or len(faces) < settings.fewest_frames:
         return None
@@ -211,7 +212,7 @@ def doubt_track(
     settings: DetectionSettings,
     frames_scored: int,
 ) -> str:
-    """Say why a face cannot be judged; empty where it can."""
+    """Return why a face cannot be judged; empty if it can."""
     doubts = []
     if kind == "video" and len(faces) < settings.fewest_frames:
         doubts.append(
@@ -222,7 +223,7 @@ def doubt_track(
 
 
 def doubt_kind(faces: Sequence[Face], decision: Decision) -> list[str]:
-    """Say why the model does not know such faces: most are smaller or softer than it was taught."""
+    """Return why most of the faces are outside the training range: too small, or too soft."""
     sides = np.array([face.crop_side for face in faces])
     if np.mean(sides < decision.smallest_face) > 0.5:
         return [
@@ -239,7 +240,7 @@ def doubt_kind(faces: Sequence[Face], decision: Decision) -> list[str]:
 
 
 def decide(p_fake: float, interval: Interval, thresholds: Thresholds) -> tuple[Word, str]:
-    """Give the verdict on a score and its range, and the reason where it is undecided."""
+    """Return the verdict for a score and its interval, and the reason if it is undecided."""
     low, high = interval
     if low >= thresholds.fake:
         return FAKE, ""
@@ -252,7 +253,7 @@ def decide(p_fake: float, interval: Interval, thresholds: Thresholds) -> tuple[W
     return UNDECIDED, "the score is between the real and the fake range"
 
 
-# --- The part that is fake ------------------------------------------------------------------------
+# --- The most suspicious part ---------------------------------------------------------------------
 
 
 def judge_part(
@@ -262,10 +263,10 @@ def judge_part(
     verdict: Word,
     reason: str,
 ) -> tuple[Part | None, Word, str]:
-    """Look whether the most suspicious seconds of a face change its verdict.
+    """Check whether the most suspicious seconds of a face change its verdict.
 
     Returns:
-        the part, where it gives or forbids the verdict, then the verdict and its reason
+        the part, if it determines or prevents the verdict, then the verdict and its reason
     """
     seconds = np.array([face.seconds for face in faces])
     scores = np.array([face.p_fake for face in faces])
@@ -288,12 +289,12 @@ def judge_part(
 
 
 def find_window(seconds: np.ndarray, scores: np.ndarray, length: float, fewest: int) -> slice:
-    """Find the frames with the highest mean among all stretches of a length.
+    """Return the window of frames with the highest mean.
 
     Args:
-        seconds, scores: of the frames, in the order of time
-        length: in seconds; a stretch with too few frames is taken longer
-        fewest: frames of a stretch; no more than there are
+        seconds, scores: time and score of each frame, in order of time
+        length: seconds of a window; a window with too few frames is extended
+        fewest: minimum frames of a window; at most the number of frames
     """
     fewest = min(fewest, len(scores))
     starts = np.arange(len(scores) - fewest + 1)
@@ -304,7 +305,7 @@ def find_window(seconds: np.ndarray, scores: np.ndarray, length: float, fewest: 
 
 
 def grow_window(window: slice, scores: np.ndarray, least: float) -> slice:
-    """Let a stretch begin and end where the scores reach a threshold."""
+    """Grow or shrink a window to begin and end at frames with a score of at least `least`."""
     first, last = window.start, window.stop
     while first > 0 and scores[first - 1] >= least:
         first -= 1
@@ -315,7 +316,7 @@ def grow_window(window: slice, scores: np.ndarray, least: float) -> slice:
 
 
 def describe_part(window: slice, seconds: np.ndarray, scores: np.ndarray) -> Part:
-    """Make the part of a file that a window of its frames covers."""
+    """Return the part of a file that a window of its frames covers."""
     first, last = float(seconds[window][0]), float(seconds[window][-1])
     return Part(first, last, round(float(scores[window].mean()), 4), window.stop - window.start)
 
@@ -324,18 +325,18 @@ def describe_part(window: slice, seconds: np.ndarray, scores: np.ndarray) -> Par
 
 
 def pick_worst(tracks: Sequence[Track]) -> Track:
-    """Pick the face that gives the verdict on the file: the most suspicious that can be judged."""
+    """Return the most suspicious track that can be judged; it determines the file's verdict."""
     order = [REAL, UNDECIDED, FAKE]
     judged = [track for track in tracks if track.judged] or tracks
     return max(judged, key=lambda track: (order.index(track.verdict), track.p_fake))
 
 
 def doubt_rest(tracks: Sequence[Track], decision: Decision, thresholds: Thresholds) -> str:
-    """Say why faces that could not be judged forbid "likely real"; empty where they do not.
+    """Return why faces that could not be judged prevent "likely real"; empty if they do not.
 
-    They do where they are more than half of all that was seen, or where one is suspicious. One that
-    is only too short is suspicious as any other is; one of a kind that the model does not know, or
-    of a single frame, must score as high as a part.
+    They prevent it if they are more than half of all faces, or if one is suspicious. A face that is
+    only too short is suspicious at the usual threshold; a face outside the training range, or in a
+    single frame, must reach the threshold for a part.
     """
     rest = [track for track in tracks if not track.judged]
     if not rest:
