@@ -171,6 +171,10 @@ def load_model(path: Path, batch_size: int) -> tuple[Predict, Decision, dict]:
     Raises:
         FileNotFoundError, ValueError: the file does not exist, or is not a model of this project
     """
+    if not path.is_file():  # refuse before the slow import of TensorFlow
+        raise FileNotFoundError(
+            f"{path}: the model does not exist; train one with 04-train-cnn.py, or correct --model."
+        )
     if path.suffix == ".onnx":
         from deepfake_detect.detection_model import DetectionModel
 

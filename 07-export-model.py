@@ -29,7 +29,6 @@ start.prepare(__name__)  # Ctrl-C while the rest is loading ends it with a sente
 
 import json
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -199,20 +198,21 @@ def convert_to_tflite(model: keras.Model, decision: Decision) -> bytes:
         logit = tf.reduce_mean(tf.reshape(logits, (2, -1, 1)), 0)
         return {OUTPUT: tf.sigmoid(-logit / decision.temperature + decision.shift)}
 
-    with tempfile.TemporaryDirectory() as folder:
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        archive.add_endpoint("serve", score)
-        archive.write_out(folder, verbose=False)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.target_spec.supported_types = [tf.float16]
-        return converter.convert()
+    # A module with only the weights: TensorFlow would trace a Keras model several more times.
+    module = tf.Module()
+    module.weights = [weight.value for weight in model.weights]
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [score.get_concrete_function()], module
+    )
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16]
+    return converter.convert()
 
 
 def run_keras(model: keras.Model, decision: Decision) -> Scorer:
     """Return a function that scores crops with the Keras model."""
-    predict = tf.function(partial(model, training=False))
+    crops = tf.TensorSpec(model.input_shape, tf.float32)  # one graph for batches of any size
+    predict = tf.function(partial(model, training=False), input_signature=[crops])
     return lambda crops: calibrate(predict_both_ways(predict, crops), decision)
 
 

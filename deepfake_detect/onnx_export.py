@@ -344,15 +344,15 @@ def main(model: Annotated[Path, tyro.conf.Positional], /) -> None:
         FileNotFoundError, ValueError: the file does not exist or is not a model from 04, or a file
             that is not a model has the name of the ONNX file
     """
-    loaded, decision, target = load_model(model), read_decision(model), model.with_suffix(".onnx")
-    try:
+    target = model.with_suffix(".onnx")
+    try:  # refuse before the slow loading
         if target.exists():
             read_facts(str(target), read_model_file(target))
     except (ValueError, OSError) as error:
         raise ValueError(
             f"{target}: a file that is not a model has this name; move it away ({error})"
         ) from error
-    write_onnx(loaded, decision, target, read_training(model))
+    write_onnx(load_model(model), read_decision(model), target, read_training(model))
     print(target)
 
 

@@ -15,7 +15,7 @@ from conftest import assert_stops, run_script
 from deepfake_detect.decision import Decision, calibrate
 from deepfake_detect.detection_model import DetectionModel
 from deepfake_detect.model import LITE0_WEIGHTS, build_model
-from deepfake_detect.model_file import load_model, write_model
+from deepfake_detect.model_file import load_model, read_decision, write_model
 
 export = importlib.import_module("07-export-model")
 SCRIPT = "07-export-model.py"
@@ -53,7 +53,7 @@ def truth(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     images, _ = export.read_crops(settings, 64)
     model = load_model(folder / "model.keras")
     both = np.concatenate((images, images[:, :, ::-1])).astype(np.float32)
-    p_real = model.predict_on_batch(both)[:, 0]
+    p_real = model(both, training=False).numpy()[:, 0]
     logit = scipy.special.logit(p_real.astype(np.float64)).reshape(2, -1).mean(axis=0)
     return images, calibrate(scipy.special.expit(logit), Decision(temperature=1.5, shift=-0.4))
 
@@ -103,10 +103,12 @@ def test_json_has_the_measured_values(folder: Path) -> None:
 def test_differing_models_and_partial_sets_are_not_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    converted = (
-        folder / "export" / "detector.tflite"
-    ).read_bytes()  # reuse: converting takes half a minute
+    # Convert and compile only once.
+    converted = (folder / "export" / "detector.tflite").read_bytes()
+    model, decision = load_model(folder / "model.keras"), read_decision(folder / "model.keras")
+    scorer = export.run_keras(model, decision)
     monkeypatch.setattr(export, "convert_to_tflite", lambda *_: converted)
+    monkeypatch.setattr(export, "run_keras", lambda *_: scorer)
     with pytest.raises(ValueError, match="differ"):
         run(folder, tmp_path / "export", tolerance=0.0)
     assert not (tmp_path / "export").exists()
