@@ -1,4 +1,4 @@
-"""The report on a video or picture: one HTML page, whole in itself, from templates/report.html."""
+"""Render the report on a video or picture: one self-contained page from templates/report.html."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from deepfake_detect.result import (
 )
 from deepfake_detect.shipped import find_shipped
 
-TIMELINES = 8  # the most suspicious faces are drawn over time
-MOST_POINTS = 600  # drawn of each; of more, the most suspicious of each stretch
-MOST_ROWS = 3000  # of the table of all faces
+TIMELINES = 8  # most suspicious faces with a timeline
+MOST_POINTS = 600  # points per timeline; a longer track is thinned out
+MOST_ROWS = 3000  # rows in the table of all faces
 PICTURE_WIDTH = 960  # pixels of the still
 SIGNS = {FAKE: "▲", REAL: "○", UNDECIDED: "◇", NO_FACE: "□", NOT_CHECKED: "✕"}
 TONES = {FAKE: "fake", REAL: "real"}
-# What reading a damaged or made-up JSON file can raise.
+# Exceptions from reading a damaged or forged JSON file.
 BAD_FILE: tuple[type[Exception], ...] = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
     RecursionError,
@@ -51,13 +51,13 @@ BAD_FILE: tuple[type[Exception], ...] = (
 
 
 class Rate(NamedTuple):
-    """How many of some files with a known label got the verdict.
+    """The share of files with a known label that received the verdict.
 
     Attributes:
         label: "real" or "fake"
-        hits, files: so many of so many
-        low, high: exact 95 % interval of the share, in 100
-        by_crops: measured on one or two crops of each video, not on whole files
+        hits, files: number of files with the verdict, and of all files
+        low, high: exact 95 % interval of the share, in percent
+        by_crops: True if measured on one or two crops per video, not on whole files
     """
 
     label: str
@@ -69,11 +69,11 @@ class Rate(NamedTuple):
 
 
 def collect(result: Result, model: DetectionModel) -> dict:
-    """Collect what the report shows; pictures as data: addresses, names made printable.
+    """Collect the content of the report; pictures as data: addresses, names made printable.
 
     Args:
         result: from Detector.check
-        model: what scored it
+        model: the model of the check
     """
     measured = read_measures(Path(model.name), model.decision)
     track = next((one for one in result.tracks if one.number == result.track), None)
@@ -81,7 +81,7 @@ def collect(result: Result, model: DetectionModel) -> dict:
     rates = find_rates(measured, result.kind, result.verdict)
     return {
         "result": result,
-        "json": result.to_dict() | {"file": Path(result.name).name},  # no folders of this machine
+        "json": result.to_dict() | {"file": Path(result.name).name},  # without local folders
         "name": printable(Path(result.name).name),
         "track": track,
         "drawn": [(one, thin_out(one.faces)) for one in drawn],
@@ -108,7 +108,7 @@ def collect(result: Result, model: DetectionModel) -> dict:
 
 
 def render(content: dict) -> str:
-    """Fill in templates/report.html; everything that a stranger's file says is escaped."""
+    """Fill in templates/report.html; all text from the checked file is escaped."""
     return load_template().render(content).lstrip()
 
 
@@ -116,9 +116,9 @@ def render_index(results: list[Result | Failure], links: list[str], there: list[
     """Fill in templates/detections.html: a table of several results.
 
     Args:
-        results: of a run
-        links: addresses of their reports
-        there: whether a report was written
+        results: results of a run
+        links: address of each report
+        there: True for each report that was written
     """
     rows = [
         (result, printable(Path(result.name).name), link if has_report else None)
@@ -131,7 +131,7 @@ def render_index(results: list[Result | Failure], links: list[str], there: list[
 
 @functools.cache
 def load_template(name: str = "report.html") -> jinja2.Template:
-    """Load a template that escapes all that it is given."""
+    """Load a template that escapes all its values."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(find_shipped("templates")),
         autoescape=True,
@@ -149,11 +149,11 @@ def load_template(name: str = "report.html") -> jinja2.Template:
     return environment.get_template(name)
 
 
-# --- Words ----------------------------------------------------------------------------------------
+# --- Text -----------------------------------------------------------------------------------------
 
 
 def format_clock(seconds: float, tenths: bool = False) -> str:
-    """Write seconds as a player does: 1:05 or, for hours, 1:01:05; with tenths 1:05.3."""
+    """Format seconds like a video player: 1:05 or, with hours, 1:01:05; with tenths 1:05.3."""
     tenth = round(seconds * 10) if tenths else int(seconds + 1e-6) * 10
     whole, rest = divmod(tenth, 10)
     minutes, whole = divmod(whole, 60)
@@ -163,14 +163,14 @@ def format_clock(seconds: float, tenths: bool = False) -> str:
 
 
 def describe_part(part: Part) -> str:
-    """Say from when to when a part goes."""
+    """Return the start and end time of a part as text."""
     return (
         f"from {format_clock(part.first_seconds)} to {format_clock(math.ceil(part.last_seconds))}"
     )
 
 
 def write_sentence(result: Result, track: Track | None, rates: Iterable[Rate]) -> str:
-    """Write what may be published, with what it is worth."""
+    """Return a sentence to publish: the verdict with its error rates."""
     date = datetime.datetime.fromisoformat(result.date)
     tool = (
         f"DeepFake-Detect {result.version}, model {result.model_sha256[:8]}, "
@@ -197,7 +197,7 @@ def write_sentence(result: Result, track: Track | None, rates: Iterable[Rate]) -
 
 
 def describe_rate(rate: Rate, what: str) -> str:
-    """Say how many of the other kind got the same verdict."""
+    """Return a sentence on how many files of the other label received the same verdict."""
     if rate.files < 30 or rate.hits == 0:
         up_to = f"up to {rate.high} in 100 are possible"
         between = f"{rate.low} to {rate.high} in 100 are possible" if rate.low else up_to
@@ -209,7 +209,7 @@ def describe_rate(rate: Rate, what: str) -> str:
 
 
 def write_command(result: Result) -> str:
-    """Write the command that checks the report, for a POSIX shell."""
+    """Return the command that checks the report, for a POSIX shell."""
     names = (printable(Path(name).name) for name in (result.name, result.model))
     file, model = (shlex.quote(name if not name.startswith("-") else f"./{name}") for name in names)
     rate = result.settings.get("frames_per_second", 2.0)
@@ -217,7 +217,7 @@ def write_command(result: Result) -> str:
 
 
 def describe_decision(decision: Decision) -> str:
-    """List the thresholds, the calibration and the crop rule on a line."""
+    """Return a line with the thresholds, the calibration and the crop rule."""
     numbers = {name: value for name, value in decision._asdict().items() if name != "width_rule"}
     return ", ".join(
         f"{name.replace('_', ' ')} {value:.4g}"
@@ -229,7 +229,7 @@ def describe_decision(decision: Decision) -> str:
 
 
 def describe_training(training: dict) -> str:
-    """Say on what the model was trained; empty where its file does not say it."""
+    """Describe the training data of the model; empty if the model file does not state it."""
     try:
         counts = training["counts"]["train"]
         return (
@@ -239,13 +239,13 @@ def describe_training(training: dict) -> str:
         return ""
 
 
-# --- How often it is wrong ------------------------------------------------------------------------
+# --- Error rates ----------------------------------------------------------------------------------
 
 
 def read_measures(model: Path, decision: Decision) -> dict:
-    """Read what 05 measured of this very model, known by its decision; {} where it did not.
+    """Read the measures that 05 wrote for a model with this decision; {} if there are none.
 
-    Whatever the files beside a model hold, it costs no report.
+    A damaged file beside the model does not prevent the report.
     """
     for path in (model.with_name("metrics.json"), model.with_suffix(".json")):
         try:
@@ -258,9 +258,9 @@ def read_measures(model: Path, decision: Decision) -> dict:
 
 
 def find_rates(measured: dict, kind: str, verdict: str) -> list[Rate]:
-    """Find how many files got this verdict that should not have; [] where nobody measured it.
+    """Return how many files received this verdict wrongly; [] if this was not measured.
 
-    For "likely fake" of the real ones, for "likely real" of the fakes, for "undecided" of both.
+    "likely fake" counts real files, "likely real" counts fake files, "undecided" counts both.
     """
     labels = {FAKE: ("real",), REAL: ("fake",), UNDECIDED: ("real", "fake")}.get(verdict, ())
     rates = []
@@ -275,13 +275,13 @@ def find_rates(measured: dict, kind: str, verdict: str) -> list[Rate]:
 
 
 def find_rate_of_clips(measured: dict, kind: str, verdict: str, label: str) -> Rate:
-    """Find the rate that was measured on whole files."""
+    """Return the rate measured on whole files."""
     counts = measured["clips"][kind][label]
     return make_rate(label, int(counts[verdict]), int(counts["files"]))
 
 
 def find_rate_of_crops(measured: dict, kind: str, verdict: str, label: str) -> Rate:
-    """Find the rate that was measured on crops: for the two clear verdicts on videos."""
+    """Return the rate measured on crops; only for the two clear verdicts on videos."""
     key = {(FAKE, "real"): "reals_called_fake", (REAL, "fake"): "fakes_called_real"}[verdict, label]
     group = next(one for one in measured["groups"] if not one["dataset"] and not one["method"])
     files = int(group[f"{label} videos"])
@@ -289,10 +289,10 @@ def find_rate_of_crops(measured: dict, kind: str, verdict: str, label: str) -> R
 
 
 def make_rate(label: str, count: int, files: int, by_crops: bool = False) -> Rate:
-    """Make a rate of its counts.
+    """Return a Rate with its interval.
 
     Raises:
-        ValueError: the counts do not fit each other
+        ValueError: the counts contradict each other
     """
     if not 0 <= count <= files or not files:
         raise ValueError("makes no sense")
@@ -316,7 +316,7 @@ def exact_interval(count: int, files: int) -> tuple[float, float]:
 
 
 def at_most(count: int, files: int, share: float) -> float:
-    """Return the chance of `count` or fewer hits of so many, each with this chance."""
+    """Return the binomial probability of at most `count` hits in `files` trials."""
     ways = np.array([math.lgamma(k + 1) + math.lgamma(files - k + 1) for k in range(count + 1)])
     hits = np.arange(count + 1)
     logs = (
@@ -326,7 +326,7 @@ def at_most(count: int, files: int, share: float) -> float:
 
 
 def list_measures(measured: dict) -> list[list[str]]:
-    """List what was measured as the rows of a table, its head first; [] where nothing was."""
+    """Return the measures as rows of a table, its head first; [] without measures."""
     for rows in (list_clips, list_groups):
         try:
             listed = rows(measured)
@@ -338,7 +338,7 @@ def list_measures(measured: dict) -> list[list[str]]:
 
 
 def list_clips(measured: dict) -> list[list[str]]:
-    """List the counted verdicts of whole files: a head, then a row per data set and method."""
+    """Return the verdict counts of whole files: a head, then a row per data set and method."""
     verdicts = (FAKE, UNDECIDED, REAL, NO_FACE)
     head = ["Data set", "Files", *(verdict.capitalize() for verdict in verdicts)]
     rows = []
@@ -350,7 +350,7 @@ def list_clips(measured: dict) -> list[list[str]]:
 
 
 def list_groups(measured: dict) -> list[list[str]]:
-    """List what was measured on crops: a head, then a row per data set."""
+    """Return the measures on crops: a head, then a row per data set."""
     head = ["Data set", "Real, fake videos", "Real ones called fake", "Fakes found"]
     rows = []
     for row in (one for one in measured["groups"] if not one["method"]):
@@ -365,7 +365,7 @@ def list_groups(measured: dict) -> list[list[str]]:
 
 
 def describe_share(count: int, files: int) -> str:
-    """Write a share with its interval; of few files just how many."""
+    """Format a share with its interval; for few files only the counts."""
     if not files:
         return "not measured"
     rate = make_rate("", count, files)
@@ -378,9 +378,9 @@ def describe_share(count: int, files: int) -> str:
 
 
 def embed_crops(result: Result) -> list[dict]:
-    """Embed the most suspicious crops with what moved their score, on one scale for all.
+    """Embed the most suspicious crops and their heat maps, all maps on one scale.
 
-    A crop whose score is in the real range has no map: nothing in it looks fake to the model.
+    A crop with a score in the real range does not have a map: it does not look fake to the model.
     """
     evidence = result.evidence
     if evidence is None or not len(evidence.crops):
@@ -403,7 +403,7 @@ def embed_crops(result: Result) -> list[dict]:
 
 
 def tint(picture: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """Lay a map of strengths, 0 to 1, over a picture, BGR uint8."""
+    """Overlay a map of strengths, 0 to 1, on a picture, BGR uint8."""
     size = picture.shape[1::-1]
     smooth = cv2.resize(strength.astype(np.float32), size, interpolation=cv2.INTER_CUBIC).clip(0, 1)
     colour = cv2.applyColorMap((255 * smooth).astype(np.uint8), cv2.COLORMAP_INFERNO)
@@ -440,7 +440,7 @@ def draw_box(frame: np.ndarray, number: int, face: Face, scale: float) -> None:
 
 
 def thin_out(faces: tuple[Face, ...]) -> list[Face]:
-    """Pick as many faces of a track as can be drawn: the most suspicious of each stretch."""
+    """Return at most MOST_POINTS faces of a track: the most suspicious of each stretch."""
     step = math.ceil(len(faces) / MOST_POINTS)
     stretches = (faces[at : at + step] for at in range(0, len(faces), step))
     return [max(some, key=lambda face: face.p_fake) for some in stretches]
@@ -454,7 +454,7 @@ def embed_picture(picture: np.ndarray) -> str:
 
 
 def embed(data: bytes, kind: str) -> str:
-    """Return data as an address, for an HTML page that is whole in itself."""
+    """Return data as a data: address, for a self-contained HTML page."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -462,11 +462,11 @@ def embed(data: bytes, kind: str) -> str:
 
 
 def read_result(page: Path) -> dict:
-    """Read the result that a report holds, as Result.to_dict gave it.
+    """Read the result in a report, in the form of Result.to_dict.
 
     Raises:
-        ValueError: it is not a report of this project
-        OSError: it cannot be read
+        ValueError: the page is not a report of this project
+        OSError: the page cannot be read
     """
     text = page.read_text(encoding="utf-8", errors="replace")
     _, start, rest = text.partition('<script type="application/json" id="result">')

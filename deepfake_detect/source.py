@@ -131,8 +131,8 @@ class Opened:
         """Return why a verdict is not possible, regardless of the scores; empty if it is."""
         if self.video is None:
             return ""
-        # In HDR10, two of five real people score in the fake range, although the colours differ by
-        # no more than the change by compression.
+        # In HDR10, two of five real people score in the fake range, although the colour difference
+        # is not larger than the change by compression.
         if {HDR_CONVERTED, HDR_AS_IT_IS} & set(self.video.notes):
             return "it is an HDR video, and the model was not trained on HDR"
         claimed, seen = self.video.claimed_frames, self.video.seen_frames

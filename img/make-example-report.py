@@ -1,8 +1,8 @@
-"""Make the finished report that the README links: of a practice fake, by the included model.
+"""Make the example report for the README: a practice fake, checked by the included model.
 
     .venv/bin/python img/make-example-report.py
 
-Writes  docs/example-report.html   one page that opens in any browser, without a network
+Writes  docs/example-report.html   one page that any browser opens offline
 """
 
 import sys

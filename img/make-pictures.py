@@ -1,13 +1,13 @@
-"""Make the README's two pictures: the page with a verdict, and what the steps make of a video.
+"""Make the README's two pictures: the page with a verdict, and the output of each step.
 
     .venv/bin/python img/make-pictures.py
-    .venv/bin/python img/make-pictures.py --check    # are the numbers on page.png still right?
+    .venv/bin/python img/make-pictures.py --check    # are the numbers on page.png up to date?
 
-Reads   the included model, and the fake practice clip, which is drawn here
-        practice/    of `make run`; without it steps.png stays as it is
-Writes  img/page.png, with its numbers in the file as text; img/steps.png
+Reads   the included model, and the fake practice clip, which this script draws
+        practice/    from `make run`; without this folder, steps.png is not changed
+Writes  img/page.png, with its numbers as text in the file; img/steps.png
 
-Example-report.html of docs/ has its own script, make-example-report.py.
+make-example-report.py makes docs/example-report.html.
 """
 
 import json
@@ -36,8 +36,8 @@ from deepfake_detect import Detector, Result, cli, practice
 from deepfake_detect.shipped import find_shipped
 
 MODEL = find_shipped("weights/deepfake-detector.onnx")
-WIDTH, HEIGHT = 1000, 1330  # pixels of the window: down to the marked video
-NUMBERS = "numbers"  # the entry of page.png with its numbers, as JSON
+WIDTH, HEIGHT = 1000, 1330  # pixels of the window, which ends below the marked video
+NUMBERS = "numbers"  # text entry of page.png with its numbers as JSON
 TILE = 128  # pixels of each face in the steps
 COLORS = {"real": "#2a7f62", "fake": "#b3423a"}
 
@@ -46,17 +46,17 @@ COLORS = {"real": "#2a7f62", "fake": "#b3423a"}
 class Settings:
     """Edit a default here, or override it for one run: --check."""
 
-    practice_dir: Path = Path("practice")  # of make run
-    img_dir: Path = Path(__file__).parent  # gets the pictures
-    check: bool = False  # compare the numbers on page.png with today's, and write nothing
+    practice_dir: Path = Path("practice")  # folder of make run
+    img_dir: Path = Path(__file__).parent  # folder for the pictures
+    check: bool = False  # compare the numbers on page.png with a new check; write nothing
 
 
 def main(settings: Settings = Settings()) -> None:
-    """Make the README's two pictures, or check the numbers on the one of the page.
+    """Make the README's two pictures, or check the numbers on the picture of the page.
 
     Raises:
-        ValueError: the numbers are not today's, or the practice folder holds videos of others
-        OSError: there is no chromium
+        ValueError: the numbers are out of date, or the practice folder contains other videos
+        OSError: chromium is not installed
     """
     page = settings.img_dir / "page.png"
     with tempfile.TemporaryDirectory() as folder:
@@ -82,17 +82,17 @@ def main(settings: Settings = Settings()) -> None:
 
 
 def list_numbers(result: Result) -> dict:
-    """List what the picture shows of a result."""
+    """Return the numbers of a result that the picture shows."""
     ends = [round(100 * end) for end in result.interval or ()]
     model = result.model_sha256
     return {"verdict": result.verdict, "score": result.score, "interval": ends, "model": model}
 
 
 def compare_numbers(page: Path, numbers: dict) -> None:
-    """Compare the numbers on a picture with others.
+    """Compare the numbers on a picture with `numbers`.
 
     Raises:
-        ValueError: they differ; scores may by 1, as processors round differently
+        ValueError: they differ; scores may differ by 1, as processors round differently
     """
     shown = json.loads(PIL.Image.open(page).info.get(NUMBERS, "{}"))
     scores = [[one.get("score", -9), *one.get("interval", [])] for one in (shown, numbers)]
@@ -107,7 +107,7 @@ def take_picture(path: Path) -> None:
     """Open the page of 08, click on the fake example, wait for its video, and take the picture.
 
     Raises:
-        OSError: there is no chromium, or the page does not open.
+        OSError: chromium is not installed, or the page does not open.
     """
     from playwright.sync_api import sync_playwright
 
@@ -134,7 +134,7 @@ def take_picture(path: Path) -> None:
                 window.get_by_role("link", name="Save the report").wait_for()
                 window.wait_for_function("document.querySelector('video').readyState == 4")
                 window.evaluate("document.activeElement.blur()")
-                window.wait_for_timeout(1000)  # the player takes its hourglass away
+                window.wait_for_timeout(1000)  # the player hides its waiting symbol
                 window.evaluate("document.querySelector('#results').scrollIntoView()")
                 window.wait_for_timeout(500)
                 window.screenshot(path=path)
@@ -147,10 +147,10 @@ def take_picture(path: Path) -> None:
 
 
 def draw_practice(folder: Path) -> Figure:
-    """Draw the steps from the practice set in a folder, as `make run` leaves it.
+    """Draw the steps from the practice set that `make run` wrote to a folder.
 
     Raises:
-        ValueError: it holds videos of others: faces of people
+        ValueError: the folder contains other videos, which may show real people
     """
     frames_dir, faces_dir, split_dir = (folder / n for n in ("frames", "faces", "split_dataset"))
     videos = pd.read_csv(frames_dir / "videos.csv", keep_default_na=False)
@@ -175,7 +175,7 @@ def read_tile(path: Path) -> np.ndarray:
 
 
 def find_pairs(videos: pd.DataFrame, faces: pd.DataFrame) -> pd.DataFrame:
-    """Give one row per person: the same frame's crop of a real video and of a fake made from it."""
+    """Return one row per person: crops of the same frame from a real video and its fake."""
     columns = ["video_id", "label", "identities"]
     crops = faces[faces["face"] == 0].merge(videos[columns], on="video_id")
     real, fake = (crops[crops["label"] == label] for label in ("real", "fake"))
@@ -207,7 +207,7 @@ def draw_frame(axes: Axes, face: pd.Series, frames_dir: Path) -> None:
 def draw_steps(
     face: pd.Series, crops: pd.DataFrame, frames_dir: Path, faces_dir: Path, split_dir: Path
 ) -> Figure:
-    """Draw the four steps from left to right, each with what it writes."""
+    """Draw the four steps from left to right, each with its output."""
     figure = Figure(figsize=(12, 3.1))
     titles = [
         "01  frames, resized by width",

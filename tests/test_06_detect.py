@@ -1,4 +1,4 @@
-"""06: what a user of the shell gives it, sees, and finds in detections/."""
+"""Test 06 at the shell: its inputs, its printed output, and the files in detections/."""
 
 import csv
 import importlib
@@ -37,7 +37,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(model: Path | None = None, settings: object = None) -> Detector:
-    """A detector with the stand-in model, in place of that of 06."""
+    """Load a detector with the stand-in model instead of the model of 06."""
     made = Detector(settings=settings or detect.DetectionSettings())
     made.model = StandIn()
     return made
@@ -67,14 +67,14 @@ def read_table(folder: Path) -> dict[str, dict]:
         return {row["file"]: row for row in csv.DictReader(file)}
 
 
-# What the model is shown
+# Crops and frames
 
 
 @pytest.mark.parametrize(
     ("frames", "square"), [("reduced", False), ("full", False), ("full", True)]
 )
-def test_a_frame_gives_the_crops_that_01_and_02_save(frames: str, square: bool) -> None:
-    """Detection and training score the same pixels, whatever the crop rule."""
+def test_crops_equal_the_crops_of_01_and_02(frames: str, square: bool) -> None:
+    """Detection and training use the same pixels, for every crop rule."""
     rule = Decision(margin=0.3, square=square, frames=frames)
     wide = [frame((60 + 40 * at, 200), (800, 60), size=(1280, 720), side=440) for at in range(3)]
     saved = wide if frames == "full" else [resize_by_width(image) for image in wide]
@@ -90,21 +90,21 @@ def test_a_frame_gives_the_crops_that_01_and_02_save(frames: str, square: bool) 
             assert one.box == tuple(times * side for side in face.box)
 
 
-def test_frames_are_taken_evenly_and_more_of_a_short_video(tmp_path: Path) -> None:
+def test_frames_are_sampled_evenly_and_more_often_in_short_videos(tmp_path: Path) -> None:
     for count, rate, scored in ((100, 10, 20), (20, 20, 10), (3, 20, 3)):
         path = write_clip(tmp_path / f"{count}.mp4", [frame(size=(64, 48))] * count, 1 / rate)
         (result,) = run(path, detections_dir=tmp_path / "out", annotate=False)
         assert (result.frames_scored, result.verdict) == (scored, "no face")
 
 
-# What is written
+# Output files
 
 
-def test_it_writes_everything_about_every_file(detections: Path, inputs: Path) -> None:
+def test_all_outputs_are_written_for_every_file(detections: Path, inputs: Path) -> None:
     names = sorted(path.name for path in detections.iterdir() if not path.name.startswith("."))
     assert names == [
         *("index.html", "photo-marked.png", "photo.html", "photo.json", "results.csv"),
-        *("two people-2.html", "two people-2.json"),  # without a face there is nothing to mark
+        *("two people-2.html", "two people-2.json"),  # without a face: no marked copy
         *("two people-marked.mp4", "two people.html", "two people.json"),
     ]
     table = read_table(detections)
@@ -117,7 +117,7 @@ def test_it_writes_everything_about_every_file(detections: Path, inputs: Path) -
     assert table[str(inputs / "b/two people.mp4")]["verdict"] == "no face"
 
 
-def test_the_json_has_all_that_was_found(detections: Path, inputs: Path) -> None:
+def test_json_contains_all_results(detections: Path, inputs: Path) -> None:
     result = read(detections, "two people")
     assert result["file"] == str(inputs / "two people.mp4") and result["track"] == 2
     assert (result["frames_scored"], result["faces_judged"]) == (12, 2)
@@ -130,16 +130,14 @@ def test_the_json_has_all_that_was_found(detections: Path, inputs: Path) -> None
     assert (nobody["verdict"], nobody["p_fake"], nobody["tracks"]) == ("no face", None, [])
 
 
-def test_the_index_leads_to_every_report(detections: Path) -> None:
+def test_index_links_every_report(detections: Path) -> None:
     page = (detections / "index.html").read_text(encoding="utf-8")
     for name in ("two%20people.html", "two%20people-2.html", "photo.html"):
         assert f'href="{name}"' in page
     assert "torn.html" not in page and "torn.mp4" in page
 
 
-def test_the_marked_picture_is_the_picture_but_for_its_boxes(
-    detections: Path, inputs: Path
-) -> None:
+def test_marked_picture_differs_only_in_boxes(detections: Path, inputs: Path) -> None:
     original, marked = (
         cv2.imread(str(path)) for path in (inputs / "photo.jpg", detections / "photo-marked.png")
     )
@@ -152,17 +150,17 @@ def test_the_marked_picture_is_the_picture_but_for_its_boxes(
     assert np.array_equal(original[inside], marked[inside])
 
 
-def test_a_later_run_without_a_copy_leaves_no_old_copy(inputs: Path, tmp_path: Path) -> None:
+def test_later_run_without_copy_deletes_old_copy(inputs: Path, tmp_path: Path) -> None:
     for annotate in (True, False):
         run(inputs / "photo.jpg", detections_dir=tmp_path, annotate=annotate)
         assert (tmp_path / "photo-marked.png").exists() == annotate
 
 
-# At the shell, with the model that comes along
+# At the shell, with the included model
 
 
 def test_a_run_from_the_shell(inputs: Path, tmp_path: Path) -> None:
-    """In another folder: one line per file, no bars and nothing of a library's own words."""
+    """In another folder: one line per file, without progress bars or messages from libraries."""
     files = [inputs / "two people.mp4", inputs / "photo.jpg"]
     result = run_script(SCRIPT, *files, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
@@ -173,7 +171,7 @@ def test_a_run_from_the_shell(inputs: Path, tmp_path: Path) -> None:
     assert "\x1b" not in result.stdout
 
 
-def test_json_is_all_of_standard_output(inputs: Path, tmp_path: Path) -> None:
+def test_standard_output_contains_only_json(inputs: Path, tmp_path: Path) -> None:
     given = (inputs / "torn.mp4", inputs / "photo.jpg", "--json", "--no-annotate")
     result = run_script(SCRIPT, *given, cwd=tmp_path)
     failed, checked = json.loads(result.stdout)
@@ -182,10 +180,10 @@ def test_json_is_all_of_standard_output(inputs: Path, tmp_path: Path) -> None:
     assert_stops(result, "1 of 2 files", "torn.mp4")
 
 
-def test_each_json_item_is_there_as_soon_as_it_can_be(
+def test_each_json_item_is_printed_as_soon_as_it_is_ready(
     inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And the array is whole when the run is stopped."""
+    """The array is also complete when the run is stopped."""
     said = []
     real = detect.check_file
 
@@ -205,7 +203,7 @@ def test_each_json_item_is_there_as_soon_as_it_can_be(
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
-def test_quiet_prints_nothing_and_json_only_json(inputs: Path, tmp_path: Path, option: str) -> None:
+def test_quiet_prints_only_json(inputs: Path, tmp_path: Path, option: str) -> None:
     result = run_script(SCRIPT, inputs / "photo.jpg", "--quiet", option, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert len(json.loads(result.stdout or "[]")) == (option == "--json")
@@ -219,7 +217,7 @@ def test_nothing_to_check_names_a_command(tmp_path: Path) -> None:
     assert not (tmp_path / "detections").exists()
 
 
-def test_a_model_of_another_kind_is_named(inputs: Path, tmp_path: Path) -> None:
+def test_model_of_another_kind_is_rejected(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "words.onnx").write_text("no model")
     for name in ("words.onnx", "missing.onnx"):
         result = run_script(SCRIPT, inputs / "photo.jpg", "--model", name, cwd=tmp_path)
@@ -228,7 +226,7 @@ def test_a_model_of_another_kind_is_named(inputs: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "detections").exists()
 
 
-def test_a_detection_process_imports_nothing_of_the_training(inputs: Path, tmp_path: Path) -> None:
+def test_detection_imports_no_training_libraries(inputs: Path, tmp_path: Path) -> None:
     heavy = ("tensorflow", "keras", "pandas", "scipy", "sklearn", "matplotlib", "onnx", "h5py")
     program = (
         f"import importlib, pathlib, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
@@ -246,14 +244,14 @@ def test_a_detection_process_imports_nothing_of_the_training(inputs: Path, tmp_p
 
 @pytest.fixture(scope="module")
 def report(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of the model that comes along, made with a setting of its own."""
+    """Make a report with the included model and one changed setting."""
     folder = tmp_path_factory.mktemp("check")
     given = (inputs / "photo.jpg", "--no-annotate", "--least-overlap", "0.3")
     assert run_script(SCRIPT, *given, cwd=folder).returncode == 0
     return folder / "detections" / "photo.html"
 
 
-def test_a_report_is_right_about_its_file(report: Path, inputs: Path, tmp_path: Path) -> None:
+def test_correct_report_passes_the_check(report: Path, inputs: Path, tmp_path: Path) -> None:
     result = run_script(SCRIPT, "--check", report, inputs / "photo.jpg", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.count("same") == 4 and "not the same" not in result.stdout
@@ -269,7 +267,7 @@ def test_a_report_is_right_about_its_file(report: Path, inputs: Path, tmp_path: 
         ('"model_sha256": "', '"model_sha256": "0', "model"),
     ],
 )
-def test_a_report_that_was_changed_is_found_out(
+def test_changed_report_fails_the_check(
     report: Path, inputs: Path, tmp_path: Path, before: str, after: str, word: str
 ) -> None:
     text = report.read_text(encoding="utf-8")
@@ -279,7 +277,7 @@ def test_a_report_that_was_changed_is_found_out(
     assert_stops(run_script(SCRIPT, *given, cwd=tmp_path), "not the same", word)
 
 
-def test_another_file_is_not_that_of_the_report(report: Path, tmp_path: Path) -> None:
+def test_report_of_another_file_fails_the_check(report: Path, tmp_path: Path) -> None:
     (tmp_path / "other.png").write_bytes(encode(frame((100, 100))))
     result = run_script(SCRIPT, "--check", report, "other.png", cwd=tmp_path)
     assert_stops(result, "not the same", "file")
@@ -299,7 +297,9 @@ def test_another_file_is_not_that_of_the_report(report: Path, tmp_path: Path) ->
         '{"tracks": [{"faces": [1]}], "sha256": "", "settings": []}</script>',
     ],
 )
-def test_what_is_no_report_is_one_sentence(inputs: Path, tmp_path: Path, content: str) -> None:
+def test_other_files_are_not_accepted_as_reports(
+    inputs: Path, tmp_path: Path, content: str
+) -> None:
     (tmp_path / "page.html").write_text(content)
     with pytest.raises(ValueError, match=r"page\.html"):
         detect.main(detect.Settings((inputs / "photo.jpg",), check=tmp_path / "page.html"))

@@ -1,4 +1,4 @@
-"""08: the HTTP API, what a stranger cannot get at, and that nothing of a visitor stays."""
+"""Test 08: the HTTP API, protection from strangers, and the deletion of visitors' files."""
 
 import http.client
 import json
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A page that answers programs, too, and keeps uploads of 2 MB, 20 MB in all."""
+    """Start a page with the HTTP API, and limits of 2 MB per upload and 20 MB in total."""
     home = tmp_path_factory.mktemp("http")
     (home / "secret.txt").write_text(SECRET)
     options = ["--api", "--upload-limit", 2, "--kept-limit", 20]
@@ -54,7 +54,7 @@ def connect(server: Server) -> http.client.HTTPConnection:
 def ask(
     server: Server, target: str, method: str = "GET", body: str | bytes = b"", **headers: str
 ) -> Answer:
-    """Ask for a target exactly as it is written, which no browser would send like that."""
+    """Send a request with exactly this target, which a browser would change."""
     connection = connect(server)
     connection.request(method, target, body or None, headers)
     answer = connection.getresponse()
@@ -64,7 +64,7 @@ def ask(
 
 
 def wrap(name: str, content: bytes, field: str = "file") -> bytes:
-    """Make the body of a form with a file."""
+    """Return the body of a form with a file."""
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n'
     return f"{head}\r\n".encode() + content + f"\r\n--{BOUNDARY}--\r\n".encode()
 
@@ -86,12 +86,12 @@ def send_half(server: Server, name: str, content: bytes) -> http.client.HTTPConn
 
 
 def list_kept(server: Server) -> list[str]:
-    """List what the page keeps of its visitors."""
+    """List the visitors' files that the page keeps."""
     return sorted(path.name for path in server.folder.rglob("*") if path.name != "lock")
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    """Wait until something holds; a test that never ends is cut off by whoever runs it."""
+    """Wait until `done` returns True; the test runner limits the time."""
     while not done():
         time.sleep(0.1)
 
@@ -101,7 +101,7 @@ def is_idle(server: Server) -> bool:
 
 
 def find_phase(server: Server, job: str) -> str:
-    """Ask how far a job is, as its page does."""
+    """Request the phase of a job, as its page does."""
     (state,) = ask(server, "/jobs", "POST", json.dumps({"ids": [job]})).json["jobs"]
     return state["phase"]
 
@@ -109,7 +109,7 @@ def find_phase(server: Server, job: str) -> str:
 # --- Programs -------------------------------------------------------------------------------------
 
 
-def test_check_answers_what_06_prints_and_keeps_nothing(server: Server, tmp_path: Path) -> None:
+def test_check_answers_the_json_of_06_and_keeps_nothing(server: Server, tmp_path: Path) -> None:
     ran = run_script("06-detect-deepfake.py", FAKE, "--json", cwd=tmp_path)
     (expected,) = json.loads(ran.stdout)
     answer = send(server, FAKE.name, FAKE.read_bytes())
@@ -120,7 +120,7 @@ def test_check_answers_what_06_prints_and_keeps_nothing(server: Server, tmp_path
     assert list_kept(server) == []
 
 
-def test_two_clients_at_once_both_get_their_own_answer(server: Server) -> None:
+def test_two_clients_at_once_receive_their_own_answers(server: Server) -> None:
     sent = [REAL, FAKE, REAL, FAKE]
     with ThreadPoolExecutor(2) as clients:
         answers = list(clients.map(lambda clip: send(server, clip.name, clip.read_bytes()), sent))
@@ -138,7 +138,7 @@ def test_two_clients_at_once_both_get_their_own_answer(server: Server) -> None:
         b"\0\0\0\x20ftypisom" + bytes(99),
     ],
 )
-def test_what_is_not_media_gets_a_reason_and_advice(server: Server, content: bytes) -> None:
+def test_other_files_are_answered_with_reason_and_advice(server: Server, content: bytes) -> None:
     answer = send(server, "../../x.mp4", content)
     assert answer.status == 422
     assert answer.json["file"] == "x.mp4" and answer.json["verdict"] == "not checked"
@@ -147,7 +147,7 @@ def test_what_is_not_media_gets_a_reason_and_advice(server: Server, content: byt
     assert list_kept(server) == []
 
 
-def test_what_is_not_a_form_with_a_file_is_refused(server: Server) -> None:
+def test_request_without_a_file_is_refused(server: Server) -> None:
     kind = f"multipart/form-data; boundary={BOUNDARY}"
     assert (
         ask(server, "/check", "POST", wrap("a", b"a", "other"), **{"Content-Type": kind})[0] == 400
@@ -160,7 +160,7 @@ def test_what_is_not_a_form_with_a_file_is_refused(server: Server) -> None:
     assert list_kept(server) == []
 
 
-def test_too_large_an_upload_is_refused_whether_it_says_so_or_not(server: Server) -> None:
+def test_too_large_upload_is_refused_with_and_without_its_length(server: Server) -> None:
     large = bytes(2 * MB + 20_000)
     assert send(server, "large.mp4", large).status == 413
     connection = connect(server)
@@ -171,11 +171,11 @@ def test_too_large_an_upload_is_refused_whether_it_says_so_or_not(server: Server
         connection.request("POST", "/check", chunks, kind, encode_chunked=True)
         assert connection.getresponse().status == 413
     except (BrokenPipeError, ConnectionResetError):
-        pass  # refused while it was sent
+        pass  # refused during the upload
     assert list_kept(server) == [] and is_idle(server)
 
 
-def test_upload_that_is_broken_off_leaves_nothing(server: Server) -> None:
+def test_aborted_upload_leaves_nothing(server: Server) -> None:
     halves = [send_half(server, "half.mp4", bytes(MB)) for _ in range(3)]
     time.sleep(0.5)
     for half in halves:
@@ -184,7 +184,7 @@ def test_upload_that_is_broken_off_leaves_nothing(server: Server) -> None:
     assert list_kept(server) == [] and is_idle(server)
 
 
-def test_client_that_leaves_ends_its_check(server: Server, tmp_path: Path) -> None:
+def test_disconnected_client_cancels_its_check(server: Server, tmp_path: Path) -> None:
     endless = write_endless_video(tmp_path / "endless.mp4").read_bytes()
     connection = connect(server)
     kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -195,7 +195,7 @@ def test_client_that_leaves_ends_its_check(server: Server, tmp_path: Path) -> No
     assert is_idle(server)
 
 
-def test_uploads_together_have_a_limit(server: Server) -> None:
+def test_total_size_of_uploads_is_limited(server: Server) -> None:
     halves = [send_half(server, "half.mp4", bytes(1_990_000)) for _ in range(10)]
     wait_until(lambda: send(server, REAL.name, REAL.read_bytes()).status == 503)
     for half in halves:
@@ -203,7 +203,7 @@ def test_uploads_together_have_a_limit(server: Server) -> None:
     wait_until(lambda: send(server, REAL.name, REAL.read_bytes()).status == 200)
 
 
-def test_description_names_every_address_and_what_comes_back(server: Server) -> None:
+def test_openapi_describes_every_address_and_answer(server: Server) -> None:
     described = ask(server, "/openapi.json").json
     assert set(described["paths"]) == {"/check", "/health", "/version"}
     version = ask(server, "/version").json
@@ -217,7 +217,7 @@ def test_description_names_every_address_and_what_comes_back(server: Server) -> 
         assert set(schema["properties"]) <= set(got)
 
 
-def test_programs_are_not_answered_unless_asked_for(tmp_path: Path) -> None:
+def test_api_is_off_by_default(tmp_path: Path) -> None:
     with open_page(tmp_path) as server:
         assert send(server, REAL.name, REAL.read_bytes()).status == 404
         assert ask(server, "/openapi.json").status == ask(server, "/version").status == 404
@@ -226,7 +226,7 @@ def test_programs_are_not_answered_unless_asked_for(tmp_path: Path) -> None:
 
 def test_other_computers_need_the_token(tmp_path: Path) -> None:
     with open_page(tmp_path, "--api", "--host", "0.0.0.0") as shown:
-        assert len(shown.token) >= 16  # nobody can guess it
+        assert len(shown.token) >= 16  # cannot be guessed
         server = shown._replace(address=shown.address.replace("0.0.0.0", "127.0.0.1"))
         for target in ("/", "/version", "/static/page.js", "/?token=wrong", "/card"):
             assert ask(server, target).status == 401, target
@@ -248,10 +248,10 @@ def test_token_may_come_from_the_environment(tmp_path: Path) -> None:
         assert ask(server, "/version", Authorization="Bearer of my own").status == 200
 
 
-# --- What a stranger cannot get at ----------------------------------------------------------------
+# --- Protection from strangers --------------------------------------------------------------------
 
 
-def test_no_file_of_the_disk_is_served(server: Server) -> None:
+def test_files_on_the_disk_are_not_served(server: Server) -> None:
     secret, up = str(server.folder.parents[1] / "secret.txt"), "../" * 12
     planted = server.folder / "planted"
     planted.mkdir()
@@ -277,13 +277,13 @@ def test_no_file_of_the_disk_is_served(server: Server) -> None:
 @pytest.mark.parametrize(
     "question", [b"", b"[]", b"null", b"{", b"[" * 99_000, b'{"ids": 5}', b'{"ids": [[], {}, 1]}']
 )
-def test_odd_questions_get_an_answer(server: Server, question: bytes) -> None:
+def test_invalid_requests_are_answered(server: Server, question: bytes) -> None:
     for target in ("/jobs", "/jobs/left", "/examples"):
         assert ask(server, target, "POST", question).status in (200, 204, 400, 404)
     assert ask(server, "/jobs", "POST", b" " * 200_000).status == 413
 
 
-def test_only_this_computer_s_own_page_is_answered(server: Server) -> None:
+def test_requests_from_other_sites_are_refused(server: Server) -> None:
     port = server.address.rsplit(":", 1)[1]
     for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "", "[::1]"):
         assert ask(server, "/", Host=host).status in (400, 404), host
@@ -297,7 +297,7 @@ def test_only_this_computer_s_own_page_is_answered(server: Server) -> None:
         assert b" 200 " not in connection.recv(100)
 
 
-def test_every_answer_keeps_the_browser_here(server: Server) -> None:
+def test_every_answer_restricts_the_browser_to_this_server(server: Server) -> None:
     job = send(server, REAL.name, REAL.read_bytes(), "/files").json["id"]
     results = [f"/results/{job}/{name}" for name in ("article.html", "report.html", "marked.mp4")]
     wait_until(lambda: is_idle(server))
@@ -314,7 +314,7 @@ def test_every_answer_keeps_the_browser_here(server: Server) -> None:
     assert ask(server, results[1]).status == 404
 
 
-def test_a_proxy_of_the_environment_sees_nothing(tmp_path: Path) -> None:
+def test_proxy_in_the_environment_is_not_used(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         proxy.settimeout(0.1)
         address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
@@ -325,10 +325,10 @@ def test_a_proxy_of_the_environment_sees_nothing(tmp_path: Path) -> None:
             proxy.accept()
 
 
-# --- Nothing stays --------------------------------------------------------------------------------
+# --- Deletion -------------------------------------------------------------------------------------
 
 
-def test_results_go_after_their_time_though_files_vanish_meanwhile(tmp_path: Path) -> None:
+def test_old_results_are_deleted_even_if_files_vanish_meanwhile(tmp_path: Path) -> None:
     with open_page(tmp_path, "--api", "--keep-minutes", 0.02) as server:
         stray = [server.folder / "stray.bin", server.folder / "stray" / "deep.bin"]
         stray[1].parent.mkdir()
@@ -339,7 +339,7 @@ def test_results_go_after_their_time_though_files_vanish_meanwhile(tmp_path: Pat
         job = send(server, REAL.name, REAL.read_bytes(), "/files").json["id"]
         stop = threading.Event()
 
-        def churn() -> None:  # as an upload that ends at the wrong moment
+        def churn() -> None:  # like an upload that ends at the wrong moment
             while not stop.is_set():
                 (server.folder / "vanishing").write_bytes(b"1")
                 (server.folder / "vanishing").unlink(missing_ok=True)
@@ -354,7 +354,7 @@ def test_results_go_after_their_time_though_files_vanish_meanwhile(tmp_path: Pat
         wait_until(lambda: list_kept(server) == [])
 
 
-def test_a_start_clears_what_a_killed_page_left_and_nothing_else(tmp_path: Path) -> None:
+def test_start_deletes_only_the_files_of_killed_pages(tmp_path: Path) -> None:
     with open_page(tmp_path / "home") as killed, open_page(tmp_path / "home") as alive:
         (killed.folder / "visitor").mkdir()
         (killed.folder / "visitor" / "upload").write_text(SECRET)
@@ -368,7 +368,7 @@ def test_a_start_clears_what_a_killed_page_left_and_nothing_else(tmp_path: Path)
         assert ask(alive, "/health").status == 200
 
 
-def test_page_that_is_stopped_at_work_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+def test_page_stopped_during_a_check_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     endless = write_endless_video(tmp_path / "endless.mp4").read_bytes()
     with open_page(tmp_path / "home") as server:
         for _ in range(3):
@@ -381,7 +381,7 @@ def test_page_that_is_stopped_at_work_ends_at_once_and_leaves_nothing(tmp_path: 
 # --- The start ------------------------------------------------------------------------------------
 
 
-def test_a_taken_port_is_said_with_the_option_for_another(tmp_path: Path) -> None:
+def test_port_in_use_is_reported_with_the_option(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ran = run_script("08-web-page.py", "--no-open-browser", "--port", port, cwd=tmp_path)
@@ -389,12 +389,12 @@ def test_a_taken_port_is_said_with_the_option_for_another(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("option", ["--port=99999", "--port=-5", "--keep-minutes=0", "--host=a b"])
-def test_a_setting_out_of_range_is_named(tmp_path: Path, option: str) -> None:
+def test_setting_out_of_range_is_rejected(tmp_path: Path, option: str) -> None:
     ran = run_script("08-web-page.py", "--no-open-browser", option, cwd=tmp_path)
     assert_stops(ran, option.split("=")[0])
 
 
-def test_a_model_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
+def test_unusable_model_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_text("no model")
     for model in ("bad.onnx", "missing.onnx"):
         options = ["--no-open-browser", "--port", 0, "--model", model]
@@ -402,7 +402,7 @@ def test_a_model_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
     assert not list((tmp_path).glob("deepfake-page-*"))
 
 
-def test_a_practice_model_is_marked_and_one_that_was_not_measured(tmp_path: Path) -> None:
+def test_practice_models_and_unmeasured_models_are_marked(tmp_path: Path) -> None:
     model = onnx.load(ROOT / "weights" / "deepfake-detector.onnx")
     for entry in model.metadata_props:
         if entry.key == "training":
@@ -417,7 +417,7 @@ def test_a_practice_model_is_marked_and_one_that_was_not_measured(tmp_path: Path
 
 
 @pytest.mark.parametrize("after", [0.3, 1.0, 2.0])
-def test_ctrl_c_at_any_moment_of_the_start_has_one_line(tmp_path: Path, after: float) -> None:
+def test_ctrl_c_during_the_start_prints_one_line(tmp_path: Path, after: float) -> None:
     command = [sys.executable, ROOT / "08-web-page.py", "--no-open-browser", "--port", "0"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(
@@ -426,7 +426,7 @@ def test_ctrl_c_at_any_moment_of_the_start_has_one_line(tmp_path: Path, after: f
         time.sleep(after)
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
-    assert process.returncode in (130, -signal.SIGINT)  # the latter before its first line
+    assert process.returncode in (130, -signal.SIGINT)  # SIGINT: before its first line
     assert "Traceback" not in said
     assert not list(tmp_path.glob("deepfake-page-*"))
 
@@ -440,7 +440,7 @@ def read_blocks(language: str) -> list[str]:
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="There is no curl.")
-def test_curl_of_the_docs_works(tmp_path: Path) -> None:
+def test_curl_examples_in_docs_work(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(REAL.read_bytes())
     first, with_token = read_blocks("bash")
     with open_page(tmp_path, "--api") as server:
@@ -472,7 +472,7 @@ def run_shell(
     )
 
 
-def test_python_of_the_docs_works(
+def test_python_examples_in_docs_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

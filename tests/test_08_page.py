@@ -1,4 +1,4 @@
-"""08: what a visitor sees and does, in a real browser."""
+"""Test the page of 08 in a real browser."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from pages import FAKE, REAL, Server, clips, open_page, write_endless_video  # n
 from playwright.sync_api import Browser, Page, Request, Route, sync_playwright
 
 CHROMIUM = shutil.which("chromium")  # Debian's, which plays H.264; Playwright's own does not
-PATIENCE = 600_000  # ms; no test is to fail because a machine is slow
+PATIENCE = 600_000  # ms; a slow machine must not fail a test
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 pytestmark = pytest.mark.skipif(
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The page of the shipped model, whose uploads may have 2 MB."""
+    """Start a page with the included model and an upload limit of 2 MB."""
     with open_page(tmp_path_factory.mktemp("page"), "--upload-limit", 2) as server:
         yield server
 
@@ -47,9 +47,9 @@ def torn(tmp_path: Path) -> Path:
 
 
 def visit(browser: Browser, server: Server, **options: object) -> Page:
-    """Open the page in a browser that reaches nothing else.
+    """Open the page in a browser that cannot reach other servers.
 
-    `page.asked` has what it asked of others, `page.faults` the errors of its scripts.
+    `page.asked` lists its requests to other servers, `page.faults` the errors of its scripts.
     """
     context = browser.new_context(**options)
     context.set_default_timeout(PATIENCE)
@@ -71,7 +71,7 @@ def visit(browser: Browser, server: Server, **options: object) -> Page:
 
 
 def leave(page: Page) -> None:
-    """Close the tab; it has asked nothing of other machines, and its scripts made no error."""
+    """Close the tab, and check for requests to other servers and for script errors."""
     assert page.asked == [] and page.faults == []
     page.context.close()
 
@@ -81,7 +81,7 @@ def drop(page: Page, *paths: Path) -> None:
 
 
 def find_row(page: Page, name: str, verdict: str = "") -> object:
-    """Find the row of a file, once it has a verdict."""
+    """Return the row of a file when it has a verdict."""
     row = page.locator("#results tbody tr").filter(has=page.locator(".open", has_text=name))
     if verdict:
         row.locator("b").filter(has_text=re.compile(verdict)).wait_for()
@@ -96,7 +96,7 @@ def wait_for_report(page: Page) -> str:
 # One file
 
 
-def test_verdict_comes_first_then_a_marked_copy_that_a_click_jumps_in(
+def test_verdict_comes_first_then_a_marked_copy_with_clickable_moments(
     browser: Browser, server: Server, tmp_path: Path
 ) -> None:
     page = visit(browser, server)
@@ -117,7 +117,7 @@ def test_verdict_comes_first_then_a_marked_copy_that_a_click_jumps_in(
     assert pictures and all(one.evaluate("one => one.naturalWidth") for one in pictures)
     assert str(server.folder) not in page.content() and str(Path.home()) not in page.content()
 
-    # The report is one file that opens offline, and does what it does on the page.
+    # The report is one file that works offline as it does on the page.
     with page.expect_download() as download:
         page.get_by_role("link", name="Save the report").click()
     assert download.value.suggested_filename == f"{FAKE.stem}.html"
@@ -139,7 +139,7 @@ def test_verdict_comes_first_then_a_marked_copy_that_a_click_jumps_in(
 
 
 @pytest.mark.parametrize(("button", "verdict"), [("real", "likely real"), ("fake", "likely fake")])
-def test_an_example_is_called_rightly_by_keyboard_alone(
+def test_examples_work_with_the_keyboard_alone(
     browser: Browser, server: Server, button: str, verdict: str
 ) -> None:
     page = visit(browser, server)
@@ -149,12 +149,12 @@ def test_an_example_is_called_rightly_by_keyboard_alone(
             break
     page.keyboard.press("Enter")
     assert verdict in wait_for_report(page).lower()
-    page.wait_for_function("document.activeElement.matches('#answer h1')")  # reading goes on there
-    assert page.locator("#said").inner_text() != ""  # and a screen reader has heard it
+    page.wait_for_function("document.activeElement.matches('#answer h1')")  # for a screen reader
+    assert page.locator("#said").inner_text() != ""  # and has announced the verdict
     leave(page)
 
 
-def test_progress_has_names_and_never_passes_all(browser: Browser, server: Server) -> None:
+def test_progress_names_phases_and_never_exceeds_total(browser: Browser, server: Server) -> None:
     page = visit(browser, server)
     page.evaluate(
         """() => {
@@ -168,7 +168,7 @@ def test_progress_has_names_and_never_passes_all(browser: Browser, server: Serve
     page.locator("#answer video").wait_for()
     seen = page.evaluate("[...window.seen].join('\\n')")
     assert "Looking for faces" in seen and "Drawing the marked copy" in seen
-    assert re.search(r"likely real\s+Drawing the marked copy", seen)  # the verdict does not wait
+    assert re.search(r"likely real\s+Drawing the marked copy", seen)  # the verdict comes first
     assert all(int(share) <= 100 for share in re.findall(r"(\d+) %", seen))
     leave(page)
 
@@ -176,7 +176,7 @@ def test_progress_has_names_and_never_passes_all(browser: Browser, server: Serve
 # Several files
 
 
-def test_files_have_a_table_that_outlives_a_reload_and_opens_each_report(
+def test_table_of_files_survives_a_reload_and_opens_each_report(
     browser: Browser, server: Server, torn: Path
 ) -> None:
     page = visit(browser, server)
@@ -191,7 +191,7 @@ def test_files_have_a_table_that_outlives_a_reload_and_opens_each_report(
     page.get_by_role("button", name=torn.name, exact=True).click()
     card = page.locator("#answer .problem")
     card.wait_for()
-    assert torn.name in card.inner_text() and card.locator("p").count() == 2  # why, and what to do
+    assert torn.name in card.inner_text() and card.locator("p").count() == 2  # reason and advice
 
     page.reload()
     page.locator("#results tbody tr").nth(2).wait_for()
@@ -205,7 +205,7 @@ def test_files_have_a_table_that_outlives_a_reload_and_opens_each_report(
     leave(page)
 
 
-def test_files_that_are_dropped_all_get_a_row(browser: Browser, server: Server) -> None:
+def test_every_dropped_file_has_a_row(browser: Browser, server: Server) -> None:
     page = visit(browser, server)
     page.evaluate(
         """() => {
@@ -221,7 +221,7 @@ def test_files_that_are_dropped_all_get_a_row(browser: Browser, server: Server) 
     leave(page)
 
 
-def test_a_folder_is_checked_without_what_is_not_media(
+def test_other_files_in_a_folder_are_skipped(
     browser: Browser, server: Server, tmp_path: Path
 ) -> None:
     folder = tmp_path / "clips"
@@ -238,9 +238,7 @@ def test_a_folder_is_checked_without_what_is_not_media(
     leave(page)
 
 
-def test_old_report_leaves_when_a_new_file_comes(
-    browser: Browser, server: Server, torn: Path
-) -> None:
+def test_new_file_hides_the_old_report(browser: Browser, server: Server, torn: Path) -> None:
     page = visit(browser, server)
     drop(page, torn)
     page.locator("#answer .problem").wait_for()
@@ -251,7 +249,7 @@ def test_old_report_leaves_when_a_new_file_comes(
     leave(page)
 
 
-def test_x_cancels_a_second_tab_is_told_its_place_and_a_closed_tab_ends_its_work(
+def test_x_cancels_second_tab_shows_its_place_and_closed_tab_cancels(
     browser: Browser, server: Server, tmp_path: Path
 ) -> None:
     endless = write_endless_video(tmp_path / "endless.mp4")
@@ -264,7 +262,7 @@ def test_x_cancels_a_second_tab_is_told_its_place_and_a_closed_tab_ends_its_work
     first.get_by_role("button", name="Cancel endless.mp4").click()
     assert first.locator("#results").is_hidden()
     second.get_by_text("Looking for faces").wait_for()
-    leave(second)  # the tab is closed, and what it waited for is cancelled
+    leave(second)  # closing the tab cancels its checks
     drop(first, REAL)
     assert REAL.name in wait_for_report(first)
     first.get_by_role("link", name="Save the report").wait_for()
@@ -272,10 +270,10 @@ def test_x_cancels_a_second_tab_is_told_its_place_and_a_closed_tab_ends_its_work
     leave(first)
 
 
-# What cannot be checked
+# Files that cannot be checked
 
 
-def test_too_large_a_file_gets_a_card_and_is_not_sent(
+def test_too_large_file_is_reported_and_not_sent(
     browser: Browser, server: Server, tmp_path: Path
 ) -> None:
     large = tmp_path / "large.mp4"
@@ -292,7 +290,7 @@ def test_too_large_a_file_gets_a_card_and_is_not_sent(
 @pytest.mark.parametrize(
     "name", [".png", "..png", "<img src=x onerror=alert(1)>.mp4", "a\u202egnp.mp4", "it's.mp4"]
 )
-def test_a_strange_name_is_shown_as_it_is(
+def test_strange_name_is_shown_as_text(
     browser: Browser, server: Server, tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / name
@@ -301,13 +299,11 @@ def test_a_strange_name_is_shown_as_it_is(
     drop(page, path)
     card = page.locator("#answer .problem")
     card.wait_for()
-    assert name.replace("\u202e", "_") in card.inner_text()  # it would turn what follows
+    assert name.replace("\u202e", "_") in card.inner_text()  # it would reverse the text after it
     leave(page)
 
 
-def test_a_page_that_has_ended_is_said_to_have_ended(
-    browser: Browser, tmp_path: Path, torn: Path
-) -> None:
+def test_stopped_server_is_reported(browser: Browser, tmp_path: Path, torn: Path) -> None:
     with open_page(tmp_path) as server:
         page = visit(browser, server)
         drop(page, write_endless_video(tmp_path / "endless.mp4"))
@@ -316,11 +312,11 @@ def test_a_page_that_has_ended_is_said_to_have_ended(
     page.context.close()
 
 
-# For everybody
+# Accessibility, phones and print
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_in_any_state(
+def test_axe_finds_no_faults_in_any_state(
     browser: Browser, server: Server, torn: Path, tmp_path: Path, scheme: str
 ) -> None:
     page = visit(browser, server, color_scheme=scheme, reduced_motion="reduce")
@@ -347,7 +343,7 @@ def test_axe_finds_nothing_in_any_state(
     page.context.close()
 
 
-def test_it_fits_a_phone(browser: Browser, server: Server, torn: Path) -> None:
+def test_page_fits_a_phone(browser: Browser, server: Server, torn: Path) -> None:
     page = visit(browser, server, **PHONE)
     drop(page, torn, FAKE)
     find_row(page, FAKE.name, "likely fake")
@@ -366,7 +362,7 @@ def test_it_fits_a_phone(browser: Browser, server: Server, torn: Path) -> None:
     leave(page)
 
 
-def test_paper_has_the_report_and_no_buttons(browser: Browser, server: Server) -> None:
+def test_print_shows_the_report_without_buttons(browser: Browser, server: Server) -> None:
     page = visit(browser, server)
     drop(page, FAKE)
     page.locator("#answer video").wait_for()
@@ -377,7 +373,7 @@ def test_paper_has_the_report_and_no_buttons(browser: Browser, server: Server) -
     leave(page)
 
 
-def test_the_picture_of_the_readme_shows_today_s_numbers() -> None:
+def test_picture_in_readme_shows_current_numbers() -> None:
     command = [sys.executable, "img/make-pictures.py", "--check"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

@@ -1,4 +1,4 @@
-"""Kinds of files that people bring, each made by the test, with the right answer."""
+"""Test files of many kinds, each made by the test, with the correct verdict."""
 
 import io
 import os
@@ -23,7 +23,7 @@ SMALL = (260, 250)  # size of the frames of long videos, about as large as a por
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    """With the stand-in model, to which mirrored portraits are fake."""
+    """Load a detector with the stand-in model, which scores mirrored portraits as fake."""
     made = Detector()
     made.model = StandIn()
     return made
@@ -34,7 +34,7 @@ def shipped() -> Detector:
     return Detector()
 
 
-# The kind of a file is that of its content
+# The content determines the kind of a file
 
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "AVIF", "BMP")
@@ -45,7 +45,7 @@ NAMES = ("photo.mp4", "photo", "photo.txt")
     ("form", "name"),
     [*((form, "photo.jfif") for form in FORMATS), *(("AVIF", name) for name in NAMES)],
 )
-def test_a_picture_is_a_picture_whatever_its_name(
+def test_picture_is_recognised_by_content_not_name(
     shipped: Detector, tmp_path: Path, form: str, name: str
 ) -> None:
     image = PIL.Image.fromarray(cv2.cvtColor(frame(PERSON, side=320), cv2.COLOR_BGR2RGB))
@@ -55,7 +55,7 @@ def test_a_picture_is_a_picture_whatever_its_name(
     assert result.p_fake < 0.1 and len(result.faces) == 1
 
 
-def test_of_a_moving_gif_the_rest_is_said_not_to_be_looked_at(detector: Detector) -> None:
+def test_animated_gif_has_a_note_about_unchecked_frames(detector: Detector) -> None:
     data = io.BytesIO()
     pictures = [PIL.Image.fromarray(frame((at, 100))[..., ::-1]) for at in (100, 200, 300)]
     pictures[0].save(data, "GIF", save_all=True, append_images=pictures[1:])
@@ -63,16 +63,16 @@ def test_of_a_moving_gif_the_rest_is_said_not_to_be_looked_at(detector: Detector
     assert result.kind == "picture" and "3 pictures" in " ".join(result.notes)
 
 
-def test_a_video_is_a_video_without_a_suffix(detector: Detector, tmp_path: Path) -> None:
+def test_video_without_suffix_is_recognised(detector: Detector, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", [frame(PERSON)] * 8)
     assert detector.check(clip.rename(tmp_path / "upload")).kind == "video"
 
 
-# Times are seconds
+# Times are in seconds
 
 
 @pytest.mark.parametrize("step", [2.0, 5.0])
-def test_a_slow_video_is_one_track_and_its_copy_lasts_as_long(
+def test_slow_video_is_one_track_and_its_copy_has_equal_length(
     detector: Detector, tmp_path: Path, step: float
 ) -> None:
     clip = write_clip(tmp_path / "slow.mp4", [frame(PERSON)] * 12, step)
@@ -83,8 +83,8 @@ def test_a_slow_video_is_one_track_and_its_copy_lasts_as_long(
     assert list_times(tmp_path / "marked.mp4") == pytest.approx([step * at for at in range(12)])
 
 
-def test_a_rate_that_changes_keeps_everybody_s_track(detector: Detector, tmp_path: Path) -> None:
-    """As in screen recordings and video calls: ten frames a second, then one in 1.5 s."""
+def test_changing_frame_rate_keeps_all_tracks(detector: Detector, tmp_path: Path) -> None:
+    """As in screen recordings and video calls: ten frames per second, then one per 1.5 s."""
     times = [*np.arange(0, 4, 0.1), *np.arange(4, 22, 1.5)]
     places = [((20 + round(6 * time), 5), (395, 5, True)) for time in times]
     people = [frame(*place, size=(640, 250)) for place in places]
@@ -100,11 +100,11 @@ def list_times(path: Path) -> list[float]:
         return [one.time for one in container.decode(video=0)]
 
 
-# A part, a shot, a group
+# Parts, shots and groups
 
 
 @pytest.mark.parametrize(("start", "length"), [(19.5, 2.5), (0.0, 3.0), (27.0, 2.5)])
-def test_a_part_of_a_long_real_video_is_found(
+def test_fake_part_of_long_real_video_is_found(
     detector: Detector, tmp_path: Path, start: float, length: float
 ) -> None:
     fake = [start <= at / 10 < start + length for at in range(295)]
@@ -125,14 +125,14 @@ def test_a_shorter_part_is_never_likely_real(
 
 
 def test_short_shots_are_decided(detector: Detector, tmp_path: Path) -> None:
-    """Shots of 1.5 s, of one person here and another there, as in films."""
+    """As in films, shots of 1.5 s show different people at different positions."""
     places = [(20, 100), (380, 220, True), (200, 20)]
     shots = [frame(place) for place in places for _ in range(15)]
     result = detector.check(write_clip(tmp_path / "film.mp4", shots * 2, 0.1))
     assert result.verdict == "likely fake" and result.faces_judged == len(result.tracks) == 6
 
 
-def test_of_a_group_all_faces_are_judged_and_one_fake_is_found(detector: Detector) -> None:
+def test_one_fake_in_a_group_is_found_and_all_faces_are_judged(detector: Detector) -> None:
     places = [(20 + 260 * (at % 3), 20 + 260 * (at // 3)) for at in range(6)]
     real = detector.check(frame(*places, size=(820, 560)))
     assert (real.verdict, len(real.tracks)) == ("likely real", 6)
@@ -146,7 +146,7 @@ def test_of_a_group_all_faces_are_judged_and_one_fake_is_found(detector: Detecto
 
 
 @pytest.mark.parametrize("turn", [cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180])
-def test_a_turned_video_is_looked_at_upright(detector: Detector, tmp_path: Path, turn: int) -> None:
+def test_rotated_video_is_checked_upright(detector: Detector, tmp_path: Path, turn: int) -> None:
     shot = [cv2.rotate(frame((100 + 10 * at, 100)), turn) for at in range(8)]
     result = detector.check(write_clip(tmp_path / "turned.mp4", shot))
     assert result.verdict == "likely real" and "rotating" in " ".join(result.notes)
@@ -179,7 +179,7 @@ def test_faces_in_the_second_stream_are_found(detector: Detector, tmp_path: Path
     detector.write_marked_copy(result, tmp_path / "marked.mp4")
     with av.open(str(tmp_path / "marked.mp4")) as container:
         first = next(container.decode(video=0)).to_ndarray(format="bgr24")
-    assert np.abs(first[110:330, 210:430].astype(int) - 90).mean() > 20  # not the grey one
+    assert np.abs(first[110:330, 210:430].astype(int) - 90).mean() > 20  # not the grey stream
 
 
 # HDR
@@ -207,16 +207,16 @@ def test_an_hdr_video_is_undecided_with_the_reason(
     assert "HDR" in " ".join(result.notes)
 
 
-# What is missing
+# Missing content
 
 
 @pytest.mark.parametrize(("kept", "verdict"), [(0.3, "undecided"), (0.9, "likely real")])
-def test_a_video_that_was_cut_off_says_so(
+def test_truncated_video_has_a_note(
     detector: Detector, tmp_path: Path, kept: float, verdict: str
 ) -> None:
     noise = np.random.default_rng(0)
     shots = [frame(PERSON) for _ in range(60)]
-    for shot in shots:  # of some size, for the cut to be in the pictures
+    for shot in shots:  # large enough that the cut is inside the frames
         shot[:60] = noise.integers(0, 255, (60, *shot.shape[1:]))
     clip = write_clip(tmp_path / "whole.mp4", shots, 0.25)
     assert detector.check(clip).notes == ()
@@ -228,7 +228,7 @@ def test_a_video_that_was_cut_off_says_so(
 # Limits
 
 
-def test_a_frame_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
+def test_frame_with_too_many_pixels_is_rejected(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "large.mp4", [frame(PERSON)] * 6)
     limited = Detector(settings=DetectionSettings(most_pixels=640 * 480 - 1))
     with pytest.raises(ValueError, match="pixels"):
@@ -236,7 +236,7 @@ def test_a_frame_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited as on Linux")
-def test_large_frames_take_no_more_memory_at_once(tmp_path: Path) -> None:
+def test_large_frames_are_checked_in_limited_memory(tmp_path: Path) -> None:
     """Twelve frames of 9 million pixels, 27 MB each; one at a time, the peak is about 410 MB."""
     big = cv2.resize(frame(PERSON), (3600, 2500), interpolation=cv2.INTER_NEAREST)
     clip = write_clip(tmp_path / "big.avi", [big] * 12, 0.5, codec="mjpeg")

@@ -1,4 +1,4 @@
-"""The Python interface: any source, any thread, one error per kind of failure, nothing printed."""
+"""Test the Python interface: any source, any thread, one exception type per kind of failure."""
 
 import base64
 import hashlib
@@ -49,14 +49,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def strip(result: Result) -> dict:
-    """What must be the same of the same content, however it is given."""
+    """Return the values of a result that must not depend on the form of the source."""
     return result.to_dict() | {"date": None, "file": None}
 
 
 # Sources
 
 
-def test_a_result_is_the_same_however_the_file_is_given(detector: Detector, clip: Path) -> None:
+def test_result_is_equal_for_path_bytes_and_file(detector: Detector, clip: Path) -> None:
     result = detector.check(clip)
     assert (result.kind, result.verdict, result.frames_scored) == ("video", "likely fake", 12)
     assert (
@@ -80,7 +80,7 @@ def test_pictures_and_frames_can_be_arrays(detector: Detector) -> None:
     assert frames.tracks[0].faces[0].p_fake == result.tracks[0].faces[0].p_fake
 
 
-def test_the_json_has_plain_values_only(detector: Detector, clip: Path) -> None:
+def test_json_contains_only_plain_values(detector: Detector, clip: Path) -> None:
     import json
 
     result = detector.check(clip)
@@ -100,7 +100,7 @@ def test_the_json_has_plain_values_only(detector: Detector, clip: Path) -> None:
         np.zeros((0, 4, 3), np.uint8),
     ],
 )
-def test_arrays_of_odd_shapes_and_types_are_refused(detector: Detector, image: np.ndarray) -> None:
+def test_arrays_of_wrong_shape_or_type_are_rejected(detector: Detector, image: np.ndarray) -> None:
     for source in (image, [(0.0, TWO), (0.5, image)]):
         with pytest.raises(SourceUnreadableError, match="uint8"):
             detector.check(source)
@@ -110,7 +110,7 @@ def test_arrays_of_odd_shapes_and_types_are_refused(detector: Detector, image: n
     "frames",
     [[], [TWO], [(0.0, TWO), (0.0, TWO)], [(float("nan"), TWO)], [(0.0, "no frame")], ["ab"]],
 )
-def test_frames_need_times_that_rise(detector: Detector, frames: list) -> None:
+def test_frames_need_rising_times(detector: Detector, frames: list) -> None:
     with pytest.raises(SourceUnreadableError):
         detector.check(frames)
 
@@ -119,7 +119,7 @@ def test_frames_need_times_that_rise(detector: Detector, frames: list) -> None:
 def test_small_and_narrow_pictures_have_no_face(detector: Detector, size: tuple[int, int]) -> None:
     result = detector.check(np.full((*size, 3), 90, np.uint8))
     assert (result.verdict, result.p_fake, result.track) == ("no face", None, None)
-    assert "180" in result.reason  # says what was tried
+    assert "180" in result.reason  # names the rotations that were tried
 
 
 # Failures
@@ -138,7 +138,7 @@ def test_small_and_narrow_pictures_have_no_face(detector: Detector, size: tuple[
         (lambda folder: Path("/dev/null"), SourceUnreadableError),
     ],
 )
-def test_each_kind_of_failure_has_a_type(
+def test_each_kind_of_failure_has_its_exception(
     detector: Detector, tmp_path: Path, make: callable, kind: type
 ) -> None:
     with pytest.raises(DetectionError) as caught:
@@ -147,7 +147,7 @@ def test_each_kind_of_failure_has_a_type(
     assert isinstance(caught.value, ValueError | OSError) and str(caught.value)
 
 
-def test_too_many_pixels_are_refused() -> None:
+def test_too_many_pixels_are_rejected() -> None:
     small = Detector(settings=DetectionSettings(most_pixels=640 * 480 - 1))
     for source in (encode(TWO), encode(TWO, ".jpg")):
         with pytest.raises(SourceTooLargeError):
@@ -155,7 +155,7 @@ def test_too_many_pixels_are_refused() -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"no model", b""])
-def test_a_model_that_cannot_be_used_is_one_error(tmp_path: Path, content: bytes | None) -> None:
+def test_unusable_model_raises_model_error(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "other.onnx"
     if content is not None:
         path.write_bytes(content)
@@ -169,7 +169,7 @@ def test_settings_out_of_range_name_the_option(bad: dict) -> None:
         Detector(settings=DetectionSettings(**bad))
 
 
-def test_one_source_that_fails_costs_no_other(detector: Detector, clip: Path) -> None:
+def test_failed_source_does_not_stop_the_others(detector: Detector, clip: Path) -> None:
     sources = [clip, clip.with_name("missing.mp4"), b"junk", TWO]
     results = list(detector.check_all(sources))
     assert [type(one) for one in results] == [Result, Failure, Failure, Result]
@@ -177,7 +177,7 @@ def test_one_source_that_fails_costs_no_other(detector: Detector, clip: Path) ->
     assert results[1].name == str(sources[1]) and results[1].to_dict()["reason"]
 
 
-def test_an_error_of_a_library_is_an_error_of_the_source(
+def test_library_error_becomes_detection_error(
     detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for error, kind in (
@@ -193,11 +193,11 @@ def test_an_error_of_a_library_is_an_error_of_the_source(
             detector.check(TWO)
 
 
-# What was hashed is what was scored
+# The hashed bytes are the scored bytes
 
 
 @pytest.mark.parametrize("how", ["replace", "append"])
-def test_a_file_that_changes_while_it_is_read_is_refused(
+def test_file_changed_during_the_check_is_rejected(
     detector: Detector, clip: Path, tmp_path: Path, how: str
 ) -> None:
     path = Path(shutil.copy(clip, tmp_path / "changes.mp4"))
@@ -214,7 +214,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         detector.check(path, progress=change)
 
 
-def test_a_marked_copy_is_of_the_file_that_was_checked(detector: Detector, tmp_path: Path) -> None:
+def test_marked_copy_needs_the_checked_file(detector: Detector, tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(encode(TWO))
     result = detector.check(path)
@@ -225,7 +225,7 @@ def test_a_marked_copy_is_of_the_file_that_was_checked(detector: Detector, tmp_p
     assert not (tmp_path / "again.png").exists()
 
 
-def test_a_small_copy_can_be_made_in_the_same_pass(
+def test_small_copy_is_written_in_the_same_pass(
     detector: Detector, clip: Path, tmp_path: Path
 ) -> None:
     result = detector.check(clip)
@@ -240,7 +240,7 @@ def test_a_small_copy_can_be_made_in_the_same_pass(
     assert data in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_model_that_is_replaced_goes_on_as_it_was(tmp_path: Path) -> None:
+def test_replaced_model_file_does_not_affect_loaded_detector(tmp_path: Path) -> None:
     from deepfake_detect.detection_model import SHIPPED
     from deepfake_detect.shipped import find_shipped
 
@@ -255,7 +255,7 @@ def test_a_model_that_is_replaced_goes_on_as_it_was(tmp_path: Path) -> None:
 # Progress, cancelling, threads
 
 
-def test_progress_never_passes_its_end(detector: Detector, clip: Path) -> None:
+def test_progress_never_exceeds_its_total(detector: Detector, clip: Path) -> None:
     said: list[tuple[str, int, int | None]] = []
     detector.check(clip, progress=lambda *one: said.append(one))
     phases = list(dict.fromkeys(phase for phase, *_ in said))
@@ -289,11 +289,11 @@ def test_threads_share_a_detector() -> None:
         assert list(threads.map(lambda image: strip(made.check(image)), images)) == alone
 
 
-# A second look
+# Second search and closer look
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_a_turned_face_is_found_where_it_is(detector: Detector, turns: int) -> None:
+def test_rotated_face_is_found_at_its_position(detector: Detector, turns: int) -> None:
     upright = detector.check(frame((60, 40), size=(480, 400)))
     image = np.ascontiguousarray(np.rot90(frame((60, 40), size=(480, 400)), turns))
     result = detector.check(image)
@@ -306,8 +306,8 @@ def test_a_turned_face_is_found_where_it_is(detector: Detector, turns: int) -> N
     assert "turned" in " ".join(result.notes)
 
 
-def test_a_short_shot_is_looked_at_more_closely(detector: Detector) -> None:
-    """Three of the frames at two a second have the face; a verdict needs five."""
+def test_short_shot_is_sampled_more_often(detector: Detector) -> None:
+    """At two frames per second, three frames show the face; a verdict needs five."""
     data = io.BytesIO()
     shot = [frame((200, 100, True)) if 40 <= at < 55 else frame() for at in range(100)]
     write_clip(data, shot, 0.1)
@@ -330,7 +330,7 @@ def test_a_check_prints_nothing_and_writes_nothing(
     assert capfd.readouterr() == ("", "") and not list(tmp_path.iterdir())
 
 
-def test_a_check_imports_no_library_of_the_training(clip: Path) -> None:
+def test_check_imports_no_training_libraries(clip: Path) -> None:
     program = (
         "import sys\nfrom deepfake_detect import Detector\nmade = Detector()\n"
         f"made.render_report(made.check({str(clip)!r}))\n"
@@ -344,14 +344,14 @@ def test_a_check_imports_no_library_of_the_training(clip: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
 def test_memory_does_not_grow_with_the_number_of_faces(tmp_path: Path) -> None:
-    """A frame of 49 people takes less than 1 GB."""
+    """A frame with 49 people needs less than 1 GB."""
     people = [(20 + 260 * (at % 7), 20 + 260 * (at // 7)) for at in range(49)]
     crowd = tmp_path / "crowd.png"
     crowd.write_bytes(encode(frame(*people, size=(1840, 1840))))
     program = (
         "import re, pathlib\nfrom deepfake_detect import Detector\n"
         f"print(len(Detector().check({str(crowd)!r}).tracks))\n"
-        # ru_maxrss would count the memory of the tests, too: a process inherits it.
+        # ru_maxrss would include the memory of the tests, because a child process inherits it.
         "status = pathlib.Path('/proc/self/status').read_text()\n"
         "print(int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) // 1024)"
     )

@@ -1,4 +1,4 @@
-"""06: no file of the user's is touched, no file stops the others, and no name or file fools it."""
+"""Test 06 with faults: users' files are kept, bad files are skipped, hostile names are harmless."""
 
 import importlib
 import json
@@ -28,7 +28,7 @@ def load(model: Path | None = None, settings: object = None) -> Detector:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to be in, with a picture and a video in in/, and the stand-in model."""
+    """Enter a folder with a picture and a video in in/, and use the stand-in model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(detect, "Detector", load)
     (tmp_path / "in").mkdir()
@@ -38,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*files: str | Path, failed: int = 0, **options: object) -> dict[str, Result | Failure]:
-    """Run 06, which names so many files as not checked; gives the results by the files' names."""
+    """Run 06, expect `failed` unchecked files, and return the results by file name."""
     results: list = []
     summarize = detect.write_summary
 
@@ -66,11 +66,11 @@ def reason(result: Result | Failure) -> str:
     return result.reason
 
 
-# Files of the user's
+# The user's own files
 
 
 @pytest.mark.parametrize("name", ["photo.json", "photo.html", "photo-marked.png"])
-def test_a_file_that_it_did_not_write_stays(here: Path, name: str) -> None:
+def test_files_of_the_user_are_kept(here: Path, name: str) -> None:
     """The outputs take another name."""
     (here / name).write_text("my notes")
     run("in", detections_dir=Path())
@@ -79,14 +79,14 @@ def test_a_file_that_it_did_not_write_stays(here: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["results.csv", "index.html"])
-def test_another_s_results_stop_it_before_anything_is_checked(here: Path, name: str) -> None:
+def test_foreign_results_stop_the_run_before_the_checks(here: Path, name: str) -> None:
     (here / name).write_text("my results")
     with pytest.raises(ValueError, match="--detections-dir"):
         detect.main(detect.Settings((Path("in"),), detections_dir=Path()))
     assert listed(here) == sorted(["in", name]) and (here / name).read_text() == "my results"
 
 
-def test_results_that_were_edited_are_the_user_s(here: Path) -> None:
+def test_edited_results_are_kept(here: Path) -> None:
     run("in")
     (here / "detections" / "results.csv").write_text("edited")
     with pytest.raises(ValueError, match="changed since"):
@@ -96,15 +96,15 @@ def test_results_that_were_edited_are_the_user_s(here: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["results.partial.csv", "photo-marked.partial.png", ".detections.partial", "a.tmp"]
 )
-def test_no_temporary_name_is_one_of_the_user_s(here: Path, name: str) -> None:
+def test_temporary_names_do_not_replace_user_files(here: Path, name: str) -> None:
     (here / name).write_text("mine")
     run("in", detections_dir=Path())
     assert (here / name).read_text() == "mine"
     assert not list(here.glob(".unfinished*"))
 
 
-def test_another_file_of_the_same_name_keeps_its_report(here: Path) -> None:
-    """In a later run, and even if the later one cannot be checked."""
+def test_two_files_of_the_same_name_have_separate_reports(here: Path) -> None:
+    """Also in a later run, and if the later file cannot be checked."""
     for day in ("monday", "tuesday", "wednesday"):
         (here / day).mkdir()
         data = (
@@ -121,7 +121,7 @@ def test_another_file_of_the_same_name_keeps_its_report(here: Path) -> None:
     assert "clip-3.json" not in listed(here / "detections")
 
 
-def test_a_file_that_cannot_be_checked_any_more_keeps_its_report(here: Path) -> None:
+def test_report_is_kept_if_its_file_can_no_longer_be_checked(here: Path) -> None:
     run("in/photo.png")
     before = (here / "detections" / "photo.html").read_bytes()
     (here / "in" / "photo.png").write_bytes(b"no picture any more")
@@ -130,7 +130,7 @@ def test_a_file_that_cannot_be_checked_any_more_keeps_its_report(here: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["photo.json", "results.csv"])
-def test_a_planted_link_is_not_followed(here: Path, name: str) -> None:
+def test_planted_link_is_not_followed(here: Path, name: str) -> None:
     (here / "detections").mkdir()
     (here / "victim").write_text("mine")
     (here / "detections" / name).symlink_to("../victim")
@@ -142,7 +142,7 @@ def test_a_planted_link_is_not_followed(here: Path, name: str) -> None:
     assert (here / "victim").read_text() == "mine"
 
 
-def test_it_never_checks_what_it_wrote_itself(here: Path) -> None:
+def test_own_outputs_are_not_checked(here: Path) -> None:
     for _ in range(3):
         found = run("in", detections_dir=Path("in/sub"))
         assert set(found) == {"photo.png", "clip.mp4"}
@@ -150,7 +150,7 @@ def test_it_never_checks_what_it_wrote_itself(here: Path) -> None:
     assert "written by this script" in reason(result)
 
 
-def test_a_list_that_came_along_hides_nothing_and_gives_nothing_up(here: Path) -> None:
+def test_foreign_manifest_hides_no_files_and_releases_no_files(here: Path) -> None:
     for name in (".detections", ".made-by"):
         (here / "in" / name).write_text('photo.png\n{"name": "photo.png", "script": "06"}\n')
     (here / "in" / "photo.json").write_text("thesis")
@@ -168,10 +168,10 @@ def test_files_of_macos_are_ignored_and_others_counted(
     assert "._clip" not in said and ".txt" in said
 
 
-# One file costs one file
+# A fault affects only its own file
 
 
-def test_names_that_are_too_long_are_cut_by_bytes(here: Path) -> None:
+def test_long_names_are_shortened_by_bytes(here: Path) -> None:
     long = here / "in" / ("漢" * 79 + ".png")
     (here / "in" / "photo.png").rename(long)
     assert not run("in/" + long.name)[long.name].notes
@@ -182,7 +182,7 @@ NAMES = ["a$$b $\\frac$", 'my holiday\'s "clip"', "=cmd|calc!A1", "@SUM(1+1)", "
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_odd_names_get_everything(here: Path, name: str) -> None:
+def test_files_with_odd_names_have_all_outputs(here: Path, name: str) -> None:
     (here / "in" / "photo.png").rename(here / "in" / f"{name}.png")
     result = run("in")[f"{name}.png"]
     assert not result.notes
@@ -192,7 +192,7 @@ def test_odd_names_get_everything(here: Path, name: str) -> None:
         assert not any(line[0] in "=@+" for line in table)
 
 
-def test_a_name_that_is_no_utf8_gets_a_report(here: Path) -> None:
+def test_name_that_is_not_utf8_has_a_report(here: Path) -> None:
     for ending, source in ((b".mp4", "clip.mp4"), (b".png", "photo.png")):
         (here / "in" / source).rename(here / "in" / os.fsdecode(b"latin\xe9\xff" + ending))
     results = run("in")
@@ -203,9 +203,7 @@ def test_a_name_that_is_no_utf8_gets_a_report(here: Path) -> None:
     assert json.loads((here / "detections" / "latin__.json").read_text())["verdict"]
 
 
-def test_outputs_that_cannot_be_written_are_notes(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_outputs_become_notes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise KeyError("crop")
 
@@ -219,10 +217,8 @@ def test_outputs_that_cannot_be_written_are_notes(
     assert listed(here / "detections") == ["photo.json", "results.csv"]
 
 
-def test_a_json_that_cannot_be_written_costs_its_file(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a full disk; the others go on."""
+def test_failed_json_fails_only_its_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full disk; the other files are still checked."""
     write = detect.Output.write
 
     def fill(self: object, name: str, *more: object) -> None:
@@ -237,11 +233,11 @@ def test_a_json_that_cannot_be_written_costs_its_file(
 
 
 def test_results_keep_no_pictures(here: Path) -> None:
-    """A folder of thousands of files would fill the memory."""
+    """The pictures of thousands of files would fill the memory."""
     assert all(result.evidence is None for result in run("in").values())
 
 
-def test_without_a_temporary_folder_all_is_written(
+def test_outputs_are_written_without_a_temporary_folder(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("TMPDIR", "TEMP", "TMP"):
@@ -252,7 +248,7 @@ def test_without_a_temporary_folder_all_is_written(
     assert not list((here / "detections").glob(".unfinished*"))
 
 
-def test_a_video_that_vanishes_costs_its_copy(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deleted_video_loses_only_its_copy(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check = Detector.check
 
     def check_and_delete(self: Detector, source: Path, **options: object) -> Result:
@@ -268,7 +264,7 @@ def test_a_video_that_vanishes_costs_its_copy(here: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
-def test_what_is_no_file_is_named_and_never_waited_for(here: Path) -> None:
+def test_unusable_files_are_reported_without_waiting(here: Path) -> None:
     os.mkfifo(here / "pipe.mp4")
     (here / "zero.png").symlink_to("/dev/zero")
     (here / "broken.mp4").symlink_to("nothing")
@@ -282,7 +278,7 @@ def test_what_is_no_file_is_named_and_never_waited_for(here: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads anything")
-def test_what_may_not_be_read_is_named(here: Path) -> None:
+def test_unreadable_files_are_reported(here: Path) -> None:
     (here / "in" / "photo.png").chmod(0)
     run("in", failed=1)
     (here / "in" / "photo.png").chmod(stat.S_IRUSR)
@@ -292,7 +288,7 @@ def test_what_may_not_be_read_is_named(here: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_a_model_that_gives_no_number_is_found_out(
+def test_model_that_returns_nan_is_reported(
     here: Path, number: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def score(self: StandIn, crops: np.ndarray) -> tuple:
@@ -311,7 +307,7 @@ def test_a_model_that_gives_no_number_is_found_out(
 # Strangers' files and names
 
 
-def test_a_name_reaches_the_terminal_as_letters(
+def test_name_is_printed_without_control_characters(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "evil\nlikely real  innocent\x1b[2J\u202e.png"
@@ -325,7 +321,7 @@ def test_a_name_reaches_the_terminal_as_letters(
 
 
 @pytest.mark.parametrize("first", ["ffconcat version 1.0", "#EXTM3U", "concat:clip.mp4"])
-def test_a_playlist_is_no_video(here: Path, first: str) -> None:
+def test_playlist_is_not_a_video(here: Path, first: str) -> None:
     (here / "list.mp4").write_text(f"{first}\nfile in/clip.mp4\nin/clip.mp4\n")
     assert reason(run("list.mp4", failed=1)["list.mp4"])
 
@@ -334,7 +330,7 @@ def test_a_playlist_is_no_video(here: Path, first: str) -> None:
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
-def test_closed_standard_streams_cost_nothing(here: Path, closed: str) -> None:
+def test_closed_standard_streams_do_not_stop_the_run(here: Path, closed: str) -> None:
     script = f"'{sys.executable}' '{ROOT / SCRIPT}' in/photo.png {closed}"
     done = subprocess.run(["sh", "-c", script], cwd=here, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr
@@ -344,7 +340,7 @@ def test_closed_standard_streams_cost_nothing(here: Path, closed: str) -> None:
 @pytest.mark.parametrize(
     "variables", [{"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, {"PYTHONSAFEPATH": "1"}]
 )
-def test_locale_and_safe_path_cost_nothing(here: Path, variables: dict[str, str]) -> None:
+def test_locale_and_safe_path_do_not_stop_the_run(here: Path, variables: dict[str, str]) -> None:
     (here / "in" / "photo.png").rename(here / "in" / "détect😀.png")
     command = [sys.executable, ROOT / SCRIPT, "in/détect😀.png"]
     environment = os.environ | variables
@@ -371,8 +367,6 @@ def test_two_runs_do_not_share_a_folder(here: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("frames-at-once", 0), ("longest-gap", -1), ("least-likeness", "nan")]
 )
-def test_a_number_that_makes_no_sense_names_its_option(
-    here: Path, option: str, value: object
-) -> None:
+def test_invalid_number_is_rejected(here: Path, option: str, value: object) -> None:
     result = run_script(SCRIPT, "in/photo.png", f"--{option}", value, cwd=here)
     assert_stops(result, f"--{option}")

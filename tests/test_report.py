@@ -1,4 +1,4 @@
-"""The report of 06: whole in itself, true to the JSON beside it, and safe with strangers' names."""
+"""Test the report of 06: self-contained, equal to the JSON, and safe with strangers' names."""
 
 import base64
 import json
@@ -62,7 +62,7 @@ def detector(home: Path) -> Detector:
 
 @pytest.fixture(scope="module")
 def fake(detector: Detector, home: Path) -> Result:
-    """The result of a real video of half a minute with three fake seconds in it."""
+    """Return the result for a real video of half a minute with three fake seconds."""
     shot = [frame((*PERSON, 10 <= at < 16)) for at in range(60)]
     return detector.check(write_clip(home / "long clip.mp4", shot))
 
@@ -103,7 +103,7 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("name", ["fake", "picture", "nobody"])
-def test_nothing_in_it_is_loaded_from_elsewhere(
+def test_report_loads_nothing_from_elsewhere(
     name: str, detector: Detector, home: Path, request: pytest.FixtureRequest
 ) -> None:
     detector.write_report(request.getfixturevalue(name), home / f"{name}.html")
@@ -125,7 +125,7 @@ def test_nothing_in_it_is_loaded_from_elsewhere(
     assert len(page.find("video")) == (name == "fake") and len(text) < 7_000_000
 
 
-def test_it_says_what_the_json_says(detector: Detector, fake: Result) -> None:
+def test_report_agrees_with_json(detector: Detector, fake: Result) -> None:
     page = Page(detector.render_report(fake))
     (track,) = fake.tracks
     assert fake.verdict == FAKE and fake.part is not None
@@ -144,7 +144,7 @@ def test_it_says_what_the_json_says(detector: Detector, fake: Result) -> None:
     assert width == pytest.approx(100 * 2.5 / 29.5, abs=0.1)
 
 
-def test_heat_maps_have_one_scale_and_none_is_in_the_real_range(
+def test_heat_maps_share_a_scale_and_exclude_the_real_range(
     detector: Detector, fake: Result, picture: Result
 ) -> None:
     page = Page(detector.render_report(fake))
@@ -157,7 +157,7 @@ def test_heat_maps_have_one_scale_and_none_is_in_the_real_range(
     assert len(set(maps[:6])) == 6 and maps[6:] == [None, None]
 
 
-def test_it_has_what_a_check_needs(detector: Detector, fake: Result) -> None:
+def test_report_contains_values_for_a_check(detector: Detector, fake: Result) -> None:
     page = Page(detector.render_report(fake))
     for words in (fake.sha256, fake.model_sha256, "long clip.mp4", "frames per second 2.0"):
         assert words in page.text
@@ -166,7 +166,7 @@ def test_it_has_what_a_check_needs(detector: Detector, fake: Result) -> None:
 
 
 @pytest.mark.parametrize("verdict", [FAKE, REAL, UNDECIDED])
-def test_the_verdict_is_in_the_five_words_and_by_more_than_its_colour(
+def test_verdict_uses_the_five_words_and_more_than_colour(
     detector: Detector, fake: Result, verdict: str
 ) -> None:
     page = Page(detector.render_report(replace(fake, verdict=verdict, reason="it is so")))
@@ -174,18 +174,18 @@ def test_the_verdict_is_in_the_five_words_and_by_more_than_its_colour(
     assert ("Because it is so" in page.text) == (verdict == UNDECIDED)
 
 
-def test_a_picture_says_that_it_is_one(detector: Detector, picture: Result) -> None:
+def test_report_on_a_picture_names_the_kind(detector: Detector, picture: Result) -> None:
     page = Page(detector.render_report(picture))
     assert "One picture is less certain than a video" in page.text
     assert not page.find("div", role="group")
 
 
-def test_a_file_without_a_face_says_what_was_tried(detector: Detector, nobody: Result) -> None:
+def test_file_without_a_face_lists_the_searches(detector: Detector, nobody: Result) -> None:
     page = Page(detector.render_report(nobody))
     assert "No face" in page.text and "180" in page.text and "Score" not in page.text
 
 
-def test_what_the_file_says_comes_above_any_score(detector: Detector, fake: Result) -> None:
+def test_provenance_is_shown_above_any_score(detector: Detector, fake: Result) -> None:
     said = Provenance(Credentials("valid", generated="whole"), {"encoder": "<b>x\u202e</b>"})
     text = detector.render_report(replace(fake, provenance=said))
     page = Page(text)
@@ -193,7 +193,7 @@ def test_what_the_file_says_comes_above_any_score(detector: Detector, fake: Resu
     assert "<b>" not in text and "\u202e" not in text
 
 
-# How often it is wrong
+# Error rates
 
 
 def write_measures(home: Path, **values: object) -> None:
@@ -209,7 +209,7 @@ def write_measures(home: Path, **values: object) -> None:
         (UNDECIDED, ["Of 8 real videos", "Of 100 fake videos, 12 get this answer"]),
     ],
 )
-def test_the_rate_is_that_of_the_verdict_shown(
+def test_error_rate_matches_the_verdict(
     detector: Detector, fake: Result, home: Path, verdict: str, words: list[str]
 ) -> None:
     write_measures(home, clips=CLIPS, groups=[GROUP])
@@ -218,15 +218,13 @@ def test_the_rate_is_that_of_the_verdict_shown(
     assert page.find("tr", class_="measured") and "DFD" in page.text and "/home/me" not in page.text
 
 
-def test_rates_of_crops_are_said_to_be_of_crops(
-    detector: Detector, fake: Result, home: Path
-) -> None:
+def test_rates_measured_on_crops_are_marked(detector: Detector, fake: Result, home: Path) -> None:
     write_measures(home, groups=[GROUP])
     page = Page(detector.render_report(fake))
     assert "Of 100 real videos, 12 get this answer" in page.text and "face crops" in page.text
 
 
-def test_pictures_have_rates_of_their_own(detector: Detector, picture: Result, home: Path) -> None:
+def test_pictures_have_their_own_rates(detector: Detector, picture: Result, home: Path) -> None:
     write_measures(home, clips=CLIPS)
     assert "not measured" in Page(detector.render_report(picture)).text
     write_measures(home, clips=CLIPS | {"picture": CLIPS["video"]})
@@ -253,7 +251,7 @@ def test_pictures_have_rates_of_their_own(detector: Detector, picture: Result, h
         ),
     ],
 )
-def test_whatever_is_beside_the_model_the_report_is_made(
+def test_damaged_files_beside_the_model_do_not_prevent_the_report(
     detector: Detector, fake: Result, home: Path, content: str
 ) -> None:
     (home / "metrics.json").write_text(content)
@@ -261,13 +259,13 @@ def test_whatever_is_beside_the_model_the_report_is_made(
     assert "not measured" in page.text and "0 (0 to 0)" not in page.text
 
 
-def test_measures_of_another_model_are_not_taken_for_its_own(home: Path) -> None:
+def test_measures_of_another_model_are_not_used(home: Path) -> None:
     write_measures(home, clips=CLIPS)
     assert report.read_measures(home / "best_model.onnx", StandIn().decision)["clips"] == CLIPS
     assert report.read_measures(home / "best_model.onnx", DECISION) == {}
 
 
-def test_the_detector_that_comes_along_says_how_often_it_is_wrong() -> None:
+def test_included_model_has_error_rates() -> None:
     made = Detector(find_shipped("weights/deepfake-detector.onnx"))
     measured = report.read_measures(Path(made.model.name), made.model.decision)
     for verdict in (FAKE, REAL):
@@ -276,17 +274,17 @@ def test_the_detector_that_comes_along_says_how_often_it_is_wrong() -> None:
 
 
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_intervals_are_those_of_clopper_and_pearson(counts: tuple[int, int]) -> None:
+def test_intervals_equal_clopper_pearson(counts: tuple[int, int]) -> None:
     hits, files = counts
     exact = scipy.stats.binomtest(hits, files).proportion_ci(method="exact")
     assert report.exact_interval(hits, files) == pytest.approx(tuple(exact), abs=1e-6)
 
 
-# Words to publish, and commands to copy
+# Sentences to publish, and commands to copy
 
 
 @pytest.mark.parametrize("verdict", [FAKE, REAL, UNDECIDED, NO_FACE])
-def test_the_sentence_to_publish_says_what_it_is_worth(
+def test_sentence_to_publish_includes_error_rates(
     detector: Detector, fake: Result, nobody: Result, home: Path, verdict: str
 ) -> None:
     write_measures(home, clips=CLIPS)
@@ -304,9 +302,7 @@ NAMES = ["$(touch pwned).mp4", "a`touch pwned`.mp4", 'a";touch pwned;".mp4', "-i
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_command_to_copy_gives_the_shell_one_name(
-    fake: Result, tmp_path: Path, name: str
-) -> None:
+def test_command_to_copy_quotes_the_name(fake: Result, tmp_path: Path, name: str) -> None:
     command = report.write_command(replace(fake, name=f"/home/me/{name}", model="$(touch x).onnx"))
     shown = "printf '%s\\n'" + command.removeprefix("python 06-detect-deepfake.py")
     said = subprocess.run(["sh", "-c", shown], cwd=tmp_path, capture_output=True, text=True)
@@ -314,7 +310,7 @@ def test_the_command_to_copy_gives_the_shell_one_name(
     assert "/home/me" not in command and not list(tmp_path.iterdir())
 
 
-def test_a_strangers_name_is_only_text(detector: Detector, fake: Result) -> None:
+def test_strange_name_is_only_text(detector: Detector, fake: Result) -> None:
     name = "<img src=x onerror=alert(1)>\"'{{ 7 * 7 }}<!--<script>.mp4"
     page = detector.render_report(replace(fake, name=name, notes=(name,)))
     parsed = Page(page)
@@ -322,16 +318,14 @@ def test_a_strangers_name_is_only_text(detector: Detector, fake: Result) -> None
     assert len(parsed.find("script")) == 2
 
 
-def test_letters_that_turn_the_direction_are_shown_as_such(
-    detector: Detector, fake: Result
-) -> None:
+def test_direction_characters_in_names_are_replaced(detector: Detector, fake: Result) -> None:
     page = detector.render_report(
         replace(fake, name="inv\u202egnp.exe\u2066.mp4", notes=("\u202e",))
     )
     assert not set("\u202e\u2066") & set(Page(page).text) and "inv\\u202egnp" in page
 
 
-def test_a_name_that_is_no_utf8_gets_a_report(detector: Detector, fake: Result, home: Path) -> None:
+def test_name_that_is_not_utf8_has_a_report(detector: Detector, fake: Result, home: Path) -> None:
     detector.write_report(replace(fake, name="latin\udce9.mp4"), home / "latin.html", video=False)
     assert "latin\\udce9" in (home / "latin.html").read_text(encoding="utf-8")
 
@@ -345,12 +339,12 @@ def test_a_name_that_is_no_utf8_gets_a_report(detector: Detector, fake: Result, 
         (3725.25, "1:02:05", "1:02:05.2"),
     ],
 )
-def test_times_are_as_a_player_shows_them(seconds: float, plain: str, exact: str) -> None:
+def test_times_are_formatted_like_a_player(seconds: float, plain: str, exact: str) -> None:
     assert report.format_clock(seconds) == plain
     assert report.format_clock(seconds, tenths=True) == exact
 
 
-def test_many_faces_are_thinned_out_to_the_most_suspicious(fake: Result) -> None:
+def test_thinning_keeps_the_most_suspicious_faces(fake: Result) -> None:
     (track,) = fake.tracks
     faces = tuple(replace(track.faces[0], frame=at, p_fake=at % 7 / 7) for at in range(5000))
     drawn = report.thin_out(faces)
@@ -394,7 +388,7 @@ def browser() -> Iterator[object]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["fake", "picture", "nobody"])
-def test_axe_finds_nothing_and_a_phone_cuts_nothing(
+def test_axe_finds_no_faults_and_report_fits_a_phone(
     browser: object,
     detector: Detector,
     home: Path,
@@ -415,7 +409,7 @@ def test_axe_finds_nothing_and_a_phone_cuts_nothing(
     page.close()
 
 
-def test_a_point_leads_to_its_moment_and_copy_copies(
+def test_point_seeks_the_video_and_copy_button_copies(
     browser: object, detector: Detector, fake: Result, home: Path
 ) -> None:
     detector.write_report(fake, home / "clicks.html")

@@ -1,4 +1,4 @@
-"""Verdicts: on a face, on its most suspicious seconds, on a file with many faces."""
+"""Test verdicts on a face, on its most suspicious seconds, and on files with many faces."""
 
 from dataclasses import replace
 
@@ -50,12 +50,12 @@ def judge(
         (SURE, "likely fake"),
         ([0.1, 0.2, 0.1, 0.3, 0.1, 0.2], "likely real"),
         ([0.5] * 6, "undecided"),
-        ([0.9, 0.5, 0.9, 0.3, 0.9, 0.8], "undecided"),  # the interval reaches below
-        ([0.1, 0.5, 0.1, 0.6, 0.2, 0.4], "undecided"),  # the interval reaches above
+        ([0.9, 0.5, 0.9, 0.3, 0.9, 0.8], "undecided"),  # the interval extends below
+        ([0.1, 0.5, 0.1, 0.6, 0.2, 0.4], "undecided"),  # the interval extends above
         ([0.99] * 4, "undecided"),  # too few frames
     ],
 )
-def test_a_verdict_needs_its_whole_interval_on_one_side(scores: list[float], verdict: str) -> None:
+def test_clear_verdict_needs_whole_interval_on_one_side(scores: list[float], verdict: str) -> None:
     judged = judge(scores)
     assert judged.verdict == verdict == judged.track.verdict
     assert bool(judged.reason) == (verdict == "undecided")
@@ -63,7 +63,7 @@ def test_a_verdict_needs_its_whole_interval_on_one_side(scores: list[float], ver
     assert (judged.track.interval is None) == (len(scores) < SETTINGS.fewest_frames)
 
 
-def test_the_interval_is_that_of_a_mean() -> None:
+def test_interval_is_an_interval_of_the_mean() -> None:
     scores = np.random.default_rng(0).uniform(0.2, 0.8, 60)
     low, high = judge(scores.tolist()).track.interval
     assert high - low == pytest.approx(3.92 * scores.std(ddof=1) / np.sqrt(60), rel=0.15)
@@ -75,14 +75,14 @@ def test_too_few_frames_name_the_option() -> None:
 
 @pytest.mark.parametrize("kind", ["picture", "video"])
 @pytest.mark.parametrize("odd", [{"side": 40}, {"sharp": 12.3}])
-def test_faces_that_the_training_did_not_know_are_undecided(kind: str, odd: dict) -> None:
+def test_faces_outside_training_range_are_undecided(kind: str, odd: dict) -> None:
     scores = [0.99] * (1 if kind == "picture" else 6)
     assert judge(make_track(scores), kind=kind).verdict == "likely fake"
     judged = judge(make_track(scores, **odd), kind=kind)
     assert judged.verdict == "undecided" and not judged.track.judged
 
 
-def test_a_picture_has_thresholds_of_its_own() -> None:
+def test_pictures_have_their_own_thresholds() -> None:
     own = DECISION._replace(picture_threshold=0.9, picture_real_below=0.2)
     for score, verdict in ((0.95, "likely fake"), (0.7, "undecided"), (0.1, "likely real")):
         judged = judge([score], kind="picture", decision=own)
@@ -90,12 +90,12 @@ def test_a_picture_has_thresholds_of_its_own() -> None:
     assert judge([0.7], kind="picture").verdict == "likely fake"
 
 
-# The part that is fake
+# The most suspicious part
 
 
 @pytest.mark.parametrize("rate", [2, 10])
 @pytest.mark.parametrize("start", [0, 13, 27.5])
-def test_a_part_of_a_real_video_is_found_with_its_seconds(rate: float, start: float) -> None:
+def test_fake_part_of_real_video_is_found_with_its_seconds(rate: float, start: float) -> None:
     scores = [0.97 if start <= at / rate < start + 2.5 else 0.04 for at in range(round(30 * rate))]
     judged = judge(make_track(scores, rate))
     assert judged.verdict == "likely fake"
@@ -105,7 +105,7 @@ def test_a_part_of_a_real_video_is_found_with_its_seconds(rate: float, start: fl
     assert judged.track.p_fake < 0.2
 
 
-def test_a_part_that_is_short_or_less_suspicious_forbids_likely_real() -> None:
+def test_short_or_less_suspicious_part_prevents_likely_real() -> None:
     for burst in ([0.97] * 3, [0.85] * 6):
         judged = judge([*STEADY, *burst, *STEADY])
         assert judged.verdict == "undecided" and judged.track.part is not None
@@ -113,7 +113,7 @@ def test_a_part_that_is_short_or_less_suspicious_forbids_likely_real() -> None:
 
 
 def test_a_closer_look_does_not_change_the_mean() -> None:
-    """Ten more frames of a suspicious second: a part of their own, and no more than that."""
+    """Ten more frames of a suspicious second form a part, but do not change the mean."""
     even = make_track([*STEADY[:20], 0.97, 0.97, *STEADY])
     extra = [
         replace(face, seconds=10.05 + at / 10, p_fake=0.97, extra=True)
@@ -124,7 +124,7 @@ def test_a_closer_look_does_not_change_the_mean() -> None:
     assert judged.track.p_fake == judge(even).track.p_fake
     assert (judge(even).verdict, judged.verdict) == ("likely real", "undecided")
     short = [*even[:3], *extra[:4]]
-    assert judge(short).track.interval is not None  # here they count
+    assert judge(short).track.interval is not None  # a short track includes them
 
 
 def test_a_longer_video_needs_a_more_suspicious_part() -> None:
@@ -133,8 +133,8 @@ def test_a_longer_video_needs_a_more_suspicious_part() -> None:
     assert judge([*STEADY * 60, *part]).verdict == "undecided"
 
 
-def test_parts_of_real_videos_of_any_length_are_rarely_called_fake() -> None:
-    """Faces that drift between 0.1 and 0.5, a quarter of a minute to an hour."""
+def test_parts_of_real_videos_of_any_length_are_rarely_likely_fake() -> None:
+    """The scores drift between 0.1 and 0.5, for a quarter of a minute to an hour."""
     draw = np.random.default_rng(3)
     for length, count in ((30, 60), (600, 20), (7200, 3)):
         for _ in range(count):
@@ -143,7 +143,7 @@ def test_parts_of_real_videos_of_any_length_are_rarely_called_fake() -> None:
             assert judge(scores.tolist()).verdict != "likely fake"
 
 
-def test_the_model_s_own_threshold_of_a_part_is_used() -> None:
+def test_part_threshold_of_the_model_is_used() -> None:
     own = DECISION._replace(part_threshold=0.99)
     assert judge([*STEADY, *[0.97] * 5]).verdict == "likely fake"
     assert judge([*STEADY, *[0.97] * 5], decision=own).verdict == "undecided"
@@ -164,7 +164,7 @@ def test_no_window_has_a_higher_mean(scores: list[float], length: float, fewest:
 
 
 def test_a_group_has_the_false_alarm_rate_of_one_face() -> None:
-    """Faces with the logits of real ones, 10 in 100 of which reach the threshold by themselves."""
+    """The logits are distributed like real faces; 10 in 100 reach the threshold alone."""
     draw = np.random.default_rng(1)
     for count in (1, 3, 10, 30):
         called = 0
@@ -175,7 +175,7 @@ def test_a_group_has_the_false_alarm_rate_of_one_face() -> None:
         assert called / 400 < 0.15
 
 
-def test_one_fake_of_many_must_be_very_suspicious_and_many_need_not() -> None:
+def test_single_fake_in_a_group_must_be_more_suspicious_than_several() -> None:
     real, fake = [0.05] * 6, [0.7] * 6
     assert judge(fake).verdict == "likely fake"
     assert judge(fake, *[real] * 4).verdict == "undecided"
@@ -184,18 +184,18 @@ def test_one_fake_of_many_must_be_very_suspicious_and_many_need_not() -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=8), st.floats(0, 1))
-def test_thresholds_lie_between_those_of_one_face_and_of_all(reach: list, more: float) -> None:
+def test_thresholds_are_between_thresholds_for_one_and_all_faces(reach: list, more: float) -> None:
     found = find_thresholds(DECISION, "video", reach)
     highest = raise_threshold(0.6, max(1, len(reach)), 0.68)
     assert 0.6 - 1e-9 <= found.fake <= highest + 1e-9
     assert found.real == 0.4 and found.part >= find_thresholds(DECISION, "video", []).part
 
 
-def test_the_most_suspicious_face_that_can_be_judged_gives_the_verdict() -> None:
+def test_most_suspicious_judged_face_determines_the_verdict() -> None:
     judged = judge([0.05] * 6, [0.3] * 6, make_track([0.9] * 6, side=20))
     assert judged.track.number == 2 and [track.number for track in judged.tracks] == [1, 2, 3]
     wide = [0.1, 0.5, 0.1, 0.6, 0.2, 0.4]
-    assert judge([0.39] * 6, wide).verdict == "undecided"  # though its mean is the lower one
+    assert judge([0.39] * 6, wide).verdict == "undecided"  # although its mean is lower
 
 
 @pytest.mark.parametrize(
@@ -203,13 +203,13 @@ def test_the_most_suspicious_face_that_can_be_judged_gives_the_verdict() -> None
     [
         ([make_track([0.05] * 2)], "likely real"),
         ([make_track([0.7] * 2)], "undecided"),  # short, and suspicious
-        ([make_track([0.7])], "likely real"),  # of one frame, as chance has it
-        ([make_track([0.7] * 6, side=20)], "likely real"),  # of a kind that the model overrates
+        ([make_track([0.7])], "likely real"),  # one frame, possibly by chance
+        ([make_track([0.7] * 6, side=20)], "likely real"),  # small faces, which the model overrates
         ([make_track([0.95] * 6, side=20)], "undecided"),
-        ([make_track([0.05] * 6, side=20)] * 2, "undecided"),  # most of what was seen
+        ([make_track([0.05] * 6, side=20)] * 2, "undecided"),  # most of the faces
     ],
 )
-def test_faces_that_cannot_be_judged_can_forbid_likely_real(others: list, verdict: str) -> None:
+def test_faces_that_cannot_be_judged_can_prevent_likely_real(others: list, verdict: str) -> None:
     judged = judge([0.05] * 10, *others)
     assert judged.verdict == verdict and not judged.tracks[1].judged
     if verdict == "undecided":

@@ -37,13 +37,13 @@ from deepfake_detect.shipped import find_shipped
 from deepfake_detect.web.jobs import MB, FullError, Job, Jobs
 
 HERE = Path(__file__).parent
-STALLED = 60  # seconds without a byte, after which an upload is given up
+STALLED = 60  # seconds without a byte before an upload is dropped
 OVERHEAD = 10_000  # bytes that a form adds to its file
 LARGEST_QUESTION = 100_000  # bytes of any other request
-LONGEST_NAME = 200  # letters of a file's name
+LONGEST_NAME = 200  # characters of a file name
 LOCAL = ("127.0.0.1", "localhost")
 COOKIE = "deepfake-detect-token"
-# The browser loads nothing from elsewhere and runs no script of a report inside the page.
+# The browser must not load anything from elsewhere, or run a report's script inside the page.
 POLICY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; connect-src 'self'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; media-src 'self' data:; "
@@ -54,7 +54,7 @@ POLICY = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-# A report on its own has its script inside, so it gets an origin of its own: it reaches nothing.
+# A separate report contains its script, so the sandbox isolates it from the page and the server.
 REPORT_POLICY = (
     "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; sandbox allow-scripts allow-modals allow-downloads"
@@ -63,14 +63,14 @@ REPORT_POLICY = (
 
 @dataclass(frozen=True)
 class Site:
-    """What the application serves.
+    """The content of the application.
 
     Attributes:
-        jobs: does the work
-        facts: for page.html: version, model, error rates
-        card: the model card, Markdown, which need not be there
-        api: whether programs may ask, too
-        token: that every visitor must know; None: only this machine is answered
+        jobs: checks the files
+        facts: values for page.html: version, model, error rates
+        card: path of the model card, Markdown; it may be missing
+        api: True if programs are answered, too
+        token: password for every visitor; None: only this machine is answered
     """
 
     jobs: Jobs
@@ -81,7 +81,7 @@ class Site:
 
     @classmethod
     def describe(cls, jobs: Jobs, api: bool, token: str | None) -> Site:
-        """Describe what a detector serves, with the model card and its error rates."""
+        """Collect the content for a detector, with its model card and error rates."""
         model = jobs.detector.model
         measured = read_measures(Path(model.name), model.decision)
         card = Path(model.name).with_name("README.md")  # 05 writes it
@@ -130,7 +130,7 @@ class Site:
     # --- The page ---------------------------------------------------------------------------------
 
     async def show_page(self, request: Request) -> Response:
-        """Serve the page; a token in its address becomes a cookie."""
+        """Serve the page; store a token from its address in a cookie."""
         if "token" in request.query_params:
             answer = RedirectResponse("/", 303)
             answer.set_cookie(COOKIE, self.token or "", httponly=True, samesite="strict")
@@ -152,11 +152,11 @@ class Site:
         return HTMLResponse(TEMPLATES.get_template("card.html").render(card=text))
 
     async def show_script(self, request: Request) -> Response:
-        """Serve the script of the reports, which the page does not have inside."""
+        """Serve the script of the reports, which the page loads separately."""
         return FileResponse(find_shipped("templates/report.js"), media_type="text/javascript")
 
     async def take_file(self, request: Request) -> Response:
-        """Take an upload and queue its check; the answer has the job's id."""
+        """Receive an upload and queue its check; the answer contains the job's id."""
         job = await self.receive(request, marks=True)
         return JSONResponse(self.jobs.describe(job, job.id), 202)
 
@@ -169,31 +169,31 @@ class Site:
         return JSONResponse(self.jobs.describe(job, job.id), 202)
 
     async def show_jobs(self, request: Request) -> Response:
-        """Say how far some jobs are; this also shows that their tab is open."""
+        """Return the progress of some jobs; the request also shows that their tab is open."""
         found = {one: self.jobs.find(one) for one in await read_ids(request)}
         for job in filter(None, found.values()):
             self.jobs.see(job)
         return JSONResponse({"jobs": [self.jobs.describe(job, one) for one, job in found.items()]})
 
     async def note_left(self, request: Request) -> Response:
-        """Note that a tab was closed, with the jobs that it waited for."""
+        """Mark the jobs of a closed tab."""
         for one in await read_ids(request):
             if job := self.jobs.find(one):
                 self.jobs.leave(job)
         return Response(status_code=204)
 
     async def remove_job(self, request: Request) -> Response:
-        """Cancel a job, or delete what it found."""
+        """Cancel a job, or delete its results."""
         if job := self.jobs.find(request.path_params["job"]):
             await run_in_threadpool(self.jobs.remove, job)
         return Response(status_code=204)
 
     async def show_result(self, request: Request) -> Response:
-        """Serve a file of a job: its article, report, marked copy or JSON."""
+        """Serve a result of a job: its article, report, marked copy or JSON."""
         job, name = self.jobs.find(request.path_params["job"]), request.path_params["name"]
         if not job or name not in RESULTS:
             raise HTTPException(404, "There is no such result; it may be deleted already.")
-        if name == "report.html":  # it is ready last
+        if name == "report.html":  # written last
             await asyncio.wrap_future(job.report)
         path = job.folder / name
         if not path.is_file():
@@ -207,7 +207,7 @@ class Site:
     # --- Programs ---------------------------------------------------------------------------------
 
     async def check(self, request: Request) -> Response:
-        """Check an upload and answer with the JSON of its result; nothing of it is kept."""
+        """Check an upload, delete it, and answer with the JSON of its result."""
         job = await self.receive(request, marks=False)
         leaving = asyncio.create_task(wait_until_gone(request))
         checked = asyncio.ensure_future(asyncio.wrap_future(job.checked))
@@ -221,16 +221,16 @@ class Site:
         return JSONResponse(job.answer, 422 if "error" in job.answer else 200)
 
     async def show_health(self, request: Request) -> Response:
-        """Say that the server works, and how many files wait."""
+        """Answer that the server works, and return the number of waiting files."""
         waiting = sum(job.answer is None for job in list(self.jobs.jobs.values()))
         return JSONResponse({"status": "ok", "waiting": waiting})
 
     async def show_version(self, request: Request) -> Response:
-        """Say which version and model answer."""
+        """Return the version of the project and the model."""
         return JSONResponse({key: self.facts[key] for key in ("version", "model", "model_sha256")})
 
     async def show_openapi(self, request: Request) -> Response:
-        """Describe the HTTP API."""
+        """Return the description of the HTTP API."""
         described = json.loads((HERE / "openapi.json").read_text(encoding="utf-8"))
         described["info"]["version"] = self.facts["version"]
         return JSONResponse(described)
@@ -238,11 +238,11 @@ class Site:
     # --- Uploads ----------------------------------------------------------------------------------
 
     async def receive(self, request: Request, marks: bool) -> Job:
-        """Receive the file of a form; until it is whole, no file of it has a name on the disk.
+        """Receive the file of a form; it has a name on the disk only when it is complete.
 
         Raises:
-            HTTPException: it is too large, broken off, or not there
-            FullError: the page keeps as much as it may
+            HTTPException: the file is too large, incomplete or missing
+            FullError: the page's storage limit is reached
         """
         limit, received = self.jobs.limits.upload, 0
         declared = int(request.headers.get("content-length", 0))
@@ -278,7 +278,7 @@ class Site:
 
 
 EXAMPLES = ("real", "fake")
-RESULTS = {  # type, and the ending of its name when it is saved
+RESULTS = {  # media type, and suffix of the saved file
     "article.html": ("text/html", ".html"),
     "report.html": ("text/html", ".html"),
     "marked.mp4": ("video/mp4", "-marked.mp4"),
@@ -289,7 +289,7 @@ TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=
 
 
 def clean_name(name: str | None) -> str:
-    """Return the last part of a file's name, without letters that cannot be shown."""
+    """Return the last part of a file name, with unprintable characters replaced."""
     last = (name or "").replace("\\", "/").rsplit("/", 1)[-1]
     shown = "".join(letter if letter.isprintable() else "_" for letter in last).strip()
     return shown[:LONGEST_NAME] or "file"
@@ -299,7 +299,7 @@ async def read_question(request: Request) -> dict:
     """Read the JSON object of a request.
 
     Raises:
-        HTTPException: it is something else, or too large.
+        HTTPException: the body is not a JSON object, or is too large.
     """
     body = b""
     with suppress(ClientDisconnect):
@@ -317,7 +317,7 @@ async def read_question(request: Request) -> dict:
 
 
 async def read_ids(request: Request) -> list[str]:
-    """Read which jobs a page asks for."""
+    """Read the job ids in a request of the page."""
     ids = (await read_question(request)).get("ids")
     return [str(one) for one in ids] if isinstance(ids, list) else []
 
@@ -329,12 +329,12 @@ async def wait_until_gone(request: Request) -> None:
 
 
 async def word_problem(request: Request, error: HTTPException) -> Response:
-    """Answer a request that failed with a sentence."""
+    """Answer a failed request with a sentence."""
     return JSONResponse({"reason": error.detail}, error.status_code, error.headers)
 
 
 async def word_full(request: Request, error: FullError) -> Response:
-    """Answer that the page keeps as much as it may."""
+    """Answer that the page's storage limit is reached."""
     return JSONResponse({"reason": str(error)}, 503, {"Retry-After": "60"})
 
 
@@ -344,10 +344,10 @@ async def word_disk(request: Request, error: OSError) -> Response:
 
 
 def guard(app: ASGIApp, token: str | None) -> ASGIApp:
-    """Answer only the page itself and those who know the token; keep the browser here.
+    """Answer only the page itself and clients with the token; restrict the browser to this server.
 
-    Without a token only this machine is answered, under its own name: a page elsewhere whose name
-    was made to lead here (DNS rebinding) is refused. So is any request from a page elsewhere.
+    Without a token, only this machine is answered, under its own name: a foreign host name that
+    resolves to this machine (DNS rebinding) is refused. Requests from other sites are refused, too.
     """
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -365,7 +365,7 @@ def guard(app: ASGIApp, token: str | None) -> ASGIApp:
 
 
 def refuse(scope: Scope, app: ASGIApp, token: str | None) -> Callable[..., Awaitable[None]]:
-    """Return the application, or the answer to a request that it is not to see."""
+    """Return the application, or an error response for a request that must not reach it."""
     if scope["type"] != "http":
         return app if scope["type"] == "lifespan" else PlainTextResponse("Not here.", 404)
     headers = Headers(scope=scope)
@@ -381,7 +381,7 @@ def refuse(scope: Scope, app: ASGIApp, token: str | None) -> Callable[..., Await
 
 
 def knows(token: str, scope: Scope, headers: Headers) -> bool:
-    """Whether a request has the token: in a header, in its cookie or in its address."""
+    """Return True if a request has the token: in a header, in its cookie or in its address."""
     query = urllib.parse.parse_qs(scope["query_string"].decode("latin-1"))
     given = [headers.get("authorization", "").removeprefix("Bearer ")]
     given += [value for value in query.get("token", []) if scope["path"] == "/"]

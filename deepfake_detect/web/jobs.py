@@ -1,7 +1,7 @@
-"""The files that visitors bring: checked one after another, and deleted whatever happens.
+"""Check the files of visitors one after another, and always delete them afterwards.
 
-Each file is a job with a folder of its own, and all folders are in one that the page locks while
-it is open. The next page of the same user deletes what a killed one left.
+Each file is a job with its own folder. The parent folder is locked while the page is open; the next
+page of the same user deletes the folders of a killed page.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ if TYPE_CHECKING:
 PREFIX = "deepfake-page-"
 WAITING, OPENING, WRITING = "Waiting", "Opening the file", "Writing the report"  # phases
 DONE, DELETED = "Done", "Deleted"
-LEFT_AFTER = 5.0  # seconds after a tab was closed; a reload takes less
-UNSEEN_AFTER = 150.0  # seconds without a question; a tab in the background asks once a minute
-SHOWN = ("verdict", "score", "interval_95", "reason", "advice")  # of an answer, on the page
-EXPECTED = 8.0  # seconds of a check, before there was one
+LEFT_AFTER = 5.0  # seconds after a tab is closed; a reload is faster
+UNSEEN_AFTER = 150.0  # seconds without a request; a background tab sends one per minute
+SHOWN = ("verdict", "score", "interval_95", "reason", "advice")  # JSON keys that the page shows
+EXPECTED = 8.0  # seconds per check, until the first one is measured
 MB = 10**6
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much the page takes and keeps.
+    """The limits on uploads and storage.
 
     Attributes:
-        upload: bytes of a file
-        kept: bytes of all uploads and results together
-        seconds: for which a result stays
+        upload: bytes per file
+        kept: bytes of all uploads and results in total
+        seconds: time until a result is deleted
     """
 
     upload: int
@@ -64,71 +64,71 @@ class FullError(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """A file that is to be checked, and what was found."""
+    """A file to check, and its results."""
 
-    name: str  # as its owner calls it
-    folder: Path  # has the upload and the results, and is deleted with the job
+    name: str  # as the visitor named it
+    folder: Path  # contains the upload and the results; deleted with the job
     marks: bool  # write a report and a marked copy
-    seen: float = field(default_factory=time.monotonic)  # when its tab last asked; inf: no tab
-    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))  # nobody can guess it
+    seen: float = field(default_factory=time.monotonic)  # its tab's last request; inf: no tab
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))  # cannot be guessed
     phase: str = WAITING
     done: int = 0
     total: int | None = None
-    began: float = 0.0  # the phase
+    began: float = 0.0  # start of the phase
     ended: float | None = None
-    size: int = 0  # bytes that it keeps
-    busy: bool = False  # a thread works on it
+    size: int = 0  # bytes on the disk
+    busy: bool = False  # True while a thread works on it
     stop: threading.Event = field(default_factory=threading.Event)
-    answer: dict | None = None  # the JSON of the result, or of the failure
+    answer: dict | None = None  # JSON of the result or failure
     notes: list[str] = field(default_factory=list)  # about the marked copy
     marked: Path | None = None
-    report: Future = field(default_factory=Future)  # done when the report is written, or never is
-    checked: Future = field(default_factory=Future)  # done when there is an answer
+    report: Future = field(default_factory=Future)  # done when the report is written or has failed
+    checked: Future = field(default_factory=Future)  # done when `answer` is set
 
     @property
     def upload(self) -> Path:
-        """The path of the file to check."""
+        """Path of the file to check."""
         return self.folder / "upload"
 
     @property
     def article(self) -> Path:
-        """The path of the report as a part of the page."""
+        """Path of the report as a part of the page."""
         return self.folder / "article.html"
 
     def enter(self, phase: str, done: int = 0, total: int | None = None) -> None:
-        """Note how far the work is."""
+        """Record the progress."""
         if phase != self.phase:
             self.began = time.monotonic()
         self.phase, self.done, self.total = phase, done, total
 
     def is_unwanted(self) -> bool:
-        """Whether it was cancelled, or its tab is closed."""
+        """Return True if the job was cancelled, or its tab is closed."""
         return self.stop.is_set() or time.monotonic() - self.seen > UNSEEN_AFTER
 
     def measure(self) -> None:
-        """Count the bytes that it keeps."""
+        """Update the number of bytes on the disk."""
         with suppress(OSError):
             self.size = sum(path.stat().st_size for path in self.folder.iterdir())
 
     def share(self) -> float | None:
-        """How much of the phase is done, 0 to 1; None if that is not known."""
+        """Return the finished share of the phase, 0 to 1; None if the total is unknown."""
         return min(self.done / self.total, 1.0) if self.total else None
 
     def seconds_left(self) -> float | None:
-        """Estimate the seconds that the phase goes on, by its speed until now."""
+        """Estimate the remaining seconds of the phase from its speed so far."""
         share, passed = self.share(), time.monotonic() - self.began
         return passed * (1 - share) / share if share and passed > 1 else None
 
 
 @dataclass
 class Room:
-    """Bytes that are kept free for an upload on its way."""
+    """Storage that is reserved for an upload in progress."""
 
     jobs: Jobs
     size: int = 0
 
     def grow(self, size: int) -> None:
-        """Reserve `size` bytes, if they are more than before.
+        """Reserve `size` bytes in total, if this is more than before.
 
         Raises:
             FullError: the limit of all jobs together is reached
@@ -145,36 +145,36 @@ class Room:
         self.size = size
 
     def free(self) -> None:
-        """Give the bytes back."""
+        """Release the reserved bytes."""
         self.jobs.receiving -= self.size
         self.size = 0
 
 
 class Jobs:
-    """All jobs of a page: a thread checks them in turn, another draws the marked copies."""
+    """All jobs of a page: one thread checks them in turn, another draws the marked copies."""
 
     def __init__(self, detector: Detector, folder: Path, limits: Limits) -> None:
         self.detector, self.folder, self.limits = detector, folder, limits
         self.jobs: dict[str, Job] = {}
         self.lock = threading.Lock()
-        self.receiving = 0  # bytes of uploads that are on their way
+        self.receiving = 0  # bytes of uploads in progress
         self.checking = ThreadPoolExecutor(1, "check")
-        self.drawing = ThreadPoolExecutor(1, "draw")  # a verdict never waits for a drawing
-        self.durations: deque[float] = deque([EXPECTED], maxlen=5)  # seconds of the last checks
-        self.examples: dict[str, Path] = {}  # by label; drawn when somebody asks for one
+        self.drawing = ThreadPoolExecutor(1, "draw")  # verdicts must not wait for drawings
+        self.durations: deque[float] = deque([EXPECTED], maxlen=5)  # seconds of recent checks
+        self.examples: dict[str, Path] = {}  # by label; drawn on the first request
         self.drawing_examples = threading.Lock()
         self.closed = threading.Event()
         self.cleaner = threading.Thread(target=self.keep_clean, daemon=True)
         self.cleaner.start()
 
     def find(self, identity: str) -> Job | None:
-        """Return a job by its id; None if there is none, or none any more."""
+        """Return a job by its id; None if the job does not exist."""
         return self.jobs.get(identity)
 
     # --- From the visitors ------------------------------------------------------------------------
 
     def reserve(self, size: int) -> Room:
-        """Reserve room for an upload of that many bytes, or of a few that will grow.
+        """Reserve storage for an upload of `size` bytes; the room can grow later.
 
         Raises:
             FullError: the limit of all jobs together is reached
@@ -184,10 +184,10 @@ class Jobs:
         return room
 
     def add(self, name: str, content: BinaryIO, marks: bool) -> Job:
-        """Store an upload and queue its check; marks: write a report and a marked copy too.
+        """Store an upload and queue its check; with `marks`, also write a report and a marked copy.
 
         Raises:
-            FullError, OSError: it cannot be kept.
+            FullError, OSError: the upload cannot be stored.
         """
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         job = Job(name, folder, marks, *([] if marks else [math.inf]))
@@ -204,7 +204,7 @@ class Jobs:
         return job
 
     def add_example(self, label: str) -> Job:
-        """Queue the check of a practice clip, real or fake; the clips are drawn the first time."""
+        """Queue the check of a practice clip, real or fake; the first call draws the clips."""
         folder = self.folder / EXAMPLES
         with self.drawing_examples:
             if not self.examples:
@@ -214,7 +214,7 @@ class Jobs:
             return self.add(self.examples[label].name, file, marks=True)
 
     def remove(self, job: Job) -> None:
-        """Cancel a job and delete all of it, at once or when its thread has noticed."""
+        """Cancel a job and delete its files, immediately or when its thread stops."""
         with self.lock:
             self.jobs.pop(job.id, None)
             job.stop.set()
@@ -224,15 +224,15 @@ class Jobs:
             delete(job.folder)
 
     def see(self, job: Job) -> None:
-        """Note that the tab of a job is open."""
+        """Record that the tab of a job is open."""
         job.seen = time.monotonic()
 
     def leave(self, job: Job) -> None:
-        """Note that the tab of a job was closed: it has a few seconds to come back."""
+        """Record that the tab of a job was closed; it has a few seconds to return."""
         job.seen = min(job.seen, time.monotonic() - UNSEEN_AFTER + LEFT_AFTER)
 
     def describe(self, job: Job | None, identity: str) -> dict:
-        """Give what a page shows of a job, as plain values; also that it is there no more."""
+        """Return the state of a job for the page, as plain values; also for a deleted job."""
         if job is None:
             return {"id": identity, "phase": DELETED}
         said = {"id": job.id, "name": job.name, "phase": job.phase, "share": job.share()}
@@ -251,7 +251,7 @@ class Jobs:
     # --- In the threads ---------------------------------------------------------------------------
 
     def work(self, job: Job, step: Callable[[Job], None]) -> None:
-        """Take a step of a job unless nobody waits for it any more."""
+        """Run a step of a job, unless the job is cancelled or its tab is closed."""
         with self.lock:
             job.busy = not job.stop.is_set()
         if not job.busy:
@@ -266,9 +266,9 @@ class Jobs:
                 self.remove(job)
 
     def check(self, job: Job) -> None:
-        """Check the upload; its report follows in the other thread.
+        """Check the upload; the other thread then writes the report.
 
-        The result itself goes when that is written: it has pictures, and results may be many.
+        The result is released after the report is written, because its pictures take memory.
         """
         began = time.monotonic()
         job.enter(OPENING)
@@ -282,9 +282,9 @@ class Jobs:
                 job.article.write_text(article, encoding="utf-8", errors="replace")
                 numbers = json.dumps(result.to_dict())
                 (job.folder / "result.json").write_text(numbers, encoding="utf-8")
-            whole = result.to_dict()  # of a long video some megabytes, so a page keeps a part
+            whole = result.to_dict()  # megabytes for a long video; the page keeps only a part
             job.answer = {key: whole.get(key) for key in SHOWN} if job.marks else whole
-        except Exception as error:  # of this file alone
+        except Exception as error:  # only this file fails
             self.fail(job, error)
             return
         self.durations.append(time.monotonic() - began)
@@ -294,14 +294,14 @@ class Jobs:
             self.finish(job)
 
     def fail(self, job: Job, error: Exception) -> None:
-        """Note why a file could not be checked."""
+        """Record why a file could not be checked."""
         reason = describe_error(error).replace(f"{job.upload}: ", "").replace(str(job.upload), "")
         failure = Failure(job.name, reason, error)
         job.answer = failure.to_dict() | {"advice": advise(error)}
         self.finish(job)
 
     def draw(self, job: Job, result: Result) -> None:
-        """Write the marked copy and the report; what fails is noted, and the verdict stays."""
+        """Write the marked copy and the report; record an error, but keep the verdict."""
         marked = job.folder / ("marked.png" if result.kind == "picture" else "marked.mp4")
         report = job.folder / "report.html"
         try:
@@ -321,7 +321,7 @@ class Jobs:
         self.finish(job)
 
     def finish(self, job: Job) -> None:
-        """End a job: its upload goes, its results stay for a while."""
+        """Finish a job: delete its upload, and keep its results for a while."""
         delete(job.upload)
         job.measure()
         job.ended = time.monotonic()
@@ -331,7 +331,7 @@ class Jobs:
     # --- Deleting ---------------------------------------------------------------------------------
 
     def keep_clean(self) -> None:
-        """Delete what is old, as long as the page is open; nothing ends this but its end."""
+        """Delete old jobs until the page closes; continue after any error."""
         while not self.closed.wait(min(60, self.limits.seconds / 2)):
             try:
                 self.clean()
@@ -339,7 +339,7 @@ class Jobs:
                 print(f"deleting old uploads: {describe_error(error)}", file=sys.stderr)
 
     def clean(self) -> None:
-        """Remove jobs that are old or whose tab is closed, and files that belong to no job."""
+        """Remove old jobs, jobs of closed tabs, and files that do not belong to a job."""
         now = time.monotonic()
         for job in list(self.jobs.values()):
             if now - job.ended > self.limits.seconds if job.ended else job.is_unwanted():
@@ -363,12 +363,12 @@ class Jobs:
 
 
 def settle(future: Future) -> None:
-    """Wake those who wait, however often it is called."""
+    """Complete a future to wake its waiters; repeated calls have no effect."""
     with suppress(InvalidStateError):
         future.set_result(None)
 
 
-# --- Words ----------------------------------------------------------------------------------------
+# --- Advice ---------------------------------------------------------------------------------------
 
 ADVICE = {
     "SourceUnreadableError": "It may be incomplete or of another kind: download or copy it again. "
@@ -379,7 +379,7 @@ OTHERWISE = "Drop it again. If that does not help, save it as MP4 or JPEG and dr
 
 
 def advise(error: Exception) -> str:
-    """Return what a visitor can do about a file that could not be checked."""
+    """Return advice to the visitor about a file that could not be checked."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "The disk of this computer is full: make room on it, then drop the file again."
     return ADVICE.get(type(error).__name__, OTHERWISE)
@@ -391,7 +391,7 @@ LOCK, EXAMPLES = "lock", "examples"  # in the folder of a page
 
 
 def delete(path: Path) -> None:
-    """Delete a file or folder, if it is there; of a link, the link."""
+    """Delete a file or folder, if it exists; delete a link, but not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -401,9 +401,9 @@ def delete(path: Path) -> None:
 
 @contextmanager
 def open_folder() -> Iterator[Path]:
-    """Make the folder of a page, which only this user can read; it goes at the end of the block.
+    """Make the folder of a page, readable only by this user; delete it at the end of the block.
 
-    The folders of this user's pages that were killed are deleted first: nobody holds their lock.
+    First delete the folders of this user's killed pages: their locks are free.
     """
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError, filelock.Timeout):
