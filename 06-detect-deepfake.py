@@ -77,7 +77,7 @@ class Settings:
     quiet: bool = False  # print nothing but the JSON and errors
     check: Path | None = None  # compare this report with the file, instead of writing a report
     # detection
-    detection: DetectionSettings = field(default_factory=DetectionSettings)  # of the check
+    detection: DetectionSettings = field(default_factory=DetectionSettings)  # detection
 
 
 OUTPUTS = (".html", ".json", "-marked.mp4", "-marked.png")  # endings of the output files

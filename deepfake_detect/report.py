@@ -243,7 +243,7 @@ def describe_training(training: dict) -> str:
 
 
 def read_measures(model: Path, decision: Decision) -> dict:
-    """Read the measures that 05 wrote for a model with this decision; {} if there are none.
+    """Read the measures that 05 wrote for a model with this decision; {} if 05 did not measure it.
 
     A damaged file beside the model does not prevent the report.
     """
