@@ -303,7 +303,7 @@ def test_rotated_face_is_found_at_its_position(detector: Detector, turns: int) -
         height = 480 if _ % 2 == 0 else 400
         middle = np.array([middle[1], height - middle[0]])
     assert [face.x + face.width / 2, face.y + face.height / 2] == pytest.approx(middle, abs=8)
-    assert "turned" in " ".join(result.notes)
+    assert "rotat" in " ".join(result.notes)
 
 
 def test_short_shot_is_sampled_more_often(detector: Detector) -> None:

@@ -314,7 +314,7 @@ def test_own_outputs_are_counted_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "theirs.png").write_bytes(encode("PNG", draw(seed=3)))
     found = find_inputs([tmp_path])
     assert [path.name for path in found.files] == ["edited.png", "theirs.png"]
-    assert found.own_outputs == 1 and "1 written" in found.summarize()[-1]
+    assert found.own_outputs == 1 and "1 output" in found.summarize()[-1]
 
 
 # --- Names of outputs -----------------------------------------------------------------------------
