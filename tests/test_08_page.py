@@ -70,6 +70,15 @@ def visit(browser: Browser, server: Server, **options: object) -> Page:
     return page
 
 
+def wait_until(page: Page, expression: str) -> None:
+    """Wait until an expression is true; the page forbids the eval of wait_for_function."""
+    for _ in range(600):
+        if page.evaluate(f"() => {expression}"):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(expression)
+
+
 def leave(page: Page) -> None:
     """Close the tab, and check for requests to other servers and for script errors."""
     assert page.asked == [] and page.faults == []
@@ -107,12 +116,12 @@ def test_verdict_comes_first_then_a_marked_copy_with_clickable_moments(
 
     video = page.locator("#answer video")
     video.wait_for()
-    page.wait_for_function("document.querySelector('#answer video').readyState >= 2")
+    wait_until(page, "document.querySelector('#answer video').readyState >= 2")
     points = page.locator("#answer [data-seconds]")
     points.last.dispatch_event("click")
     moment = float(points.last.get_attribute("data-seconds"))
     assert video.evaluate("video => video.currentTime") == pytest.approx(moment, abs=0.05)
-    page.wait_for_function("document.querySelector('#answer video').seeking == false")
+    wait_until(page, "document.querySelector('#answer video').seeking == false")
     pictures = page.locator("#answer img").all()
     assert pictures and all(one.evaluate("one => one.naturalWidth") for one in pictures)
     assert str(server.folder) not in page.content() and str(Path.home()) not in page.content()
@@ -149,7 +158,7 @@ def test_examples_work_with_the_keyboard_alone(
             break
     page.keyboard.press("Enter")
     assert verdict in wait_for_report(page).lower()
-    page.wait_for_function("document.activeElement.matches('#answer h1')")  # for a screen reader
+    wait_until(page, "document.activeElement.matches('#answer h1')")  # for a screen reader
     assert page.locator("#said").inner_text() != ""  # and has announced the verdict
     leave(page)
 
