@@ -39,7 +39,6 @@ start.prepare(__name__)  # so that Ctrl-C during the imports prints one line
 import os
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Annotated, Literal
@@ -51,7 +50,6 @@ import numpy as np
 import pandas as pd
 import sklearn.metrics
 import tensorflow as tf
-from matplotlib.figure import Figure
 from tqdm.keras import TqdmCallback
 
 from deepfake_detect import cli, files
@@ -68,9 +66,9 @@ from deepfake_detect.crops import (
     CLASSES,
     count_crops,
     decode_crops,
+    find_crop_rule,
     find_crops,
     open_cache,
-    read_crop_rule,
 )
 from deepfake_detect.decision import (
     IMAGE_SIZE,
@@ -82,6 +80,7 @@ from deepfake_detect.decision import (
 from deepfake_detect.model import build_model, find_start_weights
 from deepfake_detect.model_file import write_model
 from deepfake_detect.onnx_export import write_onnx
+from deepfake_detect.plots import draw_training_curves, write_picture
 from deepfake_detect.scoring import (
     find_least_sharpness,
     fit_decision,
@@ -159,11 +158,7 @@ def main(settings: Settings = Settings()) -> dict:
     cli.check_ranges(settings)
     check_image_size(settings.image_size)
     crops = find_crops(settings.split_dir, ("train", "val"))
-    rule = read_crop_rule(settings.split_dir) or {
-        "margin": settings.margin,
-        "square": settings.square,
-        "frames": settings.frames,
-    }
+    rule = find_crop_rule(settings.split_dir, settings)
     start_weights, started_from = find_start_weights(settings.start)
     if settings.learning_rate is None:
         kind = "pretrained" if "ImageNet" in started_from else "file" if start_weights else "random"
@@ -209,7 +204,7 @@ def main(settings: Settings = Settings()) -> dict:
             }
         )
         output.write(HISTORY, lambda path: history.to_csv(path, index=False))
-        write_picture(output, CURVES, lambda: draw_training_curves(history))
+        write_picture(output, CURVES, lambda: draw_training_curves(history, find_best(history)))
         unfinished.unlink(missing_ok=True)
     print_training(training, decision, settings.model_dir)
     return training | {"decision": describe_decision(decision)}
@@ -396,36 +391,6 @@ def decide(
 
 
 # --- Output ---------------------------------------------------------------------------------------
-
-
-def draw_training_curves(history: pd.DataFrame) -> Figure:
-    """Plot training and validation loss and accuracy, and the validation AUC, by epoch."""
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    panels = {
-        "loss (lower is better)": {"training": "loss", "validation": "val_loss"},
-        "accuracy by crop": {"training": "accuracy", "validation": "val_accuracy"},
-        "AUC by video": {"validation": "val_auc"},
-    }
-    for axes, (title, lines) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for label, column in lines.items():
-            colour = "tab:orange" if label == "validation" else "tab:blue"
-            axes.plot(history["epoch"], history[column], "o-", color=colour, label=label)
-        axes.axvline(find_best(history), color="0.5", linestyle=":", label="epoch kept")
-        axes.set(xlabel="epoch", ylabel=title)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    return figure
-
-
-def write_picture(output: files.Output, name: str, draw: Callable[[], Figure]) -> None:
-    """Draw a picture and write it as PNG; on an error, print a note and continue."""
-    try:
-        figure = draw()
-        output.write(name, lambda path: figure.savefig(path, format="png", dpi=150))
-    except Exception as error:  # of any kind: the model is already on disk
-        path = output.folder / name
-        print(f"NOTE: {path}: this picture could not be drawn ({error}).", file=sys.stderr)
 
 
 def print_training(training: dict, decision: Decision, model_dir: Path) -> None:

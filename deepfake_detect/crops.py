@@ -115,6 +115,20 @@ def read_crop_rule(split_dir: Path) -> dict:
     )
 
 
+def find_crop_rule(split_dir: Path, settings: object) -> dict:
+    """Return the crop rule of a split folder, from the settings if crop-rule.json is missing.
+
+    Args:
+        split_dir: folder from step 03
+        settings: an object with the attributes margin, square and frames
+
+    Raises:
+        ValueError: the file is not a crop rule
+    """
+    names = "margin", "square", "frames"
+    return read_crop_rule(split_dir) or {name: getattr(settings, name) for name in names}
+
+
 def open_cache(count: int, size: int, folder: Path) -> np.ndarray:
     """Allocate a memory-mapped array for decoded crops, uint8 (count, size, size, 3).
 

@@ -25,7 +25,7 @@ class Decision(NamedTuple):
     real_below: float = 0.5  # a video with a mean below this is likely real; undecided in between
     picture_threshold: float | None = None  # threshold for a single picture; None: as for videos
     picture_real_below: float | None = None  # real_below for a single picture
-    part_threshold: float | None = None  # for the most suspicious seconds; None: threshold
+    part_threshold: float | None = None  # for the most suspicious seconds; None: from threshold
     margin: float = 0.3  # share of the face box, added on each side of a crop
     square: bool = False  # whether crops are squares
     frames: str = (
@@ -44,11 +44,6 @@ class Decision(NamedTuple):
         if kind != "picture" or None in own:
             return self.threshold, self.real_below
         return own
-
-    @property
-    def threshold_of_part(self) -> float:
-        """Threshold for the most suspicious few seconds of a video."""
-        return self.threshold if self.part_threshold is None else self.part_threshold
 
 
 def check_image_size(size: int) -> int:
@@ -88,7 +83,7 @@ def check_decision(saved: dict) -> Decision:
         and decision.temperature > 0
         and min(amounts) >= 0
         and all(0 <= real_below <= threshold <= 1 for threshold, real_below in pairs)
-        and 0 <= decision.threshold_of_part <= 1
+        and 0 <= (decision.part_threshold or 0) <= 1
         and decision.frames in ("reduced", "full")
     ):
         raise ValueError(f"{decision} is out of range")

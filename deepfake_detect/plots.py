@@ -1,4 +1,4 @@
-"""Draw the results of script 05: scores, worst mistakes, and robustness."""
+"""Draw the training curves of script 04, and the scores, worst mistakes and robustness of 05."""
 
 from __future__ import annotations
 
@@ -32,6 +32,31 @@ def write_picture(output: Output, name: str, draw: Callable[[], Figure]) -> None
             f"NOTE: {output.folder / name}: this picture could not be drawn ({error}).",
             file=sys.stderr,
         )
+
+
+def draw_training_curves(history: pd.DataFrame, best_epoch: int) -> Figure:
+    """Plot training and validation loss and accuracy, and the validation AUC, by epoch.
+
+    Args:
+        history: the table of 04-train-cnn.py, one row per epoch
+        best_epoch: the epoch whose weights were kept
+    """
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    panels = {
+        "loss (lower is better)": {"training": "loss", "validation": "val_loss"},
+        "accuracy by crop": {"training": "accuracy", "validation": "val_accuracy"},
+        "AUC by video": {"validation": "val_auc"},
+    }
+    for axes, (title, lines) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for label, column in lines.items():
+            colour = "tab:orange" if label == "validation" else "tab:blue"
+            axes.plot(history["epoch"], history[column], "o-", color=colour, label=label)
+        axes.axvline(best_epoch, color="0.5", linestyle=":", label="epoch kept")
+        axes.set(xlabel="epoch", ylabel=title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    return figure
 
 
 def draw_scores(predictions: pd.DataFrame, decision: Decision) -> Figure:

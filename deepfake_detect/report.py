@@ -21,6 +21,7 @@ import numpy as np
 from deepfake_detect.cli import printable
 from deepfake_detect.decision import Decision, check_decision
 from deepfake_detect.detection_model import DetectionModel
+from deepfake_detect.marked_video import Box, Canvas, scale_boxes
 from deepfake_detect.result import (
     FAKE,
     NO_FACE,
@@ -415,28 +416,16 @@ def embed_still(result: Result) -> str | None:
     if result.evidence is None or result.evidence.still is None:
         return None
     still = result.evidence.still.copy()
-    scale = still.shape[1] / result.width
     frame = result.evidence.crop_faces[0][1].frame
-    for track in result.tracks:
-        for face in (one for one in track.faces if one.frame == frame):
-            draw_box(still, track.number, face, scale)
-    return embed_picture(still)
-
-
-def draw_box(frame: np.ndarray, number: int, face: Face, scale: float) -> None:
-    """Draw a box with its number and score on a face, from green to red."""
-    line = max(2, round(frame.shape[1] / 400))
-    colour = 0, int(255 * min(1, 2 - 2 * face.p_fake)), int(255 * min(1, 2 * face.p_fake))
-    left, top = round(face.x * scale), round(face.y * scale)
-    right, bottom = round((face.x + face.width) * scale), round((face.y + face.height) * scale)
-    cv2.rectangle(frame, (left, top), (right, bottom), colour, line)
-    font, size, text = cv2.FONT_HERSHEY_SIMPLEX, line / 3, f"{number}: {to_score(face.p_fake)}"
-    (wide, high), _ = cv2.getTextSize(text, font, size, line)
-    top = max(0, top - high - 3 * line)
-    cv2.rectangle(frame, (left, top), (left + wide + 2 * line, top + high + 3 * line), colour, -1)
-    cv2.putText(
-        frame, text, (left + line, top + high + line), font, size, (0, 0, 0), max(1, line // 2)
+    boxes = (
+        Box(track.number, face.x, face.y, face.width, face.height, to_score(face.p_fake))
+        for track in result.tracks
+        for face in track.faces
+        if face.frame == frame
     )
+    scale = still.shape[1] / result.width
+    Canvas([still], is_yuv=False).mark(scale_boxes(boxes, scale))
+    return embed_picture(still)
 
 
 def thin_out(faces: tuple[Face, ...]) -> list[Face]:

@@ -97,6 +97,11 @@ def find_row(page: Page, name: str, verdict: str = "") -> object:
     return row
 
 
+def wait_for_phase(page: Page, words: str) -> None:
+    """Wait for a phase in the table; the hidden text for screen readers has the same words."""
+    page.locator("#results .words").filter(has_text=words).wait_for()
+
+
 def wait_for_report(page: Page) -> str:
     page.locator("#answer .report h1").wait_for()
     return page.locator("#answer").inner_text()
@@ -264,13 +269,13 @@ def test_x_cancels_second_tab_shows_its_place_and_closed_tab_cancels(
     endless = write_endless_video(tmp_path / "endless.mp4")
     first, second = visit(browser, server), visit(browser, server)
     drop(first, endless)
-    first.get_by_text("Looking for faces").wait_for()
+    wait_for_phase(first, "Looking for faces")
     drop(second, endless)
-    second.get_by_text("Waiting: 1 file before this one").wait_for()
+    wait_for_phase(second, "Waiting: 1 file before this one")
 
     first.get_by_role("button", name="Cancel endless.mp4").click()
     assert first.locator("#results").is_hidden()
-    second.get_by_text("Looking for faces").wait_for()
+    wait_for_phase(second, "Looking for faces")
     leave(second)  # closing the tab cancels its checks
     drop(first, REAL)
     assert REAL.name in wait_for_report(first)
@@ -316,7 +321,7 @@ def test_stopped_server_is_reported(browser: Browser, tmp_path: Path, torn: Path
     with open_page(tmp_path) as server:
         page = visit(browser, server)
         drop(page, write_endless_video(tmp_path / "endless.mp4"))
-        page.get_by_text("Looking for faces").wait_for()
+        wait_for_phase(page, "Looking for faces")
     page.locator("#problems .lost").wait_for()
     page.context.close()
 
@@ -339,7 +344,7 @@ def test_axe_finds_no_faults_in_any_state(
     page.locator("#answer .problem").wait_for()
     check("error")
     drop(page, FAKE)
-    page.get_by_text("Looking for faces").wait_for()
+    wait_for_phase(page, "Looking for faces")
     check("at work")
     page.locator("#answer video").wait_for()
     check("report")

@@ -45,49 +45,39 @@ def test_test_rows_are_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "named"),
+    ("rows", "old", "new", "named"),
     [
-        ('label = "real"', 'label = "Real"', "label"),
-        ('label = "real"', 'label = "maybe"', "label"),
-        ('label = "real"', "label = 1", "label"),
-        ('label = "real"', "label = true", "label"),
-        ('label = "real"', 'label = ""', "label"),
-        ('method = "original"', 'method = "original"\nmethods = "Deepfakes"', "methods"),
-        ('method = "original"', 'method = "original"\nmethods = [1]', "methods"),
-        ('dataset = "D"', 'dataset = ["D"]', "dataset"),
-        ('dataset = "D"', "dataset = nan", "dataset"),
-        ('"{target}"', '"{target:>9999999999}"', "identities"),
-        ('"{target}"', '"{target!r}"', "identities"),
-        ('"{target}"', '"{target.real}"', "identities"),
-        ('"{target}"', '"{0}"', "identities"),
-        ('"{target}"', '"{"', "row 1"),
-        ('id = "d"', 'id = ".d"', "id"),
-        ('id = "d"', 'id = "-d"', "id"),
-        ("[a-z]+", "[a-z", "row 1"),
-        ("[[videos]]", "[[video]]", "video"),
+        (VIDEOS, 'label = "real"', 'label = "Real"', "label"),
+        (VIDEOS, 'label = "real"', 'label = "maybe"', "label"),
+        (VIDEOS, 'label = "real"', "label = 1", "label"),
+        (VIDEOS, 'label = "real"', "label = true", "label"),
+        (VIDEOS, 'label = "real"', 'label = ""', "label"),
+        (VIDEOS, 'method = "original"', 'method = "original"\nmethods = "Deepfakes"', "methods"),
+        (VIDEOS, 'method = "original"', 'method = "original"\nmethods = [1]', "methods"),
+        (VIDEOS, 'dataset = "D"', 'dataset = ["D"]', "dataset"),
+        (VIDEOS, 'dataset = "D"', "dataset = nan", "dataset"),
+        (VIDEOS, '"{target}"', '"{target:>9999999999}"', "identities"),
+        (VIDEOS, '"{target}"', '"{target!r}"', "identities"),
+        (VIDEOS, '"{target}"', '"{target.real}"', "identities"),
+        (VIDEOS, '"{target}"', '"{0}"', "identities"),
+        (VIDEOS, '"{target}"', '"{"', "row 1"),
+        (VIDEOS, 'id = "d"', 'id = ".d"', "id"),
+        (VIDEOS, 'id = "d"', 'id = "-d"', "id"),
+        (VIDEOS, "[a-z]+", "[a-z", "row 1"),
+        (VIDEOS, "[[videos]]", "[[video]]", "video"),
+        (LISTS, 'identities = ["a"]', 'identities = "a"', "identities"),
+        (LISTS, 'identities = ["a"]', "identities = [1]", "identities"),
+        (LISTS, '"{folder}"', '"{folder:>99999999}"', "method"),
+        (LISTS, '"{folder}"', '"{x}"', "method"),
+        (LISTS, 'real = "real"', "real = 0", "real"),
+        (LISTS, 'id = "d"', 'id = "d"\nevery = "all"', "every"),
     ],
 )
-def test_invalid_value_in_a_row_is_reported(old: str, new: str, named: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=named):
-        read(tmp_path, VIDEOS.replace(old, new))
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "named"),
-    [
-        ('identities = ["a"]', 'identities = "a"', "identities"),
-        ('identities = ["a"]', "identities = [1]", "identities"),
-        ('"{folder}"', '"{folder:>99999999}"', "method"),
-        ('"{folder}"', '"{x}"', "method"),
-        ('real = "real"', "real = 0", "real"),
-        ('id = "d"', 'id = "d"\nevery = "all"', "every"),
-    ],
-)
-def test_invalid_value_in_a_list_row_is_reported(
-    old: str, new: str, named: str, tmp_path: Path
+def test_invalid_value_is_reported(
+    rows: str, old: str, new: str, named: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=named):
-        read(tmp_path, LISTS.replace(old, new))
+        read(tmp_path, rows.replace(old, new))
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,12 @@ def test_missing_fields_get_defaults() -> None:
     assert check_decision(saved) == Decision(temperature=2.0, threshold=0.7, real_below=0.7)
 
 
-def test_pictures_and_parts_have_thresholds_of_their_own() -> None:
+def test_pictures_have_thresholds_of_their_own() -> None:
     decision = Decision(threshold=0.7, real_below=0.4)
     assert decision.thresholds_of("picture") == decision.thresholds_of("video") == (0.7, 0.4)
-    assert decision.threshold_of_part == 0.7
-    decision = decision._replace(picture_threshold=0.6, picture_real_below=0.1, part_threshold=0.95)
+    decision = decision._replace(picture_threshold=0.6, picture_real_below=0.1)
     assert decision.thresholds_of("picture") == (0.6, 0.1)
     assert decision.thresholds_of("video") == (0.7, 0.4)
-    assert decision.threshold_of_part == 0.95
 
 
 @pytest.mark.parametrize(

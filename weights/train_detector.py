@@ -419,11 +419,7 @@ def write_detector(
     val = val.reset_index(drop=True)
     scored = predict_crops(model, images, val, PREDICTED)
     changed = predict_changed(model, images, val, PREDICTED) if settings.robust else []
-    rule = crops.read_crop_rule(settings.split_dir) or {
-        "margin": settings.margin,
-        "square": settings.square,
-        "frames": settings.frames,
-    }
+    rule = crops.find_crop_rule(settings.split_dir, settings)
     decision: Decision = fit_decision(scored, settings.most_wrong, changed)._replace(
         smallest_face=min(settings.smallest_face, int(train["side"].min())),
         least_sharpness=find_least_sharpness(
