@@ -353,10 +353,11 @@ def compile_model(model: keras.Model, settings: Settings, steps: int) -> None:
     model.compile(
         optimizer=keras.optimizers.Adam(rate),
         loss="binary_crossentropy",
-        metrics=["accuracy"],
+        metrics=[keras.metrics.BinaryAccuracy("accuracy")],
         jit_compile=False,  # XLA trains this model 14 times slower on a CPU
     )
-    model.optimizer.build(model.trainable_variables)  # else the first step is traced twice
+    # Metric and optimizer have their variables now; otherwise the first step is traced twice.
+    model.optimizer.build(model.trainable_variables)
 
 
 def find_best(history: pd.DataFrame) -> int:
