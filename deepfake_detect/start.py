@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -31,7 +32,8 @@ def prepare(name: str) -> None:
         return
     open_streams()
     clean_environment()
-    handle_signals(stop)
+    stderr = os.dup(2)  # keras_setup redirects 2 while TensorFlow loads
+    handle_signals(partial(stop, stderr=stderr))
 
 
 def open_streams() -> None:
@@ -74,9 +76,9 @@ def handle_signals(handler: signal.Handlers) -> None:
             signal.signal(getattr(signal, name), handler)
 
 
-def stop(number: int = 0, frame: FrameType | None = None) -> None:
+def stop(number: int = 0, frame: FrameType | None = None, stderr: int = 2) -> None:
     """Print one sentence and end the process at once; there is no work in progress to clean up."""
     script = Path(sys.argv[0]).name
     sentence = f"{script}: stopped; run the same command to continue.\n"
-    os.write(2, sentence.encode(errors="backslashreplace"))
+    os.write(stderr, sentence.encode(errors="backslashreplace"))
     os._exit(STOPPED)

@@ -88,9 +88,14 @@ def run_shell(command: str, **variables: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.parametrize("library", ["json", "keras"])
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_signal_during_imports_prints_one_sentence(name: str, tool: Path, tmp_path: Path) -> None:
-    (tmp_path / "json.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+def test_signal_during_imports_prints_one_sentence(
+    name: str, library: str, tool: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "json.py").write_text("import deepfake_detect.keras_setup\n")
+    loading = "import time\nprint('loading', flush=True)\ntime.sleep(60)\n"
+    (tmp_path / f"{library}.py").write_text(loading)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, tool], **pipes) as run:
         assert run.stdout.readline() == "loading\n"
