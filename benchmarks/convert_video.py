@@ -9,6 +9,10 @@ process also runs: it reads every frame and saves the first of each second. If f
 installed (Debian package ffmpeg), the benchmark leaves it out.
 """
 
+from deepfake_detect import start
+
+start.prepare(__name__)
+
 import importlib
 import os
 import shutil
@@ -35,8 +39,16 @@ SETTINGS = convert.Settings()
 
 
 def size_after_rule(path: Path) -> tuple[int, int]:
-    """Return the width and height of a video's frames after the width rule of script 01."""
-    height, width = resize_by_width(next(Video(path).frames()).image).shape[:2]
+    """Return the width and height of a video's frames after the width rule of script 01.
+
+    Raises:
+        ValueError: the video cannot be read
+    """
+    try:
+        frame = next(frame for frame in Video(path).frames() if frame.image is not None)
+    except (ValueError, OSError, StopIteration) as error:
+        raise ValueError(f"{path}: the video cannot be read; move it elsewhere.") from error
+    height, width = resize_by_width(frame.image).shape[:2]
     return width, height
 
 

@@ -14,6 +14,10 @@ turn, so that other load on the machine affects them equally. The plain loop run
 default of the package.
 """
 
+from deepfake_detect import start
+
+start.prepare(__name__)
+
 import csv
 import multiprocessing
 import os
@@ -59,6 +63,18 @@ Box = tuple[int, int, int, int]  # x, y, width, height
 Faces = list[tuple[Box, float]]  # faces of a frame, with their confidence
 
 
+def read_frame(path: Path) -> np.ndarray:
+    """Read a frame: BGR uint8 (height, width, 3).
+
+    Raises:
+        ValueError: the file cannot be read
+    """
+    try:
+        return read_image(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; run 01 again.") from error
+
+
 # --- The plain loop -------------------------------------------------------------------------------
 
 
@@ -67,7 +83,7 @@ def run_plain_loop(paths: list[Path], folder: Path) -> tuple[list[Faces], float,
     detector = load_plain_detector()
     found, detecting, start = [], 0.0, time.perf_counter()
     for path in paths:
-        frame = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+        frame = read_frame(path)
         rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
         before = time.perf_counter()
         faces = detector.detect_faces(rgb)
@@ -114,7 +130,7 @@ def run_detector(paths: list[Path], min_face_size: float) -> tuple[list[Faces], 
     """Return the faces of each frame from the detector of script 02, and the seconds it took."""
     detector, found, seconds = FaceDetector(min_face_size), [], 0.0
     for at in range(0, len(paths), 32):
-        frames = [read_image(path) for path in paths[at : at + 32]]
+        frames = [read_frame(path) for path in paths[at : at + 32]]
         start = time.perf_counter()
         found += detector.detect(frames)
         seconds += time.perf_counter() - start

@@ -16,6 +16,10 @@ without the copy with decoding alone.
 
 from __future__ import annotations
 
+from deepfake_detect import start
+
+start.prepare(__name__)
+
 import multiprocessing
 import os
 import subprocess
@@ -78,14 +82,21 @@ def main(settings: Settings) -> None:
 
 
 def make_inputs(video: Path, seconds: tuple[float, ...], folder: Path) -> dict[str, Path]:
-    """Write a photo (length 0), or repeat the video to each length without re-encoding."""
+    """Write a photo (length 0), or repeat the video to each length without re-encoding.
+
+    Raises:
+        ValueError: the video cannot be read
+    """
     inputs = {}
     for length in seconds:
         if not length:
             path = inputs["photo"] = folder / "photo.jpg"
             frames = cv2.VideoCapture(str(video))
             frames.set(cv2.CAP_PROP_POS_FRAMES, frames.get(cv2.CAP_PROP_FRAME_COUNT) // 2)
-            cv2.imwrite(str(path), frames.read()[1])
+            decoded, frame = frames.read()
+            if not decoded:
+                raise ValueError(f"{video}: no frame can be read; give a video with a face.")
+            cv2.imwrite(str(path), frame)
             continue
         path = inputs[f"{length:g} s"] = folder / f"{length:g}{video.suffix}"
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-stream_loop", "-1"]

@@ -11,6 +11,10 @@ makes the folders of the empty files, and script 02 gathers the tables of empty 
 
 from __future__ import annotations
 
+from deepfake_detect import start
+
+start.prepare(__name__)
+
 import asyncio
 import importlib
 import json

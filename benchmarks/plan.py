@@ -10,6 +10,10 @@ enough; the benchmark takes about as long as scripts 01 and 02 take for them. It
 time, so that other load on the machine has little effect.
 """
 
+from deepfake_detect import start
+
+start.prepare(__name__)
+
 import ctypes
 import importlib
 import os
@@ -109,7 +113,7 @@ def run(script: str, folder: Path, *arguments: str) -> float:
     """Run a script in the folder; return processor seconds divided by the number of cores.
 
     Raises:
-        RuntimeError: the script did not write a table
+        ValueError: the script did not write a table
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, str(ROOT / script), *arguments]
@@ -122,7 +126,7 @@ def run(script: str, folder: Path, *arguments: str) -> float:
     seconds = busy / os.cpu_count()
     output = Path(folder, arguments[-1])
     if not list(output.glob("*.csv")):
-        raise RuntimeError(result.stderr.strip().splitlines()[-1])
+        raise ValueError(result.stderr.strip().splitlines()[-1])
     return seconds
 
 
@@ -141,7 +145,11 @@ def measure_frames(frames_dir: Path) -> tuple[int, int, int, int]:
 
 
 def measure(videos_dir: Path, videos: int, frames_per_second: float) -> tuple[Speeds, str]:
-    """Run 01 and 02 on a few videos; return the speeds, and a sentence about the measurement."""
+    """Run 01 and 02 on a few videos; return the speeds, and a sentence about the measurement.
+
+    Raises:
+        ValueError: a script stopped, or no frame could be read
+    """
     steps = ["01-convert-video-to-image.py", "02-crop-faces-with-mtcnn.py"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -158,6 +166,8 @@ def measure(videos_dir: Path, videos: int, frames_per_second: float) -> tuple[Sp
         some = run(steps[0], folder, *rate, "--frames-dir", "some")
         frames, frame_bytes, pixels, pixels_read = measure_frames(folder / "every")
         few_frames, _, few_pixels, _ = measure_frames(folder / "some")
+        if not few_frames:
+            raise ValueError(f"{videos_dir}: no frame of the chosen videos can be read.")
         write = max(0.0, every - some) / max(1, pixels - few_pixels)
         read = max(0.0, every - start_01 - write * pixels) / pixels_read
 

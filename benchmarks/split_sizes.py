@@ -7,6 +7,10 @@ It does not need videos: it generates catalogues with the published counts of th
 same number of crops per video. In Celeb-DF and DFD, the two people of a fake are random.
 """
 
+from deepfake_detect import start
+
+start.prepare(__name__)
+
 import resource
 import time
 from collections.abc import Iterator

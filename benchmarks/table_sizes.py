@@ -8,6 +8,10 @@ finds all of them finished and gathers its tables; script 03 balances, splits an
 run from the shell.
 """
 
+from deepfake_detect import start
+
+start.prepare(__name__)
+
 import importlib
 import json
 import os

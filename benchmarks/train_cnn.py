@@ -8,6 +8,10 @@ input pipeline of 04, after decoding all crops; and ImageDataGenerator with the 
 the classic recipe. A method that takes longer than the repeated batch waits for crops in this time.
 """
 
+from deepfake_detect import start
+
+start.prepare(__name__)
+
 import importlib
 import math
 import tempfile

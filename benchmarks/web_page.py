@@ -12,6 +12,10 @@ The page runs from the shell. This needs Linux, because it reads the memory from
 
 from __future__ import annotations
 
+from deepfake_detect import start
+
+start.prepare(__name__)
+
 import http.client
 import itertools
 import json

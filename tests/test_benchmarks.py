@@ -93,6 +93,19 @@ def test_benchmark_runs(name: str, tmp_path: Path) -> None:
     assert expected in result.stdout
 
 
+@pytest.mark.parametrize("name", ["convert_video", "crop_faces", "detect_deepfake"])
+def test_unreadable_input_is_named(name: str, tmp_path: Path) -> None:
+    benchmark, path = importlib.import_module(f"benchmarks.{name}"), tmp_path / "torn.avi"
+    path.write_bytes(b"RIFF")
+    read = {
+        "convert_video": lambda: benchmark.size_after_rule(path),
+        "crop_faces": lambda: benchmark.read_frame(path),
+        "detect_deepfake": lambda: benchmark.make_inputs(path, (0,), tmp_path),
+    }[name]
+    with pytest.raises(ValueError, match=r"torn\.avi"):
+        read()
+
+
 def test_photo_and_longer_video_are_made_from_a_video(tmp_path: Path) -> None:
     detect_deepfake = importlib.import_module("benchmarks.detect_deepfake")
     write_frames(tmp_path)

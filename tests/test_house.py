@@ -13,6 +13,7 @@ from conftest import ROOT
 from deepfake_detect import cli
 
 SCRIPTS = sorted(ROOT.glob("0?-*.py"))
+TOOLS = [path for path in ROOT.glob("[bw]*/*.py") if "__main__" in path.read_text("utf-8")]
 PACKAGE = sorted((ROOT / "deepfake_detect").rglob("*.py"))
 each_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 
@@ -78,7 +79,7 @@ def test_scripts_do_not_import_each_other(path: Path) -> None:
     assert not re.search(r'import_module\(\s*"0\d-', path.read_text(encoding="utf-8"))
 
 
-@each_script
+@pytest.mark.parametrize("path", [*SCRIPTS, *TOOLS], ids=lambda path: path.name)
 def test_signals_are_handled_before_anything_slow_is_loaded(path: Path) -> None:
     before, call, _ = path.read_text(encoding="utf-8").partition("start.prepare(__name__)")
     assert call and not re.search("^(import|from) (cv2|numpy|pandas|keras|tyro)", before, re.M)

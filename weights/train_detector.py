@@ -24,6 +24,10 @@ skipped. The script runs on Linux and needs PyTorch.
 
 from __future__ import annotations
 
+from deepfake_detect import start
+
+start.prepare(__name__)
+
 import json
 import math
 import os
@@ -442,10 +446,13 @@ def write_detector(
         "settings": cli.settings_of_result(settings),
         "versions": {"PyTorch": torch.__version__},
     }
-    full, target = output.folder / "full.keras", "deepfake-detector.keras"
-    write_model(model, decision, full, training)
-    output.write(target, lambda partial: write_in_16_bits(full, partial))
-    full.unlink()
+    target = "deepfake-detector.keras"
+    full = files.name_unfinished(output.folder, ".keras")
+    try:
+        write_model(model, decision, full, training)
+        output.write(target, lambda partial: write_in_16_bits(full, partial))
+    finally:
+        full.unlink(missing_ok=True)
     rounded = load_model(output.folder / target)
     output.write(
         "deepfake-detector.onnx", lambda partial: write_onnx(rounded, decision, partial, training)
