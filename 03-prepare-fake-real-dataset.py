@@ -224,8 +224,7 @@ def read_table(path: Path, columns: list[str], made_by: str, option: str) -> pd.
         what_to_do = f"run {made_by} first, or name another folder with {option}"
         raise FileNotFoundError(f"{path}: the file does not exist; {what_to_do}.")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-        table = table.fillna("")  # rows with too few cells
+        table = files.read_table(path)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as a table ({error}); run {made_by}.") from error
     if missing := [column for column in columns if column not in table]:

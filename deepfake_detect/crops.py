@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from deepfake_detect.decision import CROP_RULE, check_decision
 from deepfake_detect.faces import measure_sharpness, prepare_crop, squeeze  # noqa: F401
-from deepfake_detect.files import check_plain_file, read_image
+from deepfake_detect.files import check_plain_file, read_image, read_table
 
 CLASSES = ("fake", "real")  # in alphabetical order: fake 0, real 1
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -84,7 +84,7 @@ def read_crops_table(split_dir: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=columns, dtype=str)
     with suppress(ValueError, KeyError):
         check_plain_file(path)
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = read_table(path)
         if table["crop"].is_unique and "video_id" in table:
             return table.reindex(columns=columns, fill_value="")
     raise ValueError(

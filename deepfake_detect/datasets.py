@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from deepfake_detect import cli
+from deepfake_detect import cli, files
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 COMPANION_SUFFIXES = (".json", ".csv", ".txt", ".md", ".pdf", ".py")  # ignored
@@ -285,7 +285,7 @@ def read_list(path: Path, row: Row) -> dict[str, Any]:
         raise ValueError(f"the file is larger than {LARGEST_LIST:,} bytes")
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix.lower() == ".csv":
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        table = files.read_table(io.StringIO(text))
         return join_entries(zip(table["filename"], table.to_dict("records"), strict=True))
     if path.suffix.lower() == ".txt":  # lines such as: 1 YouTube-real/00170.mp4
         paths = [line.split()[1] for line in text.split("\n") if line.strip()]

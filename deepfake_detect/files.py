@@ -26,16 +26,18 @@ import stat
 import threading
 import time
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
 import filelock
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 LIST = ".made-by"  # in an output folder: the list of the files that the scripts wrote
 UNFINISHED = ".unfinished"  # start of the names of unfinished files and folders
@@ -139,6 +141,24 @@ def make_safe_cell(cell: object) -> object:
         return safe.replace("\r", "\\r")  # the csv module does not quote \r
     missing = cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell
     return "" if missing else cell
+
+
+def read_table(source: Path | IO) -> pd.DataFrame:
+    """Read a CSV table, all cells as text; missing cells are empty.
+
+    Raises:
+        OSError: the file cannot be read
+        ValueError: the content is not a table, or a row has more cells than the header
+    """
+    import pandas as pd
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            table = pd.read_csv(source, dtype=str, keep_default_na=False, index_col=False)
+        except pd.errors.ParserWarning as warning:
+            raise ValueError("a row has more cells than the header") from warning
+    return table.fillna("")
 
 
 # --- An output folder -----------------------------------------------------------------------------

@@ -247,6 +247,12 @@ def garble(split_dir: Path, name: str) -> None:
     (split_dir / name).write_text("a,b\n1,2\n")
 
 
+def shift(split_dir: Path, name: str) -> None:
+    path = split_dir / name
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(f"{number},{row}" for number, row in enumerate(rows))]))
+
+
 def double(split_dir: Path, name: str) -> None:
     lines = (split_dir / name).read_text().splitlines()
     (split_dir / name).write_text("\n".join([*lines, lines[-1]]))
@@ -267,6 +273,7 @@ def one_video(split_dir: Path, name: str) -> None:
         (empty, "val/real", "does not contain real crops"),
         (tear, "val/fake", "cannot be read"),
         (garble, "crops.csv", "not a table"),
+        (shift, "crops.csv", "not a table"),
         (double, "crops.csv", "not a table"),
         (one_video, "crops.csv", "from one video"),
     ],

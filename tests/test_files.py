@@ -300,6 +300,22 @@ def test_cells_are_not_run_as_formulas(
             assert isinstance(cell, str) or text == ("" if cell is None else str(cell))
 
 
+@pytest.mark.parametrize(
+    ("text", "cells"),
+    [("a,b\n1,\n2\n", [["1", ""], ["2", ""]]), ("a,b\n01,NA\n", [["01", "NA"]])],
+)
+def test_table_is_read_as_text(text: str, cells: list[list[str]], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    assert files.read_table(tmp_path / "a.csv").values.tolist() == cells
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2,3\n4,5,6\n", "a,b\n1,2\n4,5,6\n", 'a,b\n"1,2'])
+def test_table_with_lost_cells_is_rejected(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError):
+        files.read_table(tmp_path / "a.csv")
+
+
 def test_data_frame_is_written_as_a_table(tmp_path: Path) -> None:
     table = pd.DataFrame({"a": ["x", None], "b": [1.5, np.nan], "c": [True, False]})
     table["d"] = pd.array([1, None], "Int64")
