@@ -266,7 +266,7 @@ class Detector:
                 seen = self._look(opened.sample(rate, fewest), way, watch, (AGAIN, total))
         tracks = self._join(seen)
         if times := self._find_moments(tracks, seen.times):
-            extra = opened.sample_at(times)
+            extra = opened.sample_at(times, set(seen.times))
             more = self._look(extra, way, watch, (AGAIN, len(times)))
             seen = merge(seen, more, self.settings.explained)
             tracks = self._join(seen)

@@ -34,7 +34,7 @@ VIDEOS = {
     "WMV or ASF": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
     "OGG": rb"OggS",
     "MPEG": rb"\0\0\x01\xba",
-    "MPEG-TS": rb"(G.{187}G.{187}G|.{4}G.{191}G.{191}G)",
+    "MPEG-TS": rb".{0,191}(G.{187}G.{187}G.{187}G|G.{191}G.{191}G)",  # may start in a packet
 }
 OTHERS = {  # other common formats, for the error message
     "JPEG XL": rb"(\xff\x0a|\0\0\0\x0cJXL )",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias, cast
@@ -97,13 +97,17 @@ class Opened:
         if not taken:
             raise SourceUnreadableError("has no frame that decodes")
 
-    def sample_at(self, times: list[float]) -> Iterator[Sample]:
-        """Yield the frames at more times; nothing if the frames can be read only once."""
+    def sample_at(self, times: list[float], known: Collection[float]) -> Iterator[Sample]:
+        """Yield the frames at more times, except at known times.
+
+        In a gap of the video, the frame of a new time is one that is known. Yield nothing if the
+        frames can be read only once.
+        """
         if self.video is not None and times:
             video = self.video
             seen = video.seen_frames, video.seen_seconds, video.lost_frames
             for frame in video.sampled(times=times):
-                if frame.image is not None:
+                if frame.image is not None and frame.seconds not in known:
                     yield Sample(frame.index, frame.seconds, frame.image)
             video.seen_frames, video.seen_seconds, video.lost_frames = seen
 
@@ -135,8 +139,8 @@ class Opened:
         # is not larger than the change by compression.
         if {HDR_CONVERTED, HDR_AS_IT_IS} & set(self.video.notes):
             return "it is an HDR video, and the model was not trained on HDR"
-        claimed, seen = self.video.claimed_frames, self.video.seen_frames
-        if self.video.missing() and seen - self.video.lost_frames < LEAST_SEEN * claimed:
+        claimed = self.video.claimed_frames
+        if self.video.missing() and self.video.count_good_frames() < LEAST_SEEN * claimed:
             return "less than half of the video could be read"
         return ""
 

@@ -40,6 +40,7 @@ CONTAINERS = "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpegts,mpeg,flv,asf,ogg"
 MOST_PIXELS = 100_000_000  # per frame; larger frames could exhaust memory
 MISSING_SHARE = 0.02  # tolerated share of missing frames or seconds, relative to the header
 READ_ERRORS = 100  # reading stops after this many damaged places in a container
+HOLE_BYTES, HOLE_SECONDS = 4096, 0.3  # of a damaged place without packets, at least
 PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")  # of covers in video files
 APART = (  # streams that are not the main video
     Disposition.attached_pic
@@ -51,6 +52,7 @@ APART = (  # streams that are not the main video
 # non-reference frames: in H.264, frames with nal_ref_idc 0 (ITU-T H.264, 7.4.1).
 EXACT_CONTAINERS = "mov", "matroska"
 EXACT_CODECS = "h264", "hevc"
+WITH_INDEX = "mov", "avi"  # the index gives the place of each packet
 FFMPEG_NAMES = {
     **{"AVI": "avi", "Matroska or WebM": "matroska", "MP4 or MOV": "mov", "FLV": "flv"},
     **{"WMV or ASF": "asf", "OGG": "ogg", "MPEG": "mpeg", "MPEG-TS": "mpegts"},
@@ -261,14 +263,23 @@ class Video:
         """
         said = []
         short = self.seen_frames < (1 - MISSING_SHARE) * self.claimed_frames - 2
-        if short and self.stills is None and self._is_cut_off():
+        if short and self.stills is None and self._is_incomplete():
             read, claimed = f"{self.seen_frames:,}", f"{self.claimed_frames:,} frames"
             if self.rate > HIGHEST_RATE:  # an AVI whose frame count includes other packets
                 read, claimed = f"{self.seen_seconds:.1f}", f"{self.claimed_seconds:.1f} seconds"
-            said.append(f"ends after {read} of the {claimed} in its header")
+            said.append(f"only {read} of the {claimed} in its header")
         if self.lost_frames:
-            said.append(f"{self.lost_frames:,} frames do not decode")
-        return "; ".join(said)
+            said.append(
+                f"{self.lost_frames:,} damaged {'frame' if self.lost_frames == 1 else 'frames'}"
+            )
+        return f"has {' and '.join(said)}" if said else ""
+
+    def count_good_frames(self) -> int:
+        """Return the number of frames without damage in the latest call of `frames` or `sampled`.
+
+        The frames of a file are counted without its damaged frames, but damaged stills are counted.
+        """
+        return self.seen_frames - (self.lost_frames if self.stills is not None else 0)
 
     # --- The file ---------------------------------------------------------------------------------
 
@@ -314,12 +325,13 @@ class Video:
         is_bytes = isinstance(self.source, bytes)
         return read_aperture(io.BytesIO(self.source) if is_bytes else OwnPlace(self.source))
 
-    def _is_cut_off(self) -> bool:
-        """Return True if the end of the file is missing, and its header is not merely wrong.
+    def _is_incomplete(self) -> bool:
+        """Return True if a part of the file is missing, and its header is not merely wrong.
 
         An AVI has a count of its frames, and an MP4 the position of each frame in the file. Other
         headers may claim too much if the video starts late, has a variable frame rate or is part of
-        a longer one. Such a file is cut off if no stream, such as the sound, reaches the end.
+        a longer one. Such a file is incomplete if no stream, such as the sound, reaches the end, or
+        if it has a hole.
         """
         try:
             with self.open_container() as container:
@@ -330,13 +342,15 @@ class Video:
                 if name_container(container) == "avi":  # empty packets repeat the previous frame
                     places = [packet.dts or 0 for packet in read_packets(container, stream)]
                     return max(places, default=0) + 1 < (1 - MISSING_SHARE) * stream.frames - 2
+                # Time stamps may be negative, for example if those of an MPEG-TS wrap around.
+                first = min(0, container.start_time or 0) / av.time_base
+                length = (container.duration or 0) / av.time_base
                 reached = 0.0
-                for packet in read_packets(container):
-                    stamp = packet.dts if packet.pts is None else packet.pts
-                    if stamp is not None:
-                        end = (stamp + (packet.duration or 0)) * packet.time_base
-                        reached = max(reached, float(end))
-                return reached < (1 - MISSING_SHARE) * (container.duration or 0) / av.time_base
+                for packet, follows_hole in find_holes(read_packets(container)):
+                    if follows_hole:
+                        return True
+                    reached = max(reached, end_of(packet) or 0.0)
+                return reached - first < (1 - MISSING_SHARE) * length
         except (OSError, ValueError, av.FFmpegError):  # it could be opened before
             return True
 
@@ -394,17 +408,30 @@ class Video:
     def _decode(
         self, container: av.container.InputContainer, stream: av.VideoStream
     ) -> Iterator[av.VideoFrame]:
-        """Decode a stream; a damaged packet loses only its own frames."""
+        """Decode a stream; damage loses all frames until the next key frame.
+
+        FFmpeg would show these frames with parts of other frames in them.
+        """
         self._set_up(stream.codec_context)
-        in_order = name_container(container) == "avi"  # AVI only has time stamps in decoding order
-        for packet in read_packets(container, stream):
+        name = name_container(container)
+        intact = True
+        for packet, follows_hole in find_holes(read_packets(container)):
+            if follows_hole and name not in WITH_INDEX:
+                intact = False
+            if packet.stream is not stream:
+                continue
             try:
                 decoded = packet.decode()
             except av.FFmpegError:
                 self.lost_frames += bool(packet.size)
+                intact = False
                 continue
             for frame in decoded:
-                if in_order:
+                intact = (intact or frame.key_frame) and not frame.is_corrupt
+                if not intact:
+                    self.lost_frames += 1
+                    continue
+                if name == "avi":  # it only has time stamps in decoding order
                     frame.pts = frame.dts
                 yield frame
         with suppress(av.FFmpegError):  # after damage, the decoder may still hold frames
@@ -494,6 +521,28 @@ def read_packets(
             return
         except av.FFmpegError:
             continue
+
+
+def find_holes(packets: Iterator[av.Packet]) -> Iterator[tuple[av.Packet, bool]]:
+    """Yield each packet, and True if damage before it removed other packets.
+
+    Then bytes of the file are not in a packet, and the time has a gap. A gap alone is usual where
+    the picture does not change, and bytes alone where another stream is.
+    """
+    place, reached = None, None
+    for packet in packets:
+        end = end_of(packet)
+        skipped = packet.pos - place if packet.pos is not None and place is not None else 0
+        gap = end - reached if end is not None and reached is not None else 0.0
+        yield packet, skipped >= HOLE_BYTES and gap >= HOLE_SECONDS
+        place = None if packet.pos is None else packet.pos + packet.size
+        reached = end if reached is None else max(reached, end or 0.0)
+
+
+def end_of(packet: av.Packet) -> float | None:
+    """Return the time in seconds at which a packet ends; None if it is unknown."""
+    stamp = packet.dts if packet.pts is None else packet.pts
+    return None if stamp is None else float((stamp + (packet.duration or 0)) * packet.time_base)
 
 
 def list_stamps(container: av.container.InputContainer, index: int) -> list[tuple[int, float]]:

@@ -95,6 +95,16 @@ def test_changing_frame_rate_keeps_all_tracks(detector: Detector, tmp_path: Path
     assert list_times(tmp_path / "marked.mp4") == pytest.approx(times, abs=0.002)
 
 
+def test_frame_after_a_freeze_is_scored_once(detector: Detector, tmp_path: Path) -> None:
+    """More frames are scored where a face is suspicious, also at times without a frame."""
+    times = [*np.arange(0, 4, 0.1), *np.arange(10, 11.2, 0.1)]
+    people = [frame((10, 5, time > 9), size=SMALL) for time in times]
+    result = detector.check(write_clip(tmp_path / "frozen.mkv", people, times))
+    (track,) = result.tracks
+    assert any(face.extra for face in track.faces)
+    assert len({face.frame for face in track.faces}) == len(track.faces)
+
+
 def list_times(path: Path) -> list[float]:
     with av.open(str(path)) as container:
         return [one.time for one in container.decode(video=0)]

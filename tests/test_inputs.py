@@ -91,6 +91,15 @@ def test_videos_are_read_regardless_of_name(suffix: str, drawing: str, tmp_path:
     assert len(list(video.frames())) == 12 and video.missing() == ""
 
 
+@pytest.mark.parametrize("start", [1, 100, 187])
+def test_transport_stream_may_start_in_a_packet(start: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    ffmpeg("-f", "lavfi", "-i", "testsrc=size=160x120:rate=25", "-frames:v", 12, path)
+    content = path.read_bytes()[start:]
+    assert kind_of(content).name == "video"
+    assert len(list(Video(content).frames())) == 12
+
+
 @pytest.mark.parametrize(
     ("content", "word"),
     [

@@ -400,7 +400,7 @@ def test_folder_of_stills_is_a_video(tmp_path: Path) -> None:
     assert [frame.seconds for frame in found] == [0, 0.04, 0.08, 0.12]
     assert [frame.image is None for frame in found] == [False, False, True, False]
     assert np.array_equal(found[3].image, images[3])
-    assert video.lost_frames == 1 and "1 frames" in video.missing()
+    assert video.lost_frames == 1 and "1 damaged" in video.missing()
     assert [frame.index for frame in video.sampled(12.5)] == [0, 2]
 
 
@@ -471,7 +471,7 @@ def test_cut_off_video_is_reported(
     video = read(whole[: len(whole) * 6 // 10], sampled)
     assert 0 < video.seen_frames < 45
     claimed = "2.0 seconds" if suffix == "avi" else f"{video.seen_frames} of the 50 frames"
-    assert "ends after" in video.missing() and claimed in video.missing()
+    assert claimed in video.missing()
 
 
 @pytest.mark.parametrize("sampled", [False, True])
@@ -481,7 +481,27 @@ def test_damaged_frames_are_counted(sampled: bool, long_clip: Path) -> None:
     content[middle : middle + 3000] = bytes(3000)
     video = read(bytes(content), sampled)
     assert video.lost_frames > 0
-    assert f"{video.lost_frames} frames" in video.missing()
+    assert f"{video.lost_frames} damaged" in video.missing()
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("suffix", ["mkv", "ts", "mp4"])
+def test_frames_after_a_damaged_place_are_left_out(
+    suffix: str, sampled: bool, tmp_path: Path
+) -> None:
+    """FFmpeg would draw them with parts of frames before the damage, until the next key frame."""
+    path = tmp_path / f"a.{suffix}"
+    ffmpeg(*DRAWN, "-g", 10, "-bf", 0, path)
+    whole = {round(frame.seconds, 2): frame.image for frame in Video(path).frames()}
+    assert len(whole) == 50
+    content = bytearray(path.read_bytes())
+    first, last = len(content) * 2 // 5, len(content) * 3 // 5
+    content[first:last] = bytes(last - first)
+    video = Video(bytes(content))
+    found = list(video.sampled(12.5) if sampled else video.frames())
+    assert video.missing() and len(found) < (25 if sampled else 50)
+    assert max(frame.seconds for frame in found) > 1.8
+    assert all(np.array_equal(frame.image, whole[round(frame.seconds, 2)]) for frame in found)
 
 
 @pytest.mark.parametrize("sampled", [False, True])
@@ -497,8 +517,12 @@ def test_pieces_late_and_varying_videos_are_complete(
     ffmpeg("-i", long_clip, *sound, "-c:v", "copy", tmp_path / "longer-sound.mp4")
     some = "-vf", "select='not(mod(n,7))'", "-fps_mode", "vfr"
     ffmpeg("-i", long_clip, *some, tmp_path / "few.mkv")
+    freeze = "-vf", "setpts=PTS+gte(N\\,20)*2/TB", "-fps_mode", "vfr"
+    ffmpeg("-i", long_clip, *sound, *freeze, tmp_path / "freeze.mkv")
+    ffmpeg("-i", long_clip, *sound, *freeze, tmp_path / "freeze.ts")
+    ffmpeg("-i", long_clip, "-bf", 0, "-output_ts_offset", 95_442.5, tmp_path / "wrapped.ts")
     ffmpeg("-i", long_clip, *copy, "-movflags", "frag_keyframe+empty_moov", tmp_path / "parts.mp4")
-    assert len(list(tmp_path.iterdir())) == 7
+    assert len(list(tmp_path.iterdir())) == 10
     for path in tmp_path.iterdir():
         video = read(path, sampled)
         assert (path.name, video.missing(), video.lost_frames) == (path.name, "", 0)
