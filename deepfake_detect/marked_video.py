@@ -123,15 +123,23 @@ def write_marked_video(
         if small:
             is_wanted = choose_moments(small[1])
             little = files.enter_context(open_small_copy(small[0], video))
-        for done, raw in enumerate(read_ahead(video.raw_frames(), AHEAD), 1):
-            frame, boxes = raw.to_yuv(), list(boxes_at(raw.seconds))
-            if small and is_wanted(raw.index, raw.seconds):
-                scale = min(1, SMALL_WIDTH / frame.width)
-                size = (max(2, round(side * scale / 2) * 2) for side in (frame.width, frame.height))
-                # Area averaging would take longer than all other work on the small copy.
-                smaller = frame.reformat(*size, interpolation="FAST_BILINEAR")
-                little.add(raw.seconds, smaller, scale_boxes(boxes, scale))
-            copy.add(raw.seconds, frame, boxes)
+
+        def prepare() -> Iterator[tuple[float, av.VideoFrame, list[Box]]]:
+            """Yield the frames of the copy; add those of the small copy to it."""
+            for raw in read_ahead(video.raw_frames(), AHEAD):
+                frame, boxes = raw.to_yuv(), list(boxes_at(raw.seconds))
+                if small and is_wanted(raw.index, raw.seconds):
+                    scale = min(1, SMALL_WIDTH / frame.width)
+                    size = (
+                        max(2, round(side * scale / 2) * 2) for side in (frame.width, frame.height)
+                    )
+                    # Area averaging would take longer than all other work on the small copy.
+                    smaller = frame.reformat(*size, interpolation="FAST_BILINEAR")
+                    little.add(raw.seconds, smaller, scale_boxes(boxes, scale))
+                yield raw.seconds, frame, boxes
+
+        for done, frame in enumerate(read_ahead(prepare(), AHEAD), 1):
+            copy.add(*frame)
             if progress:
                 progress(done, video.claimed_frames or None)
 
