@@ -80,7 +80,7 @@ def main(settings: Settings = Settings()) -> list[practice.Clip]:
         by_person[clip.person].append(clip)
     with (
         ThreadPoolExecutor(settings.workers or os.cpu_count() or 1) as pool,
-        tqdm(total=len(missing), desc="clips", unit="clip", disable=not missing) as bar,
+        tqdm(total=len(missing), desc="clips", unit="clip", disable=not missing or None) as bar,
     ):
         for made in pool.map(partial(write_person, output, settings), by_person.values()):
             bar.update(made)

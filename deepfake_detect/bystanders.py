@@ -101,7 +101,8 @@ def find_bystanders(
 
     with ThreadPoolExecutor() as pool:
         compared = pool.map(compare, frames)
-        found = tqdm(compared, "faces compared", len(frames), unit="frame", disable=not frames)
+        bar = {"unit": "frame", "disable": not frames or None}  # None: only on a terminal
+        found = tqdm(compared, "faces compared", len(frames), **bar)
         return pd.DataFrame([row for rows in found for row in rows], columns=COLUMNS)
 
 

@@ -55,7 +55,7 @@ def read_data_sets(path: Path) -> tuple[list[Row], dict[str, Row]]:
         ValueError: the file cannot be read, or a row is invalid
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         if unknown := set(table) - set(ROWS):
             raise ValueError(f"[[{min(unknown)}]] is not one of {', '.join(ROWS)}")
         for kind in ROWS:

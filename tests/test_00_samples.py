@@ -283,6 +283,7 @@ def test_next_run_finishes_a_killed_run(tmp_path: Path) -> None:
     assert 1 <= len(done) < 6
     finished = run_script(SCRIPT, *OPTIONS, cwd=tmp_path)
     assert f"{len(done):,} clips from" in finished.stdout, finished.stderr
+    assert finished.stderr == ""  # no progress bar, except on a terminal
     after = list_times(folder)
     assert done.items() <= after.items() and len(list(folder.glob("[!.]*.mp4"))) == 6
     assert all(len(read_frames(path)) == 3 for path in folder.glob("[!.]*.mp4"))

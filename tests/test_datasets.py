@@ -125,6 +125,10 @@ def test_slow_expression_is_interrupted(
     assert time.monotonic() - began < 60
 
 
+def test_table_saved_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    assert read(tmp_path, "\ufeff" + VIDEOS) == read(tmp_path, VIDEOS)
+
+
 def test_practice_videos_are_a_separate_data_set(tmp_path: Path) -> None:
     folder = tmp_path / "practice"
     folder.mkdir()
