@@ -2,6 +2,7 @@
 # make page   detection as a page in the browser
 # make run    all steps on practice videos in practice/, up to verdicts on two of the videos
 # make test   run the tests
+# make test-long   run the tests marked as long, which make test leaves out
 # make lint   check code and format
 # make lock   update requirements.lock
 # Each target first sets up .venv with install.sh, which installs only missing packages.
@@ -18,7 +19,7 @@ sources = pandas.read_csv('frames/videos.csv').set_index('video_id').source; \
 print(*('videos/' + sources[crops[crops.split == 'test'].groupby('label').video_id.first()]), sep='\n')
 endef
 
-.PHONY: detect page run test lint lock
+.PHONY: detect page run test test-long lint lock
 # FILES is one file name, or several file names quoted as in a shell.
 detect: export NAMES = $(value FILES)
 detect:
@@ -46,7 +47,11 @@ run:
 
 test:
 	@sh install.sh test
-	$(PY) -m pytest
+	$(PY) -m pytest -m "not long"
+
+test-long:
+	@sh install.sh test
+	$(PY) -m pytest -m long
 
 lint:
 	@sh install.sh test

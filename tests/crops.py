@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 
 from deepfake_detect.augmentation import Augmentation
 from deepfake_detect.crops import find_crops, read_crop
@@ -25,8 +27,14 @@ GENTLE = Augmentation(
     **dict.fromkeys(("blended", "tint", "grey", "cut_out", "zoomed"), 0.0),
     **dict.fromkeys(("reduced", "blurred", "noisy", "jpeg"), 0.0),
 )
+SIZE = 64  # pixels of the model's input
 SETTINGS = train.Settings(
-    start="lite0", epochs=3, batch_size=8, learning_rate=1e-3, augmentation=GENTLE
+    start="lite0",
+    epochs=3,
+    batch_size=8,
+    learning_rate=1e-3,
+    image_size=SIZE,
+    augmentation=GENTLE,
 )
 BROKEN = ("train/fake/empty-000000-00.png", "train/real/torn-000000-00.jpg")
 
@@ -94,6 +102,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained
     )
 
 
+@pytest.fixture
+def eagerly() -> Iterator[None]:
+    """Run TensorFlow without compiling: 30 seconds less for a training of a few steps."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="session")
 def small_split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a split folder with two crops per label and split, for tests that damage a copy."""
@@ -111,5 +127,5 @@ def make_predictions(rows: list[tuple[str, str, float]]) -> pd.DataFrame:
 def score_crops(trained: Trained, splits: tuple[str, ...] = ("val",)) -> pd.DataFrame:
     """Return the predictions of the saved model for the crops of some splits."""
     crops = find_crops(trained.split_dir, splits)
-    images = np.stack([read_crop(trained.split_dir / crop, 128) for crop in crops["crop"]])
+    images = np.stack([read_crop(trained.split_dir / crop, SIZE) for crop in crops["crop"]])
     return predict_crops(trained.model, images, crops, 8)

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+KILLS = int(os.environ.get("KILLS", "3"))  # more for a manual test: each takes as long as a run
+
 # --- Disturbed runs -------------------------------------------------------------------------------
 
 
@@ -84,11 +86,11 @@ def workers_of(run: subprocess.Popen[str]) -> list[int]:
 
 
 def kill_again_and_again(
-    script: str, *arguments: object, cwd: Path, times: int, longest: float, check: Callable
+    script: str, *arguments: object, cwd: Path, longest: float, check: Callable
 ) -> None:
-    """Start a script and kill it within `longest` seconds, several times; check after each kill."""
+    """Start a script and kill it within `longest` seconds, KILLS times; check after each kill."""
     moments = random.Random(0)
-    for _ in range(times):
+    for _ in range(KILLS):
         with running(script, *arguments, cwd=cwd) as run:
             time.sleep(moments.uniform(0, longest))
             run.send_signal(signal.SIGKILL)

@@ -176,6 +176,7 @@ def test_fake_differs_from_its_original_only_in_the_face(
         assert difference[face].mean() > 3 * difference[far].mean()
 
 
+@pytest.mark.long
 def test_detector_finds_exactly_the_face(small: tuple[Path, list[practice.Clip]]) -> None:
     folder, clips = small
     detector = MTCNN()
@@ -269,6 +270,7 @@ def test_only_the_missing_clip_is_rewritten(smallest: Path) -> None:
     assert np.array_equal(read_frames(missing), frames)
 
 
+@pytest.mark.long
 def test_next_run_finishes_a_killed_run(tmp_path: Path) -> None:
     folder = tmp_path / "practice/videos/practice"
     command = [sys.executable, str(ROOT / SCRIPT), *OPTIONS]

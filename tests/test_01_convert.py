@@ -367,6 +367,7 @@ def test_second_run_converts_only_changed_videos(tmp_path: Path, snapshot: calla
     assert len(list(frames.glob("*/*.png"))) == 3
 
 
+@pytest.mark.long
 def test_workers_end_with_a_killed_run(tmp_path: Path) -> None:
     write_avi(tmp_path / "videos/real/a.avi", [jpeg((640, 480))] * 3000, (640, 480))
     run = subprocess.Popen([sys.executable, ROOT / SCRIPT], cwd=tmp_path)

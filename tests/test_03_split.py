@@ -94,7 +94,7 @@ def splits_of_identities(videos: pd.DataFrame) -> dict[tuple[str, str], set[str]
     return seen
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(CATALOGUES, st.integers(0, 100))
 def test_each_identity_is_in_one_split_and_all_reals_are_kept(
     videos: pd.DataFrame, seed: int
@@ -108,7 +108,7 @@ def test_each_identity_is_in_one_split_and_all_reals_are_kept(
         assert set(reals["split"]) == {"train", "val", "test"}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(CATALOGUES, st.integers(0, 100))
 def test_every_split_is_balanced_and_fakes_are_spread(videos: pd.DataFrame, seed: int) -> None:
     videos["split"] = split_videos(videos, "identity", RATIO, seed, PARTS)
@@ -126,7 +126,7 @@ def test_every_split_is_balanced_and_fakes_are_spread(videos: pd.DataFrame, seed
                 assert of_method["taken"].max() <= of_method["taken"][left_some].min() + 1
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(CATALOGUES, st.integers(0, 100), st.randoms(use_true_random=False))
 def test_split_depends_on_the_seed_not_the_order(
     videos: pd.DataFrame, seed: int, random: object

@@ -5,8 +5,8 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from conftest import ROOT, assert_stops, run_script
-from crops import BROKEN, SETTINGS, Trained, score_crops, small_split, trained, write_split
+from conftest import assert_stops, command_after, run_script
+from crops import (
+    BROKEN,
+    SETTINGS,
+    Trained,
+    eagerly,
+    score_crops,
+    small_split,
+    trained,
+    write_split,
+)
 
 from deepfake_detect.augmentation import Augmentation
 from deepfake_detect.checkpoint import write_checkpoint
@@ -32,7 +41,7 @@ from deepfake_detect.model_file import load_model, read_decision, read_saved
 train = importlib.import_module("04-train-cnn")
 
 SCRIPT = "04-train-cnn.py"
-__all__ = ["small_split", "trained"]  # fixtures
+__all__ = ["eagerly", "small_split", "trained"]  # fixtures
 
 
 def test_all_output_files_are_written(trained: Trained) -> None:
@@ -102,7 +111,7 @@ def test_validation_follows_training(trained: Trained) -> None:
 
 
 def test_a_model_can_be_the_start_of_another_training(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    eagerly: None, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The split folder has neither a test split nor crops.csv, and has other file names.
 
@@ -152,26 +161,25 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def test_a_killed_training_continues_and_ends_the_same(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def kill_and_continue(
+    settings: train.Settings, lines: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same seed gives the same bytes with and without a kill."""
-    split_dir, killed = trained.split_dir, tmp_path / "killed"
-    settings = replace(SETTINGS, split_dir=split_dir, model_dir=killed)
-    dict_of_defaults = {name: value for name, value, _ in list_settings(train.Settings())}
-    command = [sys.executable, ROOT / SCRIPT, "--split-dir", split_dir, "--model-dir", killed]
+    """Run some lines of Python and then 04, kill it after the first epoch, and continue here."""
+    folder, split_dir = settings.model_dir, settings.split_dir
+    options = ["--split-dir", split_dir, "--model-dir", folder]
+    defaults = {name: value for name, value, _ in list_settings(train.Settings())}
     for name, value, _ in list_settings(SETTINGS):
-        if value != dict_of_defaults[name]:
-            command += [f"--{name.replace('_', '-')}", str(value)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
-    )
-    wait_for(killed / "unfinished.keras", process)
+        if value != defaults[name]:
+            options += [f"--{name.replace('_', '-')}", value]
+    command = command_after(lines, SCRIPT, *options)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(folder / "unfinished.keras", process)
+    process.send_signal(signal.SIGSTOP)  # so that it does not end before the second training starts
     with pytest.raises(filelock.Timeout):
         train.main(settings)
     process.kill()
     process.wait()
-    assert not (killed / "best_model.keras").exists()
+    assert not (folder / "best_model.keras").exists()
 
     with pytest.raises(ValueError, match="differs in seed") as raised:
         train.main(replace(settings, seed=2))
@@ -187,17 +195,39 @@ def test_a_killed_training_continues_and_ends_the_same(
     train.main(settings)
     printed = capsys.readouterr().out
     assert "continuing after epoch" in printed and "epoch 1 of 3:" not in printed
-    assert not (killed / "unfinished.keras").exists()
+    assert not (folder / "unfinished.keras").exists()
+
+
+def assert_same_results(one: Path, other: Path) -> None:
     for name in ("history.csv", "best_model.keras", "best_model.onnx"):
-        first, second = ((folder / name).read_bytes() for folder in (trained.model_dir, killed))
-        assert first == second, name
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_a_killed_training_continues_and_ends_the_same(
+    eagerly: None, small_split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same seed gives the same bytes with and without a kill."""
+    settings = replace(SETTINGS, split_dir=small_split, model_dir=tmp_path / "whole")
+    train.main(settings)
+    lines = "import tensorflow as tf\ntf.config.run_functions_eagerly(True)"
+    kill_and_continue(replace(settings, model_dir=tmp_path / "killed"), lines, capsys)
+    assert_same_results(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.long
+def test_a_killed_training_of_compiled_steps_ends_the_same(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(SETTINGS, split_dir=trained.split_dir, model_dir=tmp_path)
+    kill_and_continue(settings, "", capsys)
+    assert_same_results(trained.model_dir, tmp_path)
 
 
 def test_patience_counts_epochs_before_a_stop(tmp_path: Path, small_split: Path) -> None:
     """A training whose patience ended before the stop does not continue."""
     crops = find_crops(small_split, ("train", "val"))
-    images = np.zeros((len(crops), 128, 128, 3), np.uint8)
-    model = build_model(None)
+    images = np.zeros((len(crops), 32, 32, 3), np.uint8)
+    model = build_model(None, 32)
     settings = train.Settings(epochs=9, patience=2, batch_size=4, learning_rate=1e-4)
     settings = replace(settings, warm_up_steps=0, decay="constant")
     train.compile_model(model, settings, steps=9)

@@ -100,15 +100,23 @@ def test_json_has_the_measured_values(folder: Path) -> None:
         assert 0 < result[name]["difference"] < 0.02
 
 
-def test_differing_models_and_partial_sets_are_not_written(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Convert and compile only once.
-    converted = (folder / "export" / "detector.tflite").read_bytes()
-    model, decision = load_model(folder / "model.keras"), read_decision(folder / "model.keras")
-    scorer = export.run_keras(model, decision)
-    monkeypatch.setattr(export, "convert_to_tflite", lambda *_: converted)
+@pytest.fixture(scope="module")
+def scorer(folder: Path) -> export.Scorer:
+    path = folder / "model.keras"
+    return export.run_keras(load_model(path), read_decision(path))
+
+
+@pytest.fixture
+def converted(folder: Path, scorer: export.Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convert to TFLite and compile the Keras model only once."""
+    content = (folder / "export" / "detector.tflite").read_bytes()
+    monkeypatch.setattr(export, "convert_to_tflite", lambda *_: content)
     monkeypatch.setattr(export, "run_keras", lambda *_: scorer)
+
+
+def test_differing_models_and_partial_sets_are_not_written(
+    converted: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match="differ"):
         run(folder, tmp_path / "export", tolerance=0.0)
     assert not (tmp_path / "export").exists()
@@ -131,11 +139,17 @@ def test_foreign_folder_is_not_changed(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "detector.onnx").exists()
 
 
-def test_practice_crops_are_used_without_a_folder(folder: Path, tmp_path: Path) -> None:
-    options = ("--model", folder / "model.keras", "--crops", 3, "--rounds", 1)
-    result = run_script(SCRIPT, *options, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "3 practice crops" in result.stdout and "08-web-page.py" in result.stdout
+def test_practice_crops_are_used_without_a_folder(
+    converted: None,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export.main(export.Settings(folder / "model.keras", crops=3, rounds=1))
+    printed = capsys.readouterr().out
+    assert "3 practice crops" in printed and "08-web-page.py" in printed
     assert (tmp_path / "model/export/detector.tflite").is_file()
 
 

@@ -120,6 +120,7 @@ def test_check_answers_the_json_of_06_and_keeps_nothing(server: Server, tmp_path
     assert list_kept(server) == []
 
 
+@pytest.mark.long
 def test_two_clients_at_once_receive_their_own_answers(server: Server) -> None:
     sent = [REAL, FAKE, REAL, FAKE]
     with ThreadPoolExecutor(2) as clients:
@@ -175,6 +176,7 @@ def test_too_large_upload_is_refused_with_and_without_its_length(server: Server)
     assert list_kept(server) == [] and is_idle(server)
 
 
+@pytest.mark.long
 def test_aborted_upload_leaves_nothing(server: Server) -> None:
     halves = [send_half(server, "half.mp4", bytes(MB)) for _ in range(3)]
     time.sleep(0.5)
@@ -184,6 +186,7 @@ def test_aborted_upload_leaves_nothing(server: Server) -> None:
     assert list_kept(server) == [] and is_idle(server)
 
 
+@pytest.mark.long
 def test_disconnected_client_cancels_its_check(server: Server, tmp_path: Path) -> None:
     endless = write_endless_video(tmp_path / "endless.mp4").read_bytes()
     connection = connect(server)
@@ -195,6 +198,7 @@ def test_disconnected_client_cancels_its_check(server: Server, tmp_path: Path) -
     assert is_idle(server)
 
 
+@pytest.mark.long
 def test_total_size_of_uploads_is_limited(server: Server) -> None:
     halves = [send_half(server, "half.mp4", bytes(1_990_000)) for _ in range(10)]
     wait_until(lambda: send(server, REAL.name, REAL.read_bytes()).status == 503)
@@ -242,6 +246,7 @@ def test_other_computers_need_the_token(tmp_path: Path) -> None:
         assert ask(server, "/", Cookie=cookie.split(";")[0]).status == 200
 
 
+@pytest.mark.long
 def test_token_may_come_from_the_environment(tmp_path: Path) -> None:
     with open_page(tmp_path, "--api", DEEPFAKE_DETECT_TOKEN="of my own") as server:
         assert ask(server, "/version").status == 401
@@ -314,6 +319,7 @@ def test_every_answer_restricts_the_browser_to_this_server(server: Server) -> No
     assert ask(server, results[1]).status == 404
 
 
+@pytest.mark.long
 def test_proxy_in_the_environment_is_not_used(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         proxy.settimeout(0.1)
@@ -328,6 +334,7 @@ def test_proxy_in_the_environment_is_not_used(tmp_path: Path) -> None:
 # --- Deletion -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_old_results_are_deleted_even_if_files_vanish_meanwhile(tmp_path: Path) -> None:
     with open_page(tmp_path, "--api", "--keep-minutes", 0.02) as server:
         stray = [server.folder / "stray.bin", server.folder / "stray" / "deep.bin"]
@@ -354,6 +361,7 @@ def test_old_results_are_deleted_even_if_files_vanish_meanwhile(tmp_path: Path) 
         wait_until(lambda: list_kept(server) == [])
 
 
+@pytest.mark.long
 def test_start_deletes_only_the_files_of_killed_pages(tmp_path: Path) -> None:
     with open_page(tmp_path / "home") as killed, open_page(tmp_path / "home") as alive:
         (killed.folder / "visitor").mkdir()
@@ -368,6 +376,7 @@ def test_start_deletes_only_the_files_of_killed_pages(tmp_path: Path) -> None:
         assert ask(alive, "/health").status == 200
 
 
+@pytest.mark.long
 def test_page_stopped_during_a_check_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     endless = write_endless_video(tmp_path / "endless.mp4").read_bytes()
     with open_page(tmp_path / "home") as server:
@@ -402,6 +411,7 @@ def test_unusable_model_stops_the_start(tmp_path: Path) -> None:
     assert not list((tmp_path).glob("deepfake-page-*"))
 
 
+@pytest.mark.long
 def test_practice_models_and_unmeasured_models_are_marked(tmp_path: Path) -> None:
     model = onnx.load(ROOT / "weights" / "deepfake-detector.onnx")
     for entry in model.metadata_props:
@@ -416,6 +426,7 @@ def test_practice_models_and_unmeasured_models_are_marked(tmp_path: Path) -> Non
     assert 'class="warning"' not in page and "in 100" in page
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", [0.3, 1.0, 2.0])
 def test_ctrl_c_during_the_start_prints_one_line(tmp_path: Path, after: float) -> None:
     command = [sys.executable, ROOT / "08-web-page.py", "--no-open-browser", "--port", "0"]

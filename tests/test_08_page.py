@@ -152,7 +152,10 @@ def test_verdict_comes_first_then_a_marked_copy_with_clickable_moments(
     leave(page)
 
 
-@pytest.mark.parametrize(("button", "verdict"), [("real", "likely real"), ("fake", "likely fake")])
+@pytest.mark.parametrize(
+    ("button", "verdict"),
+    [pytest.param("real", "likely real", marks=pytest.mark.long), ("fake", "likely fake")],
+)
 def test_examples_work_with_the_keyboard_alone(
     browser: Browser, server: Server, button: str, verdict: str
 ) -> None:
@@ -235,6 +238,7 @@ def test_every_dropped_file_has_a_row(browser: Browser, server: Server) -> None:
     leave(page)
 
 
+@pytest.mark.long
 def test_other_files_in_a_folder_are_skipped(
     browser: Browser, server: Server, tmp_path: Path
 ) -> None:
@@ -263,6 +267,7 @@ def test_new_file_hides_the_old_report(browser: Browser, server: Server, torn: P
     leave(page)
 
 
+@pytest.mark.long
 def test_x_cancels_second_tab_shows_its_place_and_closed_tab_cancels(
     browser: Browser, server: Server, tmp_path: Path
 ) -> None:
@@ -317,6 +322,7 @@ def test_strange_name_is_shown_as_text(
     leave(page)
 
 
+@pytest.mark.long
 def test_stopped_server_is_reported(browser: Browser, tmp_path: Path, torn: Path) -> None:
     with open_page(tmp_path) as server:
         page = visit(browser, server)
@@ -329,7 +335,7 @@ def test_stopped_server_is_reported(browser: Browser, tmp_path: Path, torn: Path
 # Accessibility, phones and print
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
 def test_axe_finds_no_faults_in_any_state(
     browser: Browser, server: Server, torn: Path, tmp_path: Path, scheme: str
 ) -> None:
@@ -376,6 +382,7 @@ def test_page_fits_a_phone(browser: Browser, server: Server, torn: Path) -> None
     leave(page)
 
 
+@pytest.mark.long
 def test_print_shows_the_report_without_buttons(browser: Browser, server: Server) -> None:
     page = visit(browser, server)
     drop(page, FAKE)
@@ -387,6 +394,7 @@ def test_print_shows_the_report_without_buttons(browser: Browser, server: Server
     leave(page)
 
 
+@pytest.mark.long
 def test_picture_in_readme_shows_current_numbers() -> None:
     command = [sys.executable, "img/make-pictures.py", "--check"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

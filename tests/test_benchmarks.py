@@ -75,6 +75,7 @@ def write_crops(folder: Path) -> None:
                 cv2.imwrite(str(folder / "split_dataset" / split / label / name), crop)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RUNS)
 def test_benchmark_runs(name: str, tmp_path: Path) -> None:
     write_videos(tmp_path)

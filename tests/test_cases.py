@@ -113,7 +113,14 @@ def list_times(path: Path) -> list[float]:
 # Parts, shots and groups
 
 
-@pytest.mark.parametrize(("start", "length"), [(19.5, 2.5), (0.0, 3.0), (27.0, 2.5)])
+@pytest.mark.parametrize(
+    ("start", "length"),
+    [
+        (19.5, 2.5),
+        pytest.param(0.0, 3.0, marks=pytest.mark.long),
+        pytest.param(27.0, 2.5, marks=pytest.mark.long),
+    ],
+)
 def test_fake_part_of_long_real_video_is_found(
     detector: Detector, tmp_path: Path, start: float, length: float
 ) -> None:
@@ -125,6 +132,7 @@ def test_fake_part_of_long_real_video_is_found(
     assert result.part.last_seconds == pytest.approx(start + length, abs=0.6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seconds", [1.0, 1.6])
 def test_a_shorter_part_is_never_likely_real(
     detector: Detector, tmp_path: Path, seconds: float
@@ -245,6 +253,7 @@ def test_frame_with_too_many_pixels_is_rejected(tmp_path: Path) -> None:
         limited.check(clip)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited as on Linux")
 def test_large_frames_are_checked_in_limited_memory(tmp_path: Path) -> None:
     """Twelve frames of 9 million pixels, 27 MB each; one at a time, the peak is about 410 MB."""

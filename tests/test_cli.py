@@ -148,10 +148,8 @@ def test_help_works_at_any_width(columns: str, tool: Path) -> None:
 @pytest.mark.parametrize(
     "variables",
     [
-        {"TQDM_MININTERVAL": "abc"},
+        {"TQDM_MININTERVAL": "abc", "MPLBACKEND": "nonsense", "PYTHONIOENCODING": "ascii"},
         {"TQDM_NCOLS": "x", "TQDM_ASCII": "1"},
-        {"MPLBACKEND": "nonsense"},
-        {"PYTHONIOENCODING": "ascii"},
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],
 )
@@ -163,6 +161,7 @@ def test_foreign_environment_variables_are_ignored(variables: dict[str, str], to
     assert run.returncode == 1 and run.stderr.startswith("tool.py: --seed is -1"), run.stderr
 
 
+@pytest.mark.long
 def test_user_configuration_of_keras_is_ignored(tmp_path: Path) -> None:
     (tmp_path / ".keras").mkdir()
     (tmp_path / ".keras/keras.json").write_text(

@@ -37,9 +37,6 @@ from deepfake_detect import cluster, pool
 pytest.importorskip("distributed", reason="Dask is the extra 'cluster'")
 pytest.importorskip("fcntl", reason="signals and shared locks are not for Windows")
 SCRIPT = "01-convert-video-to-image.py"
-KILLS = int(
-    os.environ.get("KILLS", "2")
-)  # set to 20 for a manual test: each takes as long as a run
 
 # Loaded by a worker that must not see the folders: every path is missing there.
 BLIND = "import pathlib\npathlib.Path.exists = lambda self, **options: False\n"
@@ -160,6 +157,7 @@ def test_faces_are_the_same_as_on_one_machine(machines: Machines, few_frames: Pa
     assert read_tree(few_frames / "many") == read_tree(few_frames / "whole")
 
 
+@pytest.mark.long
 def test_crash_and_timeout_are_reported(machines: Machines, long_videos: Path) -> None:
     arguments = "--scheduler", machines.address, "--seconds-per-video", 10
     with running(SCRIPT, *arguments, cwd=long_videos) as run:
@@ -175,6 +173,7 @@ def test_crash_and_timeout_are_reported(machines: Machines, long_videos: Path) -
     assert "Traceback" not in (long_videos / "said").read_text()
 
 
+@pytest.mark.long
 def test_tasks_of_a_killed_worker_are_repeated(machines: Machines, long_videos: Path) -> None:
     with running(SCRIPT, "--scheduler", machines.address, cwd=long_videos) as run:
         wait_for(lambda: two_are_begun(long_videos), run)
@@ -187,6 +186,7 @@ def test_tasks_of_a_killed_worker_are_repeated(machines: Machines, long_videos: 
     assert not list((long_videos / "frames").glob(".unfinished*"))
 
 
+@pytest.mark.long
 def test_killed_run_continues(machines: Machines, few_videos: Path) -> None:
     frames, whole, finished = few_videos / "killed", read_tree(few_videos / "whole"), {}
 
@@ -200,13 +200,14 @@ def test_killed_run_continues(machines: Machines, few_videos: Path) -> None:
                 assert path.read_bytes() == whole[f"{name}/{path.name}"]
 
     arguments = "--frames-dir", "killed", "--scheduler", machines.address
-    kill_again_and_again(SCRIPT, *arguments, cwd=few_videos, times=KILLS, longest=4, check=check)
+    kill_again_and_again(SCRIPT, *arguments, cwd=few_videos, longest=4, check=check)
     result = run_script(SCRIPT, *arguments, cwd=few_videos)
     assert result.returncode == 0, result.stderr
     check()
     assert read_tree(frames) == whole
 
 
+@pytest.mark.long
 def test_worker_without_the_folders_is_reported(machines: Machines, few_videos: Path) -> None:
     alone = Machines(machines.folder)
     try:
@@ -238,6 +239,7 @@ def test_version_changes_with_the_script_or_the_package(
     cluster.find_digest.cache_clear()
 
 
+@pytest.mark.long
 def test_killed_scheduler_is_reported(machines: Machines, long_videos: Path) -> None:
     with running(SCRIPT, "--scheduler", machines.address, cwd=long_videos) as run:
         wait_for(lambda: two_are_begun(long_videos), run)

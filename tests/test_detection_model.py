@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import skimage.data
-from conftest import ROOT
+from conftest import ROOT, assert_stops
 from onnx import helper, numpy_helper
 
 from deepfake_detect import detection_model, keras_setup, onnx_export
@@ -216,11 +216,9 @@ def test_find_model_prefers_the_trained_model(
         find_model(Path("nothing.onnx"))
 
 
-def test_command_exports_a_keras_file(built: Built, tmp_path: Path) -> None:
+def test_a_keras_file_is_exported(built: Built, tmp_path: Path) -> None:
     write_model(built.keras, built.decision, tmp_path / "m.keras", {"epochs": 3})
-    command = [sys.executable, "-m", "deepfake_detect.onnx_export", str(tmp_path / "m.keras")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    onnx_export.main(tmp_path / "m.keras")
     model = DetectionModel.load(tmp_path / "m.onnx")
     assert (model.decision, model.training) == (built.decision, {"epochs": 3})
     (tmp_path / "m.onnx").write_bytes(b"another's")
@@ -228,6 +226,13 @@ def test_command_exports_a_keras_file(built: Built, tmp_path: Path) -> None:
         onnx_export.main(tmp_path / "m.keras")
     assert "\n" not in str(raised.value)
     assert (tmp_path / "m.onnx").read_bytes() == b"another's"
+
+
+@pytest.mark.long
+def test_command_reports_a_missing_file(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deepfake_detect.onnx_export", str(tmp_path / "m.keras")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert_stops(result, "m.keras")
 
 
 # --- Bad files ------------------------------------------------------------------------------------

@@ -342,6 +342,7 @@ def test_check_imports_no_training_libraries(clip: Path) -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
 def test_memory_does_not_grow_with_the_number_of_faces(tmp_path: Path) -> None:
     """A frame with 49 people needs less than 1 GB."""

@@ -80,7 +80,8 @@ def is_converting(frames_dir: Path) -> bool:
 # --- Stopped runs ---------------------------------------------------------------------------------
 
 
-def test_run_killed_20_times_continues(eight_videos: Path) -> None:
+@pytest.mark.long
+def test_killed_run_continues(eight_videos: Path) -> None:
     frames, whole = eight_videos / "frames", read_frames(eight_videos / "whole")
     shutil.rmtree(frames, ignore_errors=True)
     finished = {}
@@ -101,7 +102,7 @@ def test_run_killed_20_times_continues(eight_videos: Path) -> None:
     ) as run:  # killed after it has certainly started
         wait_for(lambda: is_converting(frames), run)
     check()
-    kill_again_and_again(SCRIPT, *arguments, cwd=eight_videos, times=19, longest=2.2, check=check)
+    kill_again_and_again(SCRIPT, *arguments, cwd=eight_videos, longest=2.2, check=check)
     done = len(finished)
     result = run_script(SCRIPT, *arguments, cwd=eight_videos)
     assert result.returncode == 0
@@ -110,6 +111,7 @@ def test_run_killed_20_times_continues(eight_videos: Path) -> None:
     assert read_frames(frames) == whole
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["converting", "starting"])
 def test_ctrl_c_ends_the_run(long_video: Path, moment: str) -> None:
     frames = long_video / "frames"
@@ -169,6 +171,7 @@ def test_long_path_of_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.M
     assert pd.read_csv(tmp_path / "frames/videos.csv")["status"].tolist() == ["ok"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_other_signals_end_a_run_like_ctrl_c(long_video: Path, name: str) -> None:
     with running(
@@ -184,6 +187,7 @@ def test_other_signals_end_a_run_like_ctrl_c(long_video: Path, name: str) -> Non
     assert not list((long_video / "frames").glob(".unfinished*"))
 
 
+@pytest.mark.long
 def test_second_run_at_the_same_time_stops(long_video: Path) -> None:
     frames = long_video / "frames"
     convert_all(long_video / "videos", frames, frames_per_video=1, workers=1)
@@ -204,6 +208,7 @@ def test_second_run_at_the_same_time_stops(long_video: Path) -> None:
     assert len(list(frames.glob("*/*.png"))) == 3 * 2
 
 
+@pytest.mark.long
 def test_worker_crash_or_hang_loses_only_its_video(long_video: Path) -> None:
     frames = long_video / "frames"
     shutil.copy(long_video / "videos/real/long.avi", long_video / "videos/real/too.avi")
@@ -340,6 +345,7 @@ def test_user_files_in_an_output_folder_are_kept(tmp_path: Path) -> None:
 # --- A full disk ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_full_disk_is_reported(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).bytes(640 * 480 * 4)  # large as PNG, so that only a few fit
     for number in range(6):

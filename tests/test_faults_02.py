@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from deepfake_detect import files
 
 SCRIPT = "02-crop-faces-with-mtcnn.py"
-KILLS = int(os.environ.get("KILLS", "3"))  # set 20 for a manual test: each takes as long as a run
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +47,7 @@ def read(faces: Path) -> dict[str, bytes]:
 # Kills, crashes and signals
 
 
+@pytest.mark.long
 def test_run_continues_after_kills(
     frames: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -62,7 +62,7 @@ def test_run_continues_after_kills(
                 assert times.setdefault(name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
 
     options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
-    faults.kill_again_and_again(SCRIPT, *options, cwd=tmp_path, times=KILLS, longest=6, check=check)
+    faults.kill_again_and_again(SCRIPT, *options, cwd=tmp_path, longest=6, check=check)
     done = len(list(faces.glob("v?")))
     result = run_script(SCRIPT, *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -71,6 +71,7 @@ def test_run_continues_after_kills(
     assert read(faces) == undisturbed
 
 
+@pytest.mark.long
 def test_worker_crash_loses_only_its_video(tmp_path: Path) -> None:
     frames, faces = write_videos(tmp_path / "frames", videos=6, frames=32), tmp_path / "faces"
     options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
@@ -105,6 +106,7 @@ def test_run_ends_if_workers_cannot_start(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("faces/.unfinished*"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_end_the_run_and_all_its_processes(name: str, tmp_path: Path) -> None:
     frames, faces = write_videos(tmp_path / "frames", videos=4, frames=100), tmp_path / "faces"

@@ -197,22 +197,28 @@ def test_a_zip_bomb_is_not_unpacked(
         load_model(rewrite(model, tmp_path / "packed.keras", changes))
 
 
+@pytest.fixture(scope="module")
+def built() -> keras.Model:
+    return build_model(None, 32)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_nan_or_infinite_are_refused(value: float, tmp_path: Path) -> None:
+def test_weights_that_are_nan_or_infinite_are_refused(
+    value: float, built: keras.Model, tmp_path: Path
+) -> None:
     """W7: the verdict on each face was "undecided, p_fake nan"."""
-    model = build_model(None)
-    weights = model.get_weights()
-    weights[-1] = np.full_like(weights[-1], value)
-    model.set_weights(weights)
-    write_model(model, Decision(), tmp_path / "nan.keras")
+    last = built.weights[-1]
+    before = last.numpy()
+    last.assign(np.full_like(before, value))
+    write_model(built, Decision(), tmp_path / "nan.keras")
+    last.assign(before)
     with pytest.raises(ValueError, match="NaN"):
         load_model(tmp_path / "nan.keras")
 
 
-def test_the_same_weights_give_the_same_file(tmp_path: Path) -> None:
-    model = build_model(None)
+def test_the_same_weights_give_the_same_file(built: keras.Model, tmp_path: Path) -> None:
     for name in ("a.keras", "b.keras"):
-        write_model(model, Decision(), tmp_path / name, {"epochs_run": 1})
+        write_model(built, Decision(), tmp_path / name, {"epochs_run": 1})
     assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
 
 
@@ -279,6 +285,7 @@ def test_a_damaged_checkpoint_is_refused(
 # --- Signals --------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_run_with_a_message(
     number: signal.Signals, small_split: Path, tmp_path: Path

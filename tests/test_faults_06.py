@@ -1,5 +1,6 @@
 """Test 06 with faults: users' files are kept, bad files are skipped, hostile names are harmless."""
 
+import copy
 import importlib
 import json
 import os
@@ -20,9 +21,12 @@ detect = importlib.import_module("06-detect-deepfake")
 SCRIPT = "06-detect-deepfake.py"
 
 
+DETECTOR = Detector()
+
+
 def load(model: Path | None = None, settings: object = None) -> Detector:
-    made = Detector(settings=settings or detect.DetectionSettings())
-    made.model = StandIn()
+    made = copy.copy(DETECTOR)
+    made.model, made.settings = StandIn(), settings or detect.DetectionSettings()
     return made
 
 
@@ -329,6 +333,7 @@ def test_playlist_is_not_a_video(here: Path, first: str) -> None:
 # The environment
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
 def test_closed_standard_streams_do_not_stop_the_run(here: Path, closed: str) -> None:
     script = f"'{sys.executable}' '{ROOT / SCRIPT}' in/photo.png {closed}"
@@ -337,6 +342,7 @@ def test_closed_standard_streams_do_not_stop_the_run(here: Path, closed: str) ->
     assert {"photo.html", "photo.json", "photo-marked.png"} <= set(listed(here / "detections"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "variables", [{"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, {"PYTHONSAFEPATH": "1"}]
 )
@@ -349,6 +355,7 @@ def test_locale_and_safe_path_do_not_stop_the_run(here: Path, variables: dict[st
     assert "détect😀.html" in listed(here / "detections")
 
 
+@pytest.mark.long
 def test_a_link_to_the_script_works(here: Path) -> None:
     (here / "check").symlink_to(ROOT / SCRIPT)
     command = [sys.executable, "check", "in/photo.png", "--no-annotate"]

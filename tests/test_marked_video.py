@@ -221,6 +221,7 @@ def test_small_copy_shows_every_frame_of_moments(tmp_path: Path) -> None:
     assert is_red(first, 40, 110)
 
 
+@pytest.mark.long
 def test_small_copy_is_small(tmp_path: Path) -> None:
     """The bit rate depends on the length: without a limit, five minutes would take 9 MB."""
     path, source = tmp_path / "a.mp4", "testsrc2=size=704x396:rate=2:duration=300"

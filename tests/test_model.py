@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import assert_stops, run_script
-from crops import Trained, small_split, trained
+from crops import small_split
 
 from deepfake_detect import model as model_module
 from deepfake_detect.crops import measure_sharpness
@@ -23,11 +23,15 @@ from deepfake_detect.model import (
     sharpen,
 )
 
-__all__ = ["small_split", "trained"]  # fixtures
+__all__ = ["small_split"]  # a fixture
 
 
-def test_network_has_the_documented_layers(trained: Trained) -> None:
-    model = trained.model
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    return build_model(None)
+
+
+def test_network_has_the_documented_layers(model: keras.Model) -> None:
     assert model.input_shape == (None, 128, 128, 3)
     assert model.output_shape == (None, 1)
     kinds = [type(layer).__name__ for layer in model.layers]
@@ -47,9 +51,9 @@ def test_network_has_the_documented_layers(trained: Trained) -> None:
     assert {layer.momentum for layer in norms} == {BATCH_NORM_MOMENTUM}
 
 
-def test_the_network_normalises_its_images(trained: Trained) -> None:
+def test_the_network_normalises_its_images(model: keras.Model) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3)).astype(np.float32)
-    inside = trained.model.get_layer("imagenet_mean_and_std")(images)
+    inside = model.get_layer("imagenet_mean_and_std")(images)
     np.testing.assert_allclose(inside, efn.preprocess_input(images.copy()), rtol=1e-4, atol=1e-5)
 
 
@@ -90,6 +94,7 @@ def test_none_means_random_weights() -> None:
     assert find_start_weights("none") == (None, "random weights")
 
 
+@pytest.mark.long
 def test_a_failed_download_is_reported_and_changes_nothing(
     tmp_path: Path, small_split: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +115,7 @@ def test_a_failed_download_is_reported_and_changes_nothing(
     assert (model_dir / "best_model.keras").read_bytes() == b"an old model"
 
 
+@pytest.mark.long
 def test_weights_files_of_the_efficientnet_package_load(tmp_path: Path) -> None:
     shape = (128, 128, 3)
     base = efn.EfficientNetB0(weights=None, include_top=False, input_shape=shape)

@@ -185,6 +185,7 @@ def test_installed_page_starts(installed: Path, tmp_path: Path) -> None:
             page.terminate()
 
 
+@pytest.mark.long
 def test_uv_runs_the_script_of_a_clone(clone: Path, face: Path) -> None:
     command = ["uv", "run", "--quiet", "--python", sys.executable, "--project", clone]
     checked = call([*command, clone / "06-detect-deepfake.py", face, "--json"], face.parent)
@@ -211,6 +212,7 @@ def test_wrong_python_is_reported_and_leaves_no_files(clone: Path, tmp_path: Pat
     assert (gone.returncode, len(gone.stderr.splitlines())) == (1, 1)
 
 
+@pytest.mark.long
 def test_environment_of_an_old_python_is_replaced(clone: Path, tmp_path: Path) -> None:
     venv, recorded = tmp_path / "venv", tmp_path / "recorded"
     (venv / "bin").mkdir(parents=True)

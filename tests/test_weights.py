@@ -54,6 +54,7 @@ def test_shipped_detector_is_documented() -> None:
 # --- The 16-bit file ------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_16_bits_halve_the_file_and_keep_the_scores(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
