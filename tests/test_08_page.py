@@ -72,7 +72,7 @@ def visit(browser: Browser, server: Server, **options: object) -> Page:
 
 def wait_until(page: Page, expression: str) -> None:
     """Wait until an expression is true; the page forbids the eval of wait_for_function."""
-    for _ in range(600):
+    for _ in range(PATIENCE // 50):
         if page.evaluate(f"() => {expression}"):
             return
         page.wait_for_timeout(50)

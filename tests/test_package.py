@@ -171,7 +171,7 @@ def test_installed_page_starts(installed: Path, tmp_path: Path) -> None:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     with subprocess.Popen(command, cwd=tmp_path, env=kept, stdout=subprocess.DEVNULL) as page:
         try:
-            for _ in range(600):
+            for _ in range(6000):
                 with contextlib.suppress(OSError):
                     address = f"http://127.0.0.1:{port}/health"
                     with urllib.request.urlopen(address, timeout=5) as answer:

@@ -268,7 +268,7 @@ def test_nothing_is_fetched(
 @pytest.mark.parametrize(
     "code",
     [
-        "import time; time.sleep(60)",
+        "import time; time.sleep(900)",
         "import os; os.abort()",
         "print('junk')",
         """print('{"unknown": 1}')""",
@@ -283,7 +283,7 @@ def test_failing_reader_is_reported(
     monkeypatch.setattr(provenance, "READER", tmp_path / "reader.py")
     start = time.monotonic()
     found = read_provenance(plain["mp4"], seconds=1)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 600
     assert found.credentials.status == "not checked"
     assert found.facts["encoder"]
 
