@@ -56,22 +56,16 @@ def run_script(name: str, *arguments: object, cwd: Path) -> subprocess.Completed
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
-def command_after(lines: str, name: str, *arguments: object) -> list[str]:
-    """Return the command that runs some lines of Python and then a script, in one process."""
+def run_script_after(
+    lines: str, name: str, *arguments: object, cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run some lines of Python and then a script, in one process."""
     argv = [name, *map(str, arguments)]
     program = (
         f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.argv = {argv}\n"
         f"{lines}\nrunpy.run_path({str(ROOT / name)!r}, run_name='__main__')\n"
     )
-    return [sys.executable, "-c", program]
-
-
-def run_script_after(
-    lines: str, name: str, *arguments: object, cwd: Path
-) -> subprocess.CompletedProcess[str]:
-    """Run some lines of Python and then a script, in one process."""
-    command = command_after(lines, name, *arguments)
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True)
 
 
 def assert_stops(result: subprocess.CompletedProcess[str], *words: str) -> None:

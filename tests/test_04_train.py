@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from conftest import assert_stops, command_after, run_script
+from conftest import ROOT, assert_stops, run_script
 from crops import (
     BROKEN,
     SETTINGS,
@@ -161,25 +162,28 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def kill_and_continue(
-    settings: train.Settings, lines: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.long
+def test_a_killed_training_continues_and_ends_the_same(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Run some lines of Python and then 04, kill it after the first epoch, and continue here."""
-    folder, split_dir = settings.model_dir, settings.split_dir
-    options = ["--split-dir", split_dir, "--model-dir", folder]
-    defaults = {name: value for name, value, _ in list_settings(train.Settings())}
+    """The same seed gives the same bytes with and without a kill."""
+    split_dir, killed = trained.split_dir, tmp_path / "killed"
+    settings = replace(SETTINGS, split_dir=split_dir, model_dir=killed)
+    dict_of_defaults = {name: value for name, value, _ in list_settings(train.Settings())}
+    command = [sys.executable, ROOT / SCRIPT, "--split-dir", split_dir, "--model-dir", killed]
     for name, value, _ in list_settings(SETTINGS):
-        if value != defaults[name]:
-            options += [f"--{name.replace('_', '-')}", value]
-    command = command_after(lines, SCRIPT, *options)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(folder / "unfinished.keras", process)
+        if value != dict_of_defaults[name]:
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
+    )
+    wait_for(killed / "unfinished.keras", process)
     process.send_signal(signal.SIGSTOP)  # so that it does not end before the second training starts
     with pytest.raises(filelock.Timeout):
         train.main(settings)
     process.kill()
     process.wait()
-    assert not (folder / "best_model.keras").exists()
+    assert not (killed / "best_model.keras").exists()
 
     with pytest.raises(ValueError, match="differs in seed") as raised:
         train.main(replace(settings, seed=2))
@@ -195,32 +199,10 @@ def kill_and_continue(
     train.main(settings)
     printed = capsys.readouterr().out
     assert "continuing after epoch" in printed and "epoch 1 of 3:" not in printed
-    assert not (folder / "unfinished.keras").exists()
-
-
-def assert_same_results(one: Path, other: Path) -> None:
+    assert not (killed / "unfinished.keras").exists()
     for name in ("history.csv", "best_model.keras", "best_model.onnx"):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-
-
-def test_a_killed_training_continues_and_ends_the_same(
-    eagerly: None, small_split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The same seed gives the same bytes with and without a kill."""
-    settings = replace(SETTINGS, split_dir=small_split, model_dir=tmp_path / "whole")
-    train.main(settings)
-    lines = "import tensorflow as tf\ntf.config.run_functions_eagerly(True)"
-    kill_and_continue(replace(settings, model_dir=tmp_path / "killed"), lines, capsys)
-    assert_same_results(tmp_path / "whole", tmp_path / "killed")
-
-
-@pytest.mark.long
-def test_a_killed_training_of_compiled_steps_ends_the_same(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = replace(SETTINGS, split_dir=trained.split_dir, model_dir=tmp_path)
-    kill_and_continue(settings, "", capsys)
-    assert_same_results(trained.model_dir, tmp_path)
+        first, second = ((folder / name).read_bytes() for folder in (trained.model_dir, killed))
+        assert first == second, name
 
 
 def test_patience_counts_epochs_before_a_stop(tmp_path: Path, small_split: Path) -> None:

@@ -33,7 +33,7 @@ RUNS = {
         "8 crops, medians of 1 round",
     ),
     "web_page.py": (
-        ["--requests", 4, "--clients", 2, "--uploads", 2],
+        ["frames/v/v-000000.png", "--requests", 4, "--clients", 2, "--uploads", 2],
         "4 answers to 2 clients",
     ),
 }
