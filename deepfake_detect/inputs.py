@@ -26,7 +26,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from deepfake_detect.files import Output
-from deepfake_detect.kinds import Source, kind_of
+from deepfake_detect.kinds import AVIF_BRANDS, HEIC_BRANDS, Source, kind_of
 from deepfake_detect.video import MOST_PIXELS
 
 Item = TypeVar("Item")
@@ -155,6 +155,8 @@ def read_picture(
     data = read_all(source)
     if kind.format == "HEIC":
         enable_heif()
+    if kind.format in ("AVIF", "HEIC") and data[8:12] not in AVIF_BRANDS | HEIC_BRANDS:
+        data = data[:8] + kind.format.lower().encode() + data[12:]  # Pillow needs a known brand
     PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is most_pixels
     try:
         with PIL.Image.open(io.BytesIO(data)) as picture:  # reads only the header

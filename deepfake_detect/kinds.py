@@ -50,6 +50,7 @@ OTHERS = {  # other common formats, for the error message
 # MP4, HEIC and AVIF start in the same way and differ by brands, ISO 14496-12 and 23008-12.
 AVIF_BRANDS = {b"avif", b"avis"}
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+VIDEO_BRANDS = b"iso", b"mp4", b"avc", b"qt", b"M4V", b"3g"  # starts of brands
 
 
 class Kind(NamedTuple):
@@ -74,7 +75,9 @@ def kind_of(source: Source) -> Kind:
     if head[4:8] == b"ftyp":
         size = int.from_bytes(head[:4])
         first, *others = (head[at : at + 4] for at in (8, *range(16, min(size, len(head)), 4)))
-        if first in AVIF_BRANDS | HEIC_BRANDS:
+        is_video = any(brand.startswith(VIDEO_BRANDS) for brand in (first, *others))
+        known = {first} if is_video else {first, *others}  # photos may start with brands of makers
+        if known & (AVIF_BRANDS | HEIC_BRANDS):
             named = "AVIF" if AVIF_BRANDS & {first, *others} else "HEIC"
             return Kind("picture", named, "")
     for name, formats in (("picture", PICTURES), ("video", VIDEOS), (None, OTHERS)):

@@ -91,6 +91,17 @@ def test_videos_are_read_regardless_of_name(suffix: str, drawing: str, tmp_path:
     assert len(list(video.frames())) == 12 and video.missing() == ""
 
 
+@pytest.mark.parametrize("form", ["AVIF", "HEIF"])
+@pytest.mark.parametrize("brand", [b"miaf", b"mif2", b"MiHE"])
+def test_photo_with_another_major_brand_is_a_picture(form: str, brand: bytes) -> None:
+    """FFmpeg would open it as a video of one frame, or of one tile."""
+    image = draw((160, 120))
+    content = bytearray(encode(form, image))
+    content[8:12] = brand
+    assert kind_of(bytes(content)).name == "picture"
+    assert np.abs(read_picture(bytes(content)).astype(int) - image).mean() < 6
+
+
 @pytest.mark.parametrize("start", [1, 100, 187])
 def test_transport_stream_may_start_in_a_packet(start: int, tmp_path: Path) -> None:
     path = tmp_path / "a.ts"
