@@ -35,6 +35,7 @@ from deepfake_detect.cli import (
     settings_of_result,
 )
 from deepfake_detect.detection_model import DetectionModel, find_model
+from deepfake_detect.display import fit_box, fit_image
 from deepfake_detect.errors import (
     CancelledError,
     DetectionError,
@@ -155,7 +156,7 @@ class Seen:
     worst: list[tuple[Face, np.ndarray, np.ndarray]] = field(default_factory=list)
     first: list[np.ndarray] = field(default_factory=list)
     unsure: float = 0.0
-    size: tuple[int, int] = (0, 0)
+    size: tuple[int, int] | None = None
     still: np.ndarray | None = None
     still_face: Face | None = None
 
@@ -267,7 +268,7 @@ class Detector:
         tracks = self._join(seen)
         if times := self._find_moments(tracks, seen.times):
             extra = opened.sample_at(times, set(seen.times))
-            more = self._look(extra, way, watch, (AGAIN, len(times)))
+            more = self._look(extra, way, watch, (AGAIN, len(times)), seen.size)
             seen = merge(seen, more, self.settings.explained)
             tracks = self._join(seen)
         judgement = judge_file(
@@ -299,13 +300,18 @@ class Detector:
         return seen
 
     def _look(
-        self, frames: Iterator[Sample], way: Way, watch: Watch, phase: tuple[str, int | None]
+        self,
+        frames: Iterator[Sample],
+        way: Way,
+        watch: Watch,
+        phase: tuple[str, int | None],
+        size: tuple[int, int] | None = None,
     ) -> Seen:
         """Find and score the faces in small batches of frames, so that memory does not grow.
 
         The next batch is decoded and searched while the previous batch is scored.
         """
-        decision, seen = self.model.decision, Seen()
+        decision, seen = self.model.decision, Seen(size=size)
         words, total = phase
         watch.step(words, 0, total)
         batches = batch_frames(frames, self.settings.frames_at_once, self.settings.pixels_at_once)
@@ -317,8 +323,7 @@ class Detector:
         for batch, found, unsure in read_ahead(search(), 1):
             seen.unsure = max(seen.unsure, unsure)
             for frame, faces in zip(batch, found, strict=True):
-                if not seen.times:
-                    seen.size = frame.image.shape[1::-1]
+                seen.size = seen.size or frame.image.shape[1::-1]
                 if not seen.faces and len(seen.times) in SECOND_LOOK:
                     seen.first.append(frame.image)
                 seen.times.append(frame.seconds)
@@ -333,7 +338,8 @@ class Detector:
         seen.first.clear()
         p_fake, evidence = self.model.score(np.stack([face.crop for face in found]))
         for face, p, places in zip(found, p_fake.tolist(), evidence, strict=True):
-            x, y, width, height = face.box
+            box = fit_box(face.box, frame.image.shape[1::-1], seen.size)
+            x, y, width, height = map(round, box)
             row = Face(
                 frame=frame.index,
                 seconds=round(frame.seconds, 3),
@@ -348,7 +354,7 @@ class Detector:
             )
             seen.faces.append((row, face.look))
             if seen.still_face is None or p > seen.still_face.p_fake:
-                seen.still, seen.still_face = shrink(frame.image), row
+                seen.still, seen.still_face = shrink(fit_image(frame.image, seen.size)), row
             seen.worst.append((row, face.crop, places))
         seen.worst.sort(key=lambda one: -one[0].p_fake)
         del seen.worst[self.settings.explained :]
@@ -468,8 +474,8 @@ class Detector:
             real_below=round(thresholds.real, 4),
             part_threshold=round(thresholds.part, 4) if opened.kind == "video" else None,
             frames_scored=len(seen.times),
-            width=seen.size[0],
-            height=seen.size[1],
+            width=seen.size[0] if seen.size else 0,
+            height=seen.size[1] if seen.size else 0,
             seconds=round(opened.seconds, 3),
             notes=tuple(dict.fromkeys(opened.list_notes())),
             provenance=None,

@@ -151,6 +151,40 @@ def image_to_yuv(image: np.ndarray) -> av.VideoFrame:
     return frame.reformat(format="yuv420p", dst_colorspace="itu709", threads=1)
 
 
+# --- Frames of another size -----------------------------------------------------------------------
+
+
+def fit_box(
+    box: tuple[float, float, float, float], size: tuple[int, int], into: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Convert a box in a frame to the box after fitting the frame into another size.
+
+    The frame is scaled and centred, with black bars, as in a web browser.
+
+    Args:
+        box: x, y, width and height in pixels
+        size: width and height of the frame
+        into: width and height of the other frames
+    """
+    x, y, width, height = box
+    scale = min(into[0] / size[0], into[1] / size[1])
+    left, top = ((whole - scale * side) / 2 for whole, side in zip(into, size, strict=True))
+    return left + scale * x, top + scale * y, scale * width, scale * height
+
+
+def fit_image(image: np.ndarray, into: tuple[int, int]) -> np.ndarray:
+    """Fit a BGR image into a width and height, see fit_box; return it if it has this size."""
+    size = image.shape[1::-1]
+    if size == into:
+        return image
+    left, top, width, height = (max(0, round(side)) for side in fit_box((0, 0, *size), size, into))
+    whole = np.zeros((into[1], into[0], 3), np.uint8)
+    inside = max(1, width), max(1, height)
+    image = cv2.resize(image, inside, interpolation=cv2.INTER_AREA)
+    whole[top : top + inside[1], left : left + inside[0]] = image
+    return whole
+
+
 # --- Clean aperture, interlacing and orientation --------------------------------------------------
 
 

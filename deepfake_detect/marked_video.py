@@ -21,7 +21,7 @@ import av
 import cv2
 import numpy as np
 
-from deepfake_detect.display import image_to_yuv
+from deepfake_detect.display import fit_box, fit_image, image_to_yuv
 from deepfake_detect.inputs import read_ahead
 from deepfake_detect.kinds import Source
 from deepfake_detect.sampling import Chooser, choose_by_rate
@@ -49,7 +49,7 @@ class Box(NamedTuple):
     """A face to mark."""
 
     number: int  # number of its track
-    x: float  # left edge, pixels of the frame as displayed
+    x: float  # left edge, pixels of the first frame as displayed
     y: float  # top edge
     width: float
     height: float
@@ -126,8 +126,11 @@ def write_marked_video(
 
         def prepare() -> Iterator[tuple[float, av.VideoFrame, list[Box]]]:
             """Yield the frames of the copy; add those of the small copy to it."""
+            first = None
             for raw in read_ahead(video.raw_frames(), AHEAD):
                 frame, boxes = raw.to_yuv(), list(boxes_at(raw.seconds))
+                first = first or (frame.width, frame.height)
+                frame = fit_frame(frame, first)
                 if small and is_wanted(raw.index, raw.seconds):
                     scale = min(1, SMALL_WIDTH / frame.width)
                     size = (
@@ -163,11 +166,14 @@ def write_small_copy(
         ValueError, OSError: the video cannot be read, or the copy cannot be written
     """
     video = source if isinstance(source, Video) else Video(source, threads=0)
+    size = None
     with open_small_copy(path, video) as copy:
         frames = video.chosen(lambda: choose_moments(moments))
         for done, frame in enumerate(read_ahead(frames, AHEAD), 1):
-            scale = min(1, SMALL_WIDTH / frame.image.shape[1])
-            image = cv2.resize(frame.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            size = size or frame.image.shape[1::-1]
+            scale = min(1, SMALL_WIDTH / size[0])
+            image = fit_image(frame.image, size)
+            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
             copy.add(frame.seconds, image, scale_boxes(boxes_at(frame.seconds), scale))
             if progress:
                 progress(done, None)
@@ -252,9 +258,7 @@ class MarkedCopy:
             frame = image_to_yuv(frame)
         if self.stream is None:
             self._begin(frame)
-        size = self.stream.width, self.stream.height
-        if (frame.width, frame.height) != size:
-            frame = frame.reformat(*size, interpolation="AREA")
+        frame = fit_frame(frame, (self.stream.width, self.stream.height))
         canvas = Canvas(planes_of(frame), is_yuv=True)
         canvas.mark(boxes)
         canvas.add_strip()
@@ -458,6 +462,22 @@ def draw_strip(width: int, height: int, is_yuv: bool) -> np.ndarray:
 def to_yuv_colour(bgr: tuple[int, int, int]) -> list[int]:
     """Convert a colour to Y, U and V, ITU-R BT.601."""
     return cv2.cvtColor(np.uint8([[bgr]]), cv2.COLOR_BGR2YUV)[0, 0].tolist()
+
+
+def fit_frame(frame: av.VideoFrame, into: tuple[int, int]) -> av.VideoFrame:
+    """Fit a YUV 4:2:0 frame into an even width and height, see display.fit_box."""
+    size = frame.width, frame.height
+    if size == into:
+        return frame
+    *_, width, height = fit_box((0, 0, *size), size, into)
+    inside = (max(2, round(side / 2) * 2) for side in (width, height))
+    small = frame.reformat(*inside, interpolation="AREA")
+    whole = av.VideoFrame(*into, small.format.name)
+    for plane, part, black in zip(planes_of(whole), planes_of(small), (16, 128, 128), strict=True):
+        plane[:] = black
+        top, left = ((side - of) // 2 for side, of in zip(plane.shape, part.shape, strict=True))
+        plane[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return whole
 
 
 def planes_of(frame: av.VideoFrame) -> list[np.ndarray]:

@@ -33,7 +33,8 @@ class Face:
     Attributes:
         frame: index of the frame, from 0
         seconds: time since the first frame of the video
-        x, y, width, height: box in pixels of the displayed frame
+        x, y, width, height: box in pixels of the displayed frame; a frame of another size than the
+            first is fitted into that size, see display.fit_box
         confidence: the face detector's confidence, 0 to 1
         crop_side: shorter side of the scored crop, in pixels
         sharpness: see faces.measure_sharpness
@@ -169,7 +170,7 @@ class Result:
         tracks: all tracks, by first appearance
         threshold, real_below, part_threshold: thresholds of p_fake for this number of faces
         frames_scored: number of scored frames
-        width, height: size of the displayed frames, in pixels
+        width, height: size of the displayed frames, in pixels; of the first one if it changes
         seconds: duration of the part of the video that was read; 0 for a picture
         notes: parts that were not checked, and other notes for the reader
         provenance: the file's statements about itself

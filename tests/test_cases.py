@@ -105,6 +105,34 @@ def test_frame_after_a_freeze_is_scored_once(detector: Detector, tmp_path: Path)
     assert len({face.frame for face in track.faces}) == len(track.faces)
 
 
+@pytest.mark.parametrize("size", [(320, 240), (360, 480)])
+def test_changed_size_keeps_the_track_and_the_shape(
+    detector: Detector, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """As in video calls and recordings of a turned screen; a player adds black bars."""
+    place = (40, 20) if size[1] == 240 else (100, 120)
+    small = frame(place, size=size, side=size[1] // 2)
+    parts = tmp_path / "1.ts", tmp_path / "2.ts"
+    write_clip(parts[0], [frame((80, 40))] * 8)
+    write_clip(parts[1], [small] * 8)
+    clip = tmp_path / "calls.ts"
+    clip.write_bytes(parts[0].read_bytes() + parts[1].read_bytes())
+    result = detector.check(clip)
+    if size == (320, 240):
+        assert len(result.tracks) == 1
+    face = result.faces[-1]
+    assert (result.width, result.height) == (640, 480)
+    detector.write_marked_copy(result, tmp_path / "marked.mp4")
+    with av.open(str(tmp_path / "marked.mp4")) as copy:
+        *_, last = (one.to_ndarray(format="bgr24") for one in copy.decode(video=0))
+    assert last.shape == (480, 640, 3)
+    left = (640 - 480 * size[0] // size[1]) // 2
+    assert last[:440, : max(0, left - 2)].max(initial=0) < 30
+    # The box is drawn where the face is: a green line on its left edge.
+    edge = last[face.y + face.height // 2, face.x - 3 : face.x + 4].astype(int)
+    assert (edge[:, 1] - edge[:, 2]).max() > 100
+
+
 def list_times(path: Path) -> list[float]:
     with av.open(str(path)) as container:
         return [one.time for one in container.decode(video=0)]
