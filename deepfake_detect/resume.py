@@ -88,7 +88,9 @@ class Sidecar:
     def find_result(self, folder: Path, inputs: dict) -> dict | None:
         """Return the saved result for these inputs, or None if the video must be processed."""
         side = self.read(folder)
-        done = side and side["inputs"] == inputs and side["outputs"] == count_images(folder)
+        # On a disk that ignores case, the folder may be of a video named in another case.
+        count = count_images(folder, named=folder.name)
+        done = side and side["inputs"] == inputs and side["outputs"] == count
         return side["result"] if done else None
 
     def owns(self, folder: Path) -> bool:
@@ -162,9 +164,10 @@ class Sidecar:
             path.unlink()
 
 
-def count_images(folder: Path) -> dict[str, int]:
-    """Return the number of images in the folder of a video, and their total bytes."""
-    sizes = [path.lstat().st_size for path in folder.glob("*.png")]
+def count_images(folder: Path, named: str = "") -> dict[str, int]:
+    """Return the number of images in a folder whose names begin with `named`, and their bytes."""
+    paths = (path for path in folder.glob("*.png") if path.name.startswith(named))
+    sizes = [path.lstat().st_size for path in paths]
     return {"files": len(sizes), "bytes": sum(sizes)}
 
 

@@ -44,8 +44,9 @@ def test_damaged_folder_is_ours_but_not_done(damage: str, tmp_path: Path) -> Non
 
 
 def test_letter_case_does_not_matter(tmp_path: Path) -> None:
-    """On FAT, Clip and clip are the same name."""
-    assert SIDE.owns(finish(tmp_path, "Clip").rename(tmp_path / "clip"))
+    """On FAT, Clip and clip are the same name; Clip-000001.png is not an image of clip."""
+    renamed = finish(tmp_path, "Clip").rename(tmp_path / "clip")
+    assert SIDE.owns(renamed) and SIDE.find_result(renamed, INPUTS) is None
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "clip-1.png", "other-000001.png", "folder"])
