@@ -304,10 +304,11 @@ class Jobs:
         """Write the marked copy and the report; record an error, but keep the verdict."""
         marked = job.folder / ("marked.png" if result.kind == "picture" else "marked.mp4")
         report = job.folder / "report.html"
+        small = job.folder / "small.mp4"  # only for the report
         try:
             if result.tracks:
                 job.notes += self.detector.write_marked_copy(
-                    result, marked, progress=job.enter, cancelled=job.is_unwanted
+                    result, marked, small=small, progress=job.enter, cancelled=job.is_unwanted
                 )
                 job.marked = marked
         except Exception as error:
@@ -315,9 +316,11 @@ class Jobs:
         try:
             if not job.is_unwanted():
                 job.enter(WRITING)
-                self.detector.write_report(result, report)
+                video = small if job.marked and small.is_file() else False
+                self.detector.write_report(result, report, video=video)
         except Exception as error:
             job.notes.append(f"The report could not be written: {describe_error(error)}")
+        small.unlink(missing_ok=True)
         self.finish(job)
 
     def finish(self, job: Job) -> None:
