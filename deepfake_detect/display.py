@@ -26,11 +26,13 @@ from av.video.reformatter import VideoReformatter
 
 FRAMES_KEPT = 16  # frames kept alive by references in their side data, at most
 LARGEST_HEADER = 2**26  # bytes of the MP4 header to search for the clean aperture
+PICTURE_HEADER = 2**16  # bytes of a picture to search for its colours
 LONGEST_PIXEL = 4  # largest credible aspect ratio of a pixel, or its inverse
 PQ = 16  # AVCOL_TRC_SMPTE2084
-BT709, NOT_SAID = 1, 2  # AVCOL_PRI_BT709, AVCOL_SPC_UNSPECIFIED
+BT709, NOT_SAID = 1, 2  # AVCOL_PRI_BT709; "unspecified" of primaries, transfer and matrix
 HDR_CONVERTED = "its HDR colours (PQ) were converted to ordinary ones"  # a note
 HDR_AS_IT_IS = "its HDR colours (Dolby Vision) could not be converted"
+HDR_PICTURE = "its HDR colours (PQ) were not converted"
 UNKNOWN_COLOURS = 14, 15  # AVCOL_SPC_ICTCP, AVCOL_SPC_IPT_C2: Dolby Vision without a base layer
 REFERENCE_WHITE = 203  # candela per square metre, ITU-R BT.2408
 BRIGHTEST = 10_000 / REFERENCE_WHITE  # brightest value of PQ, in units of white: 49.3
@@ -83,6 +85,8 @@ class Display:
         self.decoder, self.notes = stream.codec_context, notes
         said = stream.sample_aspect_ratio
         self.of_container = said if said != self.decoder.sample_aspect_ratio else None
+        # The decoder overwrites these with those of the stream, which may leave them out.
+        self.transfer, self.primaries = self.decoder.color_trc, self.decoder.color_primaries
         self.reformatter = VideoReformatter()
         self.asked = 0
         self.first_has_matrix: bool | None = None
@@ -91,16 +95,17 @@ class Display:
         """Convert a frame to BGR uint8 (height, width, 3) as displayed."""
         settings = {"width": max(1, round(frame.width * self._pixel())), "height": frame.height}
         settings |= {"interpolation": "BICUBIC", "threads": 1}
-        if frame.color_trc == PQ and frame.colorspace not in UNKNOWN_COLOURS:
+        if self._is_pq(frame) and frame.colorspace not in UNKNOWN_COLOURS:
             if frame.colorspace == NOT_SAID:
                 settings |= {"src_colorspace": "bt2020"}
             wide = self.reformatter.reformat(frame, format="bgr48le", **settings).to_ndarray()
-            image = map_to_sdr(wide, frame.color_primaries)
+            primaries = frame.color_primaries
+            image = map_to_sdr(wide, self.primaries if primaries == NOT_SAID else primaries)
             note = HDR_CONVERTED
         else:
             image = self.reformatter.reformat(frame, format="bgr24", **settings).to_ndarray()
             note = HDR_AS_IT_IS
-        if frame.color_trc == PQ and note not in self.notes:
+        if self._is_pq(frame) and note not in self.notes:
             self.notes.append(note)
         if self.aperture:
             image = crop_to_aperture(image, self.aperture, self._pixel())
@@ -113,11 +118,15 @@ class Display:
         return (
             frame.format.name in ("yuv420p", "yuvj420p")
             and not (frame.width % 2 or frame.height % 2)
-            and frame.color_trc != PQ
+            and not self._is_pq(frame)
             and self.aperture is None
             and self._find_matrix(frame) is None
             and self._pixel() == 1
         )
+
+    def _is_pq(self, frame: av.VideoFrame) -> bool:
+        """Return True if the transfer function of a frame, or else of the container, is PQ."""
+        return (self.transfer if frame.color_trc == NOT_SAID else frame.color_trc) == PQ
 
     def _find_matrix(self, frame: av.VideoFrame) -> object:
         """Return the display matrix of a frame, if it has one.
@@ -306,6 +315,19 @@ def map_to_sdr(image: np.ndarray, primaries: int) -> np.ndarray:
     light = cv2.sqrt(np.maximum(light, 0, out=light))  # more table entries for dark values
     steps = cv2.multiply(light, (STEPS - 1) / BRIGHTEST**0.5)
     return output_levels()[np.minimum(steps, STEPS - 1, out=steps).astype(np.uint16)]
+
+
+def has_pq(picture: bytes) -> bool:
+    """Return True if the colours of an AVIF, HEIC or PNG file are PQ.
+
+    The code is in a colr box (ISO 14496-12, 12.1.5) or a cICP chunk (PNG, 11.3.2.6). A photo with a
+    gain map (tmap, ISO 21496-1) has SDR colours, and the code of its HDR version.
+    """
+    head = picture[:PICTURE_HEADER]
+    if head.startswith(b"\x89PNG"):
+        return bool(re.search(rb"\0\0\0\x04cICP.\x10", head, re.DOTALL))
+    found = re.search(rb"colrnclx..\0\x10", head, re.DOTALL)
+    return head[4:8] == b"ftyp" and bool(found) and b"tmap" not in head
 
 
 @cache

@@ -25,6 +25,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from deepfake_detect.display import HDR_PICTURE, has_pq
 from deepfake_detect.files import Output
 from deepfake_detect.kinds import AVIF_BRANDS, HEIC_BRANDS, Source, kind_of
 from deepfake_detect.video import MOST_PIXELS
@@ -143,7 +144,8 @@ def read_picture(
     Args:
         source: path, bytes or file object
         most_pixels: maximum number of pixels; a larger picture is refused before decoding
-        notes: a list to which a sentence is added if the file has more than one picture
+        notes: a list to which sentences are added if the file has more than one picture, or HDR
+            colours
 
     Raises:
         ValueError: the picture is too large or does not decode
@@ -155,6 +157,8 @@ def read_picture(
     data = read_all(source)
     if kind.format == "HEIC":
         enable_heif()
+    if notes is not None and has_pq(data):
+        notes.append(HDR_PICTURE)
     if kind.format in ("AVIF", "HEIC") and data[8:12] not in AVIF_BRANDS | HEIC_BRANDS:
         data = data[:8] + kind.format.lower().encode() + data[12:]  # Pillow needs a known brand
     PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is most_pixels

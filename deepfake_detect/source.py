@@ -11,7 +11,7 @@ from typing import BinaryIO, Literal, TypeAlias, cast
 import cv2
 import numpy as np
 
-from deepfake_detect.display import HDR_AS_IT_IS, HDR_CONVERTED
+from deepfake_detect.display import HDR_AS_IT_IS, HDR_CONVERTED, HDR_PICTURE
 from deepfake_detect.errors import (
     DetectionError,
     SourceChangedError,
@@ -133,12 +133,13 @@ class Opened:
 
     def find_hindrance(self) -> str:
         """Return why a verdict is not possible, regardless of the scores; empty if it is."""
-        if self.video is None:
-            return ""
+        notes = {*self.notes, *(self.video.notes if self.video else ())}
         # In HDR10, two of five real people score in the fake range, although the colour difference
         # is not larger than the change by compression.
-        if {HDR_CONVERTED, HDR_AS_IT_IS} & set(self.video.notes):
-            return "it is an HDR video, and the model was not trained on HDR"
+        if {HDR_CONVERTED, HDR_AS_IT_IS, HDR_PICTURE} & notes:
+            return "it has HDR colours, and the model was not trained on them"
+        if self.video is None:
+            return ""
         claimed = self.video.claimed_frames
         if self.video.missing() and self.video.count_good_frames() < LEAST_SEEN * claimed:
             return "less than half of the video could be read"

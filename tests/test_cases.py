@@ -253,6 +253,18 @@ def test_an_hdr_video_is_undecided_with_the_reason(
     assert "HDR" in " ".join(result.notes)
 
 
+@pytest.mark.parametrize("form", ["AVIF", "PNG"])
+def test_an_hdr_picture_is_undecided_with_the_reason(detector: Detector, form: str) -> None:
+    data, chunks = io.BytesIO(), PIL.PngImagePlugin.PngInfo()
+    chunks.add(b"cICP", bytes((9, 16, 0, 1)))
+    options = {"pnginfo": chunks} if form == "PNG" else {}
+    PIL.Image.fromarray(frame(PERSON)[..., ::-1]).save(data, form, **options)
+    content = data.getvalue().replace(b"colrnclx\0\x01\0\x0d", b"colrnclx\0\x09\0\x10")
+    result = detector.check(content)
+    assert (result.verdict, "HDR" in result.reason) == ("undecided", True)
+    assert "HDR" in " ".join(result.notes)
+
+
 # Missing content
 
 

@@ -369,6 +369,9 @@ def test_hdr10_video_looks_like_the_sdr_video(tmp_path: Path) -> None:
     for frame, image in zip(found, frames, strict=True):
         means = frame.image.mean(axis=(0, 1)) - image.mean(axis=(0, 1))
         assert np.abs(means).max() < 6
+    unsaid = tmp_path / "unsaid.mp4"  # only the container says it
+    ffmpeg("-i", path, "-c", "copy", "-bsf:v", "h264_metadata=transfer_characteristics=2", unsaid)
+    assert np.array_equal(next(Video(unsaid).frames()).image, found[0].image)
     with av.open(str(path)) as container:  # the stored values are very different
         plain = next(container.decode(video=0)).to_ndarray(format="bgr24")
     assert np.abs(plain.mean(axis=(0, 1)) - frames[0].mean(axis=(0, 1))).max() > 10
