@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -21,6 +22,8 @@ import onnx
 import pytest
 from conftest import ROOT, assert_stops, run_script
 from pages import FAKE, REAL, Server, clips, open_page, write_endless_video  # noqa: F401
+
+from deepfake_detect.web import jobs
 
 SECRET = "nobody may read this"
 BOUNDARY = "a-boundary"
@@ -374,6 +377,18 @@ def test_start_deletes_only_the_files_of_killed_pages(tmp_path: Path) -> None:
             assert not killed.folder.exists()
             assert alive.folder.exists() and other.is_symlink()
         assert ask(alive, "/health").status == 200
+
+
+def test_start_keeps_a_folder_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own, left = (tmp_path / f"deepfake-page-{name}" for name in ("notes", "qa_3xyz8"))
+    for folder in (own, left):
+        folder.mkdir()
+    (own / "notes.txt").write_text("mine")
+    for folder in (own, left):
+        os.utime(folder, (0, 0))
+    with jobs.open_folder():
+        assert not left.exists() and list(own.iterdir()) == [own / "notes.txt"]
 
 
 @pytest.mark.long

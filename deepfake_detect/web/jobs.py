@@ -413,9 +413,11 @@ def open_folder() -> Iterator[Path]:
             own = not hasattr(os, "getuid") or left.lstat().st_uid == os.getuid()
             if left.is_symlink() or not own:
                 continue
-            if (left / LOCK).exists() or time.time() - left.stat().st_mtime > 60:
+            if (left / LOCK).exists():
                 with filelock.FileLock(left / LOCK, timeout=0):
                     shutil.rmtree(left, ignore_errors=True)
+            elif time.time() - left.stat().st_mtime > 60:  # the page was killed before it locked it
+                left.rmdir()  # a folder that is not empty is the user's
     folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
     try:
         with filelock.FileLock(folder / LOCK, timeout=0):
