@@ -192,6 +192,7 @@ def test_detector_finds_exactly_the_face(small: tuple[Path, list[practice.Clip]]
             assert 60 <= sure[0]["box"][2] <= 150, clip.name
 
 
+@pytest.mark.long
 def test_included_model_classifies_the_clips(
     small: tuple[Path, list[practice.Clip]], tmp_path: Path
 ) -> None:

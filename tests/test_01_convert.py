@@ -394,13 +394,16 @@ def test_bad_input_is_reported(tmp_path: Path, snapshot: callable) -> None:
     assert_stops(
         run_script(SCRIPT, cwd=tmp_path), "videos: the folder does not exist", "--videos-dir"
     )
-    (tmp_path / "videos").mkdir()
-    assert_stops(run_script(SCRIPT, cwd=tmp_path), "videos: no video to convert", "real and fake")
-    write_video(tmp_path / "videos/real/a.mp4", frames=2)
-    (tmp_path / "frames/plain-real-a").mkdir(parents=True)
-    (tmp_path / "frames/plain-real-a/mine.png").write_text("a user's")
-    before = snapshot(tmp_path / "frames")
-    assert_stops(run_script(SCRIPT, cwd=tmp_path), "plain-real-a", "not created by this script")
-    assert snapshot(tmp_path / "frames") == before
-    both = ("--frames-per-second", 1, "--frames-per-video", 1)
-    assert_stops(run_script(SCRIPT, *both, cwd=tmp_path), "not both")
+    videos, frames = tmp_path / "videos", tmp_path / "frames"
+    videos.mkdir()
+    with pytest.raises(ValueError, match=r"videos: no video to convert.*real and fake"):
+        convert_all(videos, frames)
+    write_video(videos / "real/a.mp4", frames=2)
+    (frames / "plain-real-a").mkdir(parents=True)
+    (frames / "plain-real-a/mine.png").write_text("a user's")
+    before = snapshot(frames)
+    with pytest.raises(ValueError, match=r"plain-real-a.*not created by this script"):
+        convert_all(videos, frames)
+    assert snapshot(frames) == before
+    with pytest.raises(ValueError, match="not both"):
+        convert_all(videos, frames, frames_per_second=1, frames_per_video=1)

@@ -111,6 +111,7 @@ def test_validation_follows_training(trained: Trained) -> None:
     assert last.val_accuracy > 0.9
 
 
+@pytest.mark.long
 def test_a_model_can_be_the_start_of_another_training(
     eagerly: None, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -176,6 +176,7 @@ def test_val_is_measured_without_test(
     assert not (tmp_path / "report" / "robustness.png").exists()
 
 
+@pytest.mark.long
 def test_crops_have_the_size_of_the_model(trained: Trained, tmp_path: Path) -> None:
     """Also after changes."""
     model, split_dir = trained.model_dir / "best_model.keras", tmp_path / "split"

@@ -467,6 +467,7 @@ def read_blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("curl"), reason="There is no curl.")
 def test_curl_examples_in_docs_work(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(REAL.read_bytes())

@@ -171,6 +171,7 @@ def test_examples_work_with_the_keyboard_alone(
     leave(page)
 
 
+@pytest.mark.long
 def test_progress_names_phases_and_never_exceeds_total(browser: Browser, server: Server) -> None:
     page = visit(browser, server)
     page.evaluate(
@@ -256,6 +257,7 @@ def test_other_files_in_a_folder_are_skipped(
     leave(page)
 
 
+@pytest.mark.long
 def test_new_file_hides_the_old_report(browser: Browser, server: Server, torn: Path) -> None:
     page = visit(browser, server)
     drop(page, torn)
@@ -363,6 +365,7 @@ def test_axe_finds_no_faults_in_any_state(
     page.context.close()
 
 
+@pytest.mark.long
 def test_page_fits_a_phone(browser: Browser, server: Server, torn: Path) -> None:
     page = visit(browser, server, **PHONE)
     drop(page, torn, FAKE)

@@ -170,6 +170,7 @@ def test_a_shorter_part_is_never_likely_real(
     assert result.verdict != "likely real"
 
 
+@pytest.mark.long
 def test_short_shots_are_decided(detector: Detector, tmp_path: Path) -> None:
     """As in films, shots of 1.5 s show different people at different positions."""
     places = [(20, 100), (380, 220, True), (200, 20)]
@@ -268,6 +269,7 @@ def test_an_hdr_picture_is_undecided_with_the_reason(detector: Detector, form: s
 # Missing content
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kept", "verdict"), [(0.3, "undecided"), (0.9, "likely real")])
 def test_truncated_video_has_a_note(
     detector: Detector, tmp_path: Path, kept: float, verdict: str

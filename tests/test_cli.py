@@ -148,8 +148,13 @@ def test_help_works_at_any_width(columns: str, tool: Path) -> None:
 @pytest.mark.parametrize(
     "variables",
     [
-        {"TQDM_MININTERVAL": "abc", "MPLBACKEND": "nonsense", "PYTHONIOENCODING": "ascii"},
-        {"TQDM_NCOLS": "x", "TQDM_ASCII": "1"},
+        {
+            "TQDM_MININTERVAL": "abc",
+            "TQDM_NCOLS": "x",
+            "TQDM_ASCII": "1",
+            "MPLBACKEND": "nonsense",
+            "PYTHONIOENCODING": "ascii",
+        },
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],
 )

@@ -99,7 +99,7 @@ def built_plain(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return build(tmp_path_factory.mktemp("model") / "plain.onnx", 64, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("which", ["built", "built_plain"])
+@pytest.mark.parametrize("which", ["built", pytest.param("built_plain", marks=pytest.mark.long)])
 def test_scores_match_keras(which: str, request: pytest.FixtureRequest) -> None:
     built = request.getfixturevalue(which)
     crops = make_crops(built.decision.image_size)
@@ -114,7 +114,7 @@ def test_scores_match_keras(which: str, request: pytest.FixtureRequest) -> None:
     np.testing.assert_allclose(other, evidence, atol=1e-3 * np.abs(evidence).max())
 
 
-@pytest.mark.parametrize("which", ["built", "built_plain"])
+@pytest.mark.parametrize("which", ["built", pytest.param("built_plain", marks=pytest.mark.long)])
 def test_evidence_matches_gradient_times_activation_of_keras(
     which: str, request: pytest.FixtureRequest
 ) -> None:

@@ -202,7 +202,7 @@ def built() -> keras.Model:
     return build_model(None, 32)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, pytest.param(np.inf, marks=pytest.mark.long)])
 def test_weights_that_are_nan_or_infinite_are_refused(
     value: float, built: keras.Model, tmp_path: Path
 ) -> None:
@@ -216,6 +216,7 @@ def test_weights_that_are_nan_or_infinite_are_refused(
         load_model(tmp_path / "nan.keras")
 
 
+@pytest.mark.long
 def test_the_same_weights_give_the_same_file(built: keras.Model, tmp_path: Path) -> None:
     for name in ("a.keras", "b.keras"):
         write_model(built, Decision(), tmp_path / name, {"epochs_run": 1})

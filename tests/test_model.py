@@ -129,7 +129,11 @@ def test_weights_files_of_the_efficientnet_package_load(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["words.h5", "words.txt", "words.keras", "other.keras", "b1.h5", "other.npz"]
+    "name",
+    [
+        *("words.h5", "words.txt", "words.keras", "other.keras", "other.npz"),
+        pytest.param("b1.h5", marks=pytest.mark.long),
+    ],
 )
 def test_weights_of_another_architecture_are_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / name

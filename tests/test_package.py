@@ -114,6 +114,7 @@ def test_wheel_contains_all_files_for_detection(wheel: Path) -> None:
     assert wheel.stat().st_size < 30e6
 
 
+@pytest.mark.long
 def test_dockerignore_keeps_all_files_of_the_wheel(
     clone: Path, wheel: Path, tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_dockerignore_keeps_all_files_of_the_wheel(
         assert sorted(theirs.namelist()) == sorted(ours.namelist())
 
 
+@pytest.mark.long
 def test_installed_package_checks_files_offline(installed: Path, face: Path) -> None:
     fake = write_examples(face.parent)["fake"]
     command = [*OFFLINE, installed / "deepfake-detect", face, fake, "--json"]

@@ -316,6 +316,7 @@ def test_odd_sources(tmp_path: Path) -> None:
         assert (found.credentials.status, found.facts) == ("not checked", {})
 
 
+@pytest.mark.long
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_damaged(data: st.DataObject) -> None:

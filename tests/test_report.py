@@ -386,7 +386,7 @@ def browser() -> Iterator[object]:
         opened.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", ["fake", "picture", "nobody"])
 def test_axe_finds_no_faults_and_report_fits_a_phone(
     browser: object,
