@@ -27,14 +27,8 @@ GENTLE = Augmentation(
     **dict.fromkeys(("blended", "tint", "grey", "cut_out", "zoomed"), 0.0),
     **dict.fromkeys(("reduced", "blurred", "noisy", "jpeg"), 0.0),
 )
-SIZE = 64  # pixels of the model's input
 SETTINGS = train.Settings(
-    start="lite0",
-    epochs=3,
-    batch_size=8,
-    learning_rate=1e-3,
-    image_size=SIZE,
-    augmentation=GENTLE,
+    start="lite0", epochs=3, batch_size=8, learning_rate=1e-3, augmentation=GENTLE
 )
 BROKEN = ("train/fake/empty-000000-00.png", "train/real/torn-000000-00.jpg")
 
@@ -127,5 +121,5 @@ def make_predictions(rows: list[tuple[str, str, float]]) -> pd.DataFrame:
 def score_crops(trained: Trained, splits: tuple[str, ...] = ("val",)) -> pd.DataFrame:
     """Return the predictions of the saved model for the crops of some splits."""
     crops = find_crops(trained.split_dir, splits)
-    images = np.stack([read_crop(trained.split_dir / crop, SIZE) for crop in crops["crop"]])
+    images = np.stack([read_crop(trained.split_dir / crop, 128) for crop in crops["crop"]])
     return predict_crops(trained.model, images, crops, 8)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import skimage.data
 from conftest import ROOT, assert_stops, run_script
-from crops import SIZE, Trained, small_split, trained, write_split
+from crops import Trained, small_split, trained, write_split
 
 from deepfake_detect import Detector
 from deepfake_detect import crops as crop_files
@@ -20,7 +20,8 @@ from deepfake_detect.decision import Decision, calibrate, check_decision, descri
 from deepfake_detect.detection_model import DetectionModel
 from deepfake_detect.files import claim
 from deepfake_detect.measures import KINDS
-from deepfake_detect.model_file import load_model
+from deepfake_detect.model import build_model
+from deepfake_detect.model_file import load_model, read_decision, write_model
 from deepfake_detect.scoring import predict_both_ways
 
 evaluate = importlib.import_module("05-evaluate-model")
@@ -179,18 +180,20 @@ def test_val_is_measured_without_test(
 @pytest.mark.long
 def test_crops_have_the_size_of_the_model(trained: Trained, tmp_path: Path) -> None:
     """Also after changes."""
-    model, split_dir = trained.model_dir / "best_model.keras", tmp_path / "split"
+    model, split_dir = tmp_path / "small.keras", tmp_path / "split"
+    start = trained.model_dir / "best_model.keras"
+    write_model(build_model(start, 64), read_decision(start), model)
     write_split(split_dir, {"val": 1}, crops=2)
     changes = dict(jpeg_qualities=(), sizes=(0.5,), blurs=(), noises=(), brightnesses=())
     metrics = run(model, (split_dir,), tmp_path / "report", sweep=True, batch_size=4, **changes)
-    assert metrics["decision"]["image_size"] == SIZE
+    assert metrics["decision"]["image_size"] == 64
     assert [row["value"] for row in metrics["robustness"] if row["change"] == "size"] == [1, 0.5]
     crops = crop_files.find_crops(split_dir, ("val",))
-    images = np.stack([crop_files.read_crop(split_dir / crop, SIZE) for crop in crops["crop"]])
+    images = np.stack([crop_files.read_crop(split_dir / crop, 64) for crop in crops["crop"]])
     p_real = predict_both_ways(load_model(model), images)
     predictions = pd.read_csv(tmp_path / "report" / "predictions.csv")
     np.testing.assert_allclose(predictions["p_real"], p_real, atol=1e-5)
-    assert f"{SIZE} x {SIZE} x 3" in (tmp_path / "report" / "README.md").read_text()
+    assert "64 x 64 x 3" in (tmp_path / "report" / "README.md").read_text()
 
 
 # Robustness
@@ -240,7 +243,7 @@ def test_each_change_has_its_effect() -> None:
 
 def test_small_and_blurry_crops_are_undecided(trained: Trained) -> None:
     crops = crop_files.find_crops(trained.split_dir, ("test",))
-    images = np.empty((len(crops), SIZE, SIZE, 3), np.uint8)
+    images = np.empty((len(crops), 128, 128, 3), np.uint8)
     crops, _ = crop_files.decode_crops(crops, trained.split_dir, images)
     predict, *_ = evaluate.load_model(trained.model_dir / "best_model.onnx", 8)
     middle = crops["side"].median()

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.special
-from crops import SIZE, Trained, score_crops, trained
+from crops import Trained, score_crops, trained
 
 from deepfake_detect.crops import read_crop
 from deepfake_detect.decision import describe_decision
@@ -24,7 +24,7 @@ __all__ = ["trained"]  # a fixture
 def test_a_saved_model_scores_the_same_in_a_new_process(trained: Trained, tmp_path: Path) -> None:
     predictions = score_crops(trained, ("val", "test"))
     crops = predictions["crop"]
-    images = np.stack([read_crop(trained.split_dir / crop, SIZE) for crop in crops])
+    images = np.stack([read_crop(trained.split_dir / crop, 128) for crop in crops])
     assert images.dtype == np.uint8 and images.max() > 200
     np.save(tmp_path / "images.npy", images)
     program = (
