@@ -29,6 +29,7 @@ from deepfake_detect import start
 
 start.prepare(__name__)
 
+import errno
 import os
 import secrets
 import socket
@@ -122,6 +123,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         if isinstance(error, socket.gaierror):
             raise OSError(f"--host {host}: there is no such address ({error.strerror}).") from None
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise OSError(f"--host {host}: this is not an address of this computer.") from None
         raise OSError(
             f"{host}:{port} cannot be used ({error.strerror}): the page may be open already at "
             f"http://{host}:{port}; or choose another port with --port."

@@ -115,7 +115,7 @@ def describe_error(error: BaseException) -> str:
         return "there is not enough memory"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return printable(f"{os.fsdecode(error.filename)}: {error.strerror}")
-    words = " ".join(str(error).split())
+    words = printable(" ".join(str(error).split()))  # with file names that others chose
     named = isinstance(error, ValueError | OSError) and words
     return words if named else f"{type(error).__name__}: {words}"
 

@@ -136,8 +136,9 @@ def find_onnx(path: Path) -> Path:
             f"{path}: detection needs {onnx.name} next to it; create it with "
             f"python -m deepfake_detect.onnx_export {path}"
         )
+    fault = "is not a file" if path.exists() else "does not exist"
     raise FileNotFoundError(
-        f"{path}: the model does not exist; train one with 04-train-cnn.py, or give another path."
+        f"{path}: the model {fault}; train one with 04-train-cnn.py, or give another path."
     )
 
 

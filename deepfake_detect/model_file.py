@@ -84,8 +84,9 @@ def load_model(path: Path) -> keras.Model:
         ValueError: the file is not a model of 04-train-cnn.py
     """
     if not path.is_file():
+        fault = "is not a file" if path.exists() else "does not exist"
         raise FileNotFoundError(
-            f"{path}: the model does not exist; train one with 04-train-cnn.py, or name another."
+            f"{path}: the model {fault}; train one with 04-train-cnn.py, or name another."
         )
     try:
         with open_checked(path) as archive:

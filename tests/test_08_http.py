@@ -412,6 +412,11 @@ def test_port_in_use_is_reported_with_the_option(tmp_path: Path) -> None:
     assert_stops(ran, "--port", str(port))
 
 
+def test_address_of_another_computer_is_reported_with_the_option(tmp_path: Path) -> None:
+    ran = run_script("08-web-page.py", "--no-open-browser", "--host", "192.0.2.1", cwd=tmp_path)
+    assert_stops(ran, "--host 192.0.2.1")
+
+
 @pytest.mark.parametrize("option", ["--port=99999", "--port=-5", "--keep-minutes=0", "--host=a b"])
 def test_setting_out_of_range_is_rejected(tmp_path: Path, option: str) -> None:
     ran = run_script("08-web-page.py", "--no-open-browser", option, cwd=tmp_path)

@@ -342,3 +342,8 @@ def test_old_opencv_is_rejected(built: Built, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cv2, "__version__", "4.12.0")
     with pytest.raises(ValueError, match=r"OpenCV 4\.12\.0"):
         DetectionModel.load(built.path)
+
+
+def test_find_model_reports_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is not a file"):
+        find_model(tmp_path)
