@@ -90,7 +90,7 @@ def walk(top: Path, found: Inputs, seen: set[str]) -> Iterator[tuple[Path, list[
     """Yield each folder below `top`, including links, with the sorted names of its files."""
 
     def pass_over(error: OSError) -> None:
-        reason = f"cannot be read: {error.strerror}"
+        reason = f"{error.filename} cannot be read: {error.strerror}"
         found.passed_over.append(PassedOver(Path(error.filename), "folder", reason))
 
     for folder, subfolders, names in os.walk(top, onerror=pass_over, followlinks=True):

@@ -314,6 +314,7 @@ def test_unreadable_folder_is_listed(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0)
     found = find_inputs([tmp_path])
     assert [one.path.name for one in found.passed_over] == ["locked"]
+    assert str(tmp_path / "locked") in found.summarize()[0]
 
 
 def test_outputs_of_other_scripts_are_found(tmp_path: Path) -> None:

@@ -357,6 +357,7 @@ def make_video_with_tags() -> bytes:
         software="Editor 5",
         location="-12.5+008.25/",
         artist="Ann Smith",
+        comment="at the house of Ann",
     )
 
 
@@ -389,7 +390,11 @@ def test_ai_labels_without_signature() -> None:
     xmp = b'<x xmp:CreatorTool="Tool 1" Iptc4xmpExt:DigitalSourceType="%strainedAlgorithmicMedia"/>'
     texts = PIL.PngImagePlugin.PngInfo()
     texts.add_text("parameters", "a face, Steps: 20")
+    exif = PIL.Image.Exif()
+    comment = b"UNICODE\0" + "a face, Steps: 20, Sampler: Euler".encode("utf-16-be")
+    exif.get_ifd(PIL.ExifTags.IFD.Exif)[PIL.ExifTags.Base.UserComment] = comment
     for kind, options in (
+        ("JPEG", {"exif": exif}),
         ("JPEG", {"xmp": xmp % SOURCE_TYPES.encode()}),
         ("PNG", {"pnginfo": texts}),
     ):
