@@ -400,10 +400,10 @@ class Video:
                 if wanted(index, seconds):
                     yield RawFrame(index, seconds, picture, display)
             if not self.seen_frames:
-                limit = (
-                    "" if stream.width else f": more than {self.most_pixels:,} pixels, or damaged"
-                )
-                raise ValueError(f"has no frame that decodes{limit}")
+                why = ": all of them are damaged" if self.lost_frames else ""
+                if not stream.width:
+                    why = f": more than {self.most_pixels:,} pixels, or damaged"
+                raise ValueError(f"has no frame that decodes{why}")
 
     def _decode(
         self, container: av.container.InputContainer, stream: av.VideoStream

@@ -507,6 +507,15 @@ def test_frames_after_a_damaged_place_are_left_out(
     assert all(np.array_equal(frame.image, whole[round(frame.seconds, 2)]) for frame in found)
 
 
+def test_video_without_an_intact_key_frame_has_a_reason(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    ffmpeg(*DRAWN, "-g", 100, "-bf", 0, path)
+    content = bytearray(path.read_bytes())
+    content[3000:4000] = bytes(1000)  # in the only key frame
+    with pytest.raises(ValueError, match="damaged"):
+        list(Video(bytes(content)).frames())
+
+
 @pytest.mark.parametrize("sampled", [False, True])
 def test_pieces_late_and_varying_videos_are_complete(
     sampled: bool, long_clip: Path, tmp_path: Path
