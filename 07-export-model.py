@@ -184,7 +184,9 @@ def convert_to_tflite(model: keras.Model, decision: Decision) -> bytes:
     """Convert to TFLite with 16-bit weights; without a GPU, TFLite calculates with 32 bits."""
     layers = model.layers[model.layers.index(model.get_layer("imagenet_mean_and_std")) + 1 :]
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), name=INPUT)])
+    shown = tf.TensorSpec((None, *model.input_shape[1:]), name=INPUT)
+
+    @tf.function(input_signature=[shown], autograph=False)
     def score(images: tf.Tensor) -> dict[str, tf.Tensor]:
         images = sharpen(darken(images, decision.darken_to), decision.sharpen_to)
         mean = tf.constant(IMAGENET_MEAN, tf.float32)
@@ -212,7 +214,8 @@ def convert_to_tflite(model: keras.Model, decision: Decision) -> bytes:
 def run_keras(model: keras.Model, decision: Decision) -> Scorer:
     """Return a function that scores crops with the Keras model."""
     crops = tf.TensorSpec(model.input_shape, tf.float32)  # one graph for batches of any size
-    predict = tf.function(partial(model, training=False), input_signature=[crops])
+    predict = partial(model, training=False)
+    predict = tf.function(predict, input_signature=[crops], autograph=False)
     return lambda crops: calibrate(predict_both_ways(predict, crops), decision)
 
 

@@ -50,6 +50,7 @@ def serve_crops(
             labels += [row >= 0 and is_real[row] for row in group]
         return np.stack(batch), np.array(labels, np.float32)[:, None]
 
+    @tf.autograph.experimental.do_not_convert  # a killed training would leave a temporary file
     def load(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         batch, labels = tf.numpy_function(
             lambda step: make(int(step)), [step], (tf.uint8, tf.float32)

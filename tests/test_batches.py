@@ -1,9 +1,12 @@
 """Tests of the batches: the crops, pairs and changes in an epoch."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +36,14 @@ def test_every_epoch_serves_every_crop_once_in_a_new_order() -> None:
     assert first != second and first != list(range(2, 27))
     assert serve(1, 1) == first  # needed to continue a stopped training
     assert serve(2, 1) != first
+
+
+def test_batches_leave_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFlow's autograph would write one, and delete it unless the training is killed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    crops = pd.DataFrame({"label": ["fake", "real"], "dataset": "made up", "identities": ""})
+    assert len(serve_crops(np.zeros((2, 32, 32, 3), np.uint8), crops, NO_CHANGES, 2, (0, 0))) == 1
+    assert not list(tmp_path.iterdir())
 
 
 @given(
