@@ -176,7 +176,7 @@ def test_verdict_uses_the_five_words_and_more_than_colour(
 
 def test_report_on_a_picture_names_the_kind(detector: Detector, picture: Result) -> None:
     page = Page(detector.render_report(picture))
-    assert "One picture is less certain than a video" in page.text
+    assert "less certain than a video" in page.text
     assert not page.find("div", role="group")
 
 
