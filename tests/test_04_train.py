@@ -206,6 +206,7 @@ def test_a_killed_training_continues_and_ends_the_same(
         assert first == second, name
 
 
+@pytest.mark.long
 def test_patience_counts_epochs_before_a_stop(tmp_path: Path, small_split: Path) -> None:
     """A training whose patience ended before the stop does not continue."""
     crops = find_crops(small_split, ("train", "val"))

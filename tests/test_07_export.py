@@ -114,6 +114,7 @@ def converted(folder: Path, scorer: export.Scorer, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(export, "run_keras", lambda *_: scorer)
 
 
+@pytest.mark.long
 def test_differing_models_and_partial_sets_are_not_written(
     converted: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +154,7 @@ def test_practice_crops_are_used_without_a_folder(
     assert (tmp_path / "model/export/detector.tflite").is_file()
 
 
+@pytest.mark.long
 def test_wrong_input_is_reported(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = run_script(

@@ -506,6 +506,7 @@ def run_shell(
     )
 
 
+@pytest.mark.long
 def test_python_examples_in_docs_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,7 +52,7 @@ def test_picture_is_recognised_by_content_not_name(
     image.save(tmp_path / name, form)
     result = shipped.check(tmp_path / name)
     assert (result.kind, result.verdict) == ("picture", "likely real")
-    assert result.p_fake < 0.1 and len(result.faces) == 1
+    assert result.p_fake < 0.2 and len(result.faces) == 1
 
 
 def test_animated_gif_has_a_note_about_unchecked_frames(detector: Detector) -> None:

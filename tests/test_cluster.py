@@ -258,6 +258,7 @@ def test_killed_scheduler_is_reported(machines: Machines, long_videos: Path) -> 
 # --- Parts ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_two_parts_in_parallel_then_the_tables(few_videos: Path) -> None:
     frames = few_videos / "parts"
     arguments = "--frames-dir", "parts", "--workers", 1

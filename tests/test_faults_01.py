@@ -36,6 +36,8 @@ from hypothesis import strategies as st
 from deepfake_detect import datasets as catalogue
 from deepfake_detect.video import Video
 
+pytestmark = pytest.mark.long
+
 resource = pytest.importorskip("resource", reason="signals and limits are not for Windows")
 SCRIPT = "01-convert-video-to-image.py"
 convert = importlib.import_module("01-convert-video-to-image")
@@ -80,7 +82,6 @@ def is_converting(frames_dir: Path) -> bool:
 # --- Stopped runs ---------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_killed_run_continues(eight_videos: Path) -> None:
     frames, whole = eight_videos / "frames", read_frames(eight_videos / "whole")
     shutil.rmtree(frames, ignore_errors=True)
@@ -111,7 +112,6 @@ def test_killed_run_continues(eight_videos: Path) -> None:
     assert read_frames(frames) == whole
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("moment", ["converting", "starting"])
 def test_ctrl_c_ends_the_run(long_video: Path, moment: str) -> None:
     frames = long_video / "frames"
@@ -171,7 +171,6 @@ def test_long_path_of_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.M
     assert pd.read_csv(tmp_path / "frames/videos.csv")["status"].tolist() == ["ok"]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_other_signals_end_a_run_like_ctrl_c(long_video: Path, name: str) -> None:
     with running(
@@ -187,7 +186,6 @@ def test_other_signals_end_a_run_like_ctrl_c(long_video: Path, name: str) -> Non
     assert not list((long_video / "frames").glob(".unfinished*"))
 
 
-@pytest.mark.long
 def test_second_run_at_the_same_time_stops(long_video: Path) -> None:
     frames = long_video / "frames"
     convert_all(long_video / "videos", frames, frames_per_video=1, workers=1)
@@ -208,7 +206,6 @@ def test_second_run_at_the_same_time_stops(long_video: Path) -> None:
     assert len(list(frames.glob("*/*.png"))) == 3 * 2
 
 
-@pytest.mark.long
 def test_worker_crash_or_hang_loses_only_its_video(long_video: Path) -> None:
     frames = long_video / "frames"
     shutil.copy(long_video / "videos/real/long.avi", long_video / "videos/real/too.avi")
@@ -345,7 +342,6 @@ def test_user_files_in_an_output_folder_are_kept(tmp_path: Path) -> None:
 # --- A full disk ----------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_full_disk_is_reported(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).bytes(640 * 480 * 4)  # large as PNG, so that only a few fit
     for number in range(6):

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 
 from deepfake_detect import files
 
+pytestmark = pytest.mark.long
+
 SCRIPT = "02-crop-faces-with-mtcnn.py"
 
 
@@ -47,7 +49,6 @@ def read(faces: Path) -> dict[str, bytes]:
 # Kills, crashes and signals
 
 
-@pytest.mark.long
 def test_run_continues_after_kills(
     frames: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -71,7 +72,6 @@ def test_run_continues_after_kills(
     assert read(faces) == undisturbed
 
 
-@pytest.mark.long
 def test_worker_crash_loses_only_its_video(tmp_path: Path) -> None:
     frames, faces = write_videos(tmp_path / "frames", videos=6, frames=32), tmp_path / "faces"
     options = ("--frames-dir", frames, "--faces-dir", faces, "--workers", 2)
@@ -106,7 +106,6 @@ def test_run_ends_if_workers_cannot_start(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("faces/.unfinished*"))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_end_the_run_and_all_its_processes(name: str, tmp_path: Path) -> None:
     frames, faces = write_videos(tmp_path / "frames", videos=4, frames=100), tmp_path / "faces"

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 
 from deepfake_detect import files
 
+pytestmark = pytest.mark.long
+
 SCRIPT = "03-prepare-fake-real-dataset.py"
 prepare = importlib.import_module("03-prepare-fake-real-dataset")
 FOLDERS = ("prepared_dataset", "split_dataset")
@@ -69,7 +71,6 @@ def folder(tmp_path: Path) -> Path:
 # Kills and a full disk
 
 
-@pytest.mark.long
 def test_killed_run_leaves_old_or_new_folders_or_none(folder: Path) -> None:
     run(folder, seed=1)
     old = read(folder)
@@ -503,7 +504,6 @@ def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("name", "seed"), [("SIGINT", 2), ("SIGTERM", 3), ("SIGHUP", 4)])
 def test_signal_stops_the_run_and_keeps_the_old_folders(
     name: str, seed: int, large_folder: Path

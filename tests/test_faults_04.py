@@ -31,6 +31,8 @@ from deepfake_detect.model_file import (
     write_model,
 )
 
+pytestmark = pytest.mark.long
+
 train = importlib.import_module("04-train-cnn")
 
 SCRIPT = "04-train-cnn.py"
@@ -202,7 +204,7 @@ def built() -> keras.Model:
     return build_model(None, 32)
 
 
-@pytest.mark.parametrize("value", [np.nan, pytest.param(np.inf, marks=pytest.mark.long)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_nan_or_infinite_are_refused(
     value: float, built: keras.Model, tmp_path: Path
 ) -> None:
@@ -216,7 +218,6 @@ def test_weights_that_are_nan_or_infinite_are_refused(
         load_model(tmp_path / "nan.keras")
 
 
-@pytest.mark.long
 def test_the_same_weights_give_the_same_file(built: keras.Model, tmp_path: Path) -> None:
     for name in ("a.keras", "b.keras"):
         write_model(built, Decision(), tmp_path / name, {"epochs_run": 1})
@@ -286,7 +287,6 @@ def test_a_damaged_checkpoint_is_refused(
 # --- Signals --------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_run_with_a_message(
     number: signal.Signals, small_split: Path, tmp_path: Path

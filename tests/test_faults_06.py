@@ -16,6 +16,8 @@ from media import StandIn, encode, frame, write_clip
 
 from deepfake_detect import Detector, Failure, Result
 
+pytestmark = pytest.mark.long
+
 detect = importlib.import_module("06-detect-deepfake")
 
 SCRIPT = "06-detect-deepfake.py"
@@ -333,7 +335,6 @@ def test_playlist_is_not_a_video(here: Path, first: str) -> None:
 # The environment
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
 def test_closed_standard_streams_do_not_stop_the_run(here: Path, closed: str) -> None:
     script = f"'{sys.executable}' '{ROOT / SCRIPT}' in/photo.png {closed}"
@@ -342,7 +343,6 @@ def test_closed_standard_streams_do_not_stop_the_run(here: Path, closed: str) ->
     assert {"photo.html", "photo.json", "photo-marked.png"} <= set(listed(here / "detections"))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     "variables", [{"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, {"PYTHONSAFEPATH": "1"}]
 )
@@ -355,7 +355,6 @@ def test_locale_and_safe_path_do_not_stop_the_run(here: Path, variables: dict[st
     assert "détect😀.html" in listed(here / "detections")
 
 
-@pytest.mark.long
 def test_a_link_to_the_script_works(here: Path) -> None:
     (here / "check").symlink_to(ROOT / SCRIPT)
     command = [sys.executable, "check", "in/photo.png", "--no-annotate"]
