@@ -44,7 +44,6 @@ from importlib.metadata import version
 from typing import Annotated, Literal
 
 import deepfake_detect.keras_setup  # noqa: F401 - first, before others load Keras  # isort: skip
-import filelock
 import keras
 import numpy as np
 import pandas as pd
@@ -166,7 +165,7 @@ def main(settings: Settings = Settings()) -> dict:
 
     output = files.claim(settings.model_dir, "--model-dir", __file__)
     output.check([MODEL, ONNX, HISTORY, CURVES])
-    with filelock.FileLock(settings.model_dir / ".lock", timeout=0):
+    with files.locked(settings.model_dir):
         images = open_cache(len(crops), settings.image_size, settings.model_dir)
         crops, left_out = decode_crops(crops, settings.split_dir, images)
         splits = {split: part for split, part in crops.groupby("split", sort=False)}

@@ -43,7 +43,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import cv2
-import filelock
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -57,7 +56,7 @@ from deepfake_detect.decision import (
     check_decision,
     describe_decision,
 )
-from deepfake_detect.files import Output, claim, make_safe_cell, read_image
+from deepfake_detect.files import Output, claim, locked, make_safe_cell, read_image
 from deepfake_detect.shipped import find_shipped
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ def main(settings: Settings = Settings()) -> dict:
     beside = Path("evaluation") if model == find_shipped(SHIPPED) else model.parent
     report_dir = settings.report_dir or beside
     report = claim(report_dir, "--report-dir", __file__, shared=report_dir == model.parent)
-    with filelock.FileLock(report_dir / ".lock", timeout=0):
+    with locked(report_dir):
         earlier = read_earlier(report)
         same = earlier.get("decision") == describe_decision(decision)  # the same model
         metrics = {

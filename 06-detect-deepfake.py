@@ -43,14 +43,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, TextIO
 
-import filelock
 import tyro
 from tqdm import tqdm
 
 from deepfake_detect import cli, inputs, report
 from deepfake_detect.cli import printable
 from deepfake_detect.detector import DetectionError, DetectionSettings, Detector
-from deepfake_detect.files import Output, claim, name_unfinished, write_table
+from deepfake_detect.files import Output, claim, locked, name_unfinished, write_table
 from deepfake_detect.result import (
     FAKE,
     NOT_CHECKED,
@@ -116,7 +115,7 @@ def main(settings: Settings = Settings()) -> list[Result | Failure]:
         raise ValueError(f"There is no video or picture in {places}{passed}; {advice}")
     detector = Detector(settings.model, settings.detection)
     output = claim(settings.detections_dir, "--detections-dir", __file__, shared=True)
-    with filelock.FileLock(settings.detections_dir / ".lock", timeout=0), open_talk(settings) as to:
+    with locked(settings.detections_dir), open_talk(settings) as to:
         output.check(["results.csv", *(["index.html"] if len(found.files) > 1 else [])])
         print_head(detector, to)
         names = inputs.name_outputs(

@@ -39,7 +39,6 @@ from typing import Annotated
 
 import deepfake_detect.keras_setup  # noqa: F401 - first, before others load Keras  # isort: skip
 import cv2
-import filelock
 import keras
 import numpy as np
 import onnxruntime
@@ -119,7 +118,7 @@ def main(settings: Settings = Settings()) -> dict[str, dict[str, float]]:
     about = describe(decision, len(images), differences)
     contents = dict(zip(names, (onnx, tflite, about), strict=True))
     output = files.claim(settings.export_dir, "--export-dir", __file__)
-    with filelock.FileLock(settings.export_dir / ".lock", timeout=0):
+    with files.locked(settings.export_dir):
         output.write_set(
             {name: partial(Path.write_bytes, data=data) for name, data in contents.items()}
         )

@@ -426,6 +426,18 @@ def delete_left_behind(folder: Path, seconds: float = 0) -> None:
                 shutil.rmtree(path) if is_folder else path.unlink()
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock an output folder for one run, and delete the unfinished files of killed runs.
+
+    Raises:
+        filelock.Timeout: another run is using the folder
+    """
+    with filelock.FileLock(folder / ".lock", timeout=0):
+        delete_left_behind(folder)
+        yield
+
+
 def delete_folder(folder: Path, doomed: Path) -> None:
     """Delete a folder; rename it to `doomed` first, so that half of it never looks complete.
 

@@ -7,6 +7,7 @@ import shutil
 import threading
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pandas as pd
 import pytest
@@ -51,6 +52,18 @@ def test_user_files_with_similar_names_are_kept(name: str, tmp_path: Path) -> No
     output.write("other.csv", text("ours"))
     files.delete_left_behind(tmp_path)
     assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("suffix", ["", ".keras"])
+def test_the_next_run_deletes_the_unfinished_files_of_a_killed_run(
+    suffix: str, tmp_path: Path
+) -> None:
+    left = files.name_unfinished(tmp_path, suffix)
+    left.write_text("half a model") if suffix else left.mkdir()
+    with files.locked(tmp_path):
+        assert names(tmp_path) == [".lock"]
+        with pytest.raises(filelock.Timeout), files.locked(tmp_path):
+            pass
 
 
 @pytest.mark.parametrize("content", ["mine", "ours, edited"])
