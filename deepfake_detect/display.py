@@ -85,7 +85,7 @@ class Display:
         self.decoder, self.notes = stream.codec_context, notes
         said = stream.sample_aspect_ratio
         self.of_container = said if said != self.decoder.sample_aspect_ratio else None
-        # The decoder overwrites these with those of the stream, which may leave them out.
+        # The decoder overwrites these values with the values of the stream, even with unknown ones.
         self.transfer, self.primaries = self.decoder.color_trc, self.decoder.color_primaries
         self.reformatter = VideoReformatter()
         self.asked = 0

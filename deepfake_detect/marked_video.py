@@ -125,7 +125,7 @@ def write_marked_video(
             little = files.enter_context(open_small_copy(small[0], video))
 
         def prepare() -> Iterator[tuple[float, av.VideoFrame, list[Box]]]:
-            """Yield the frames of the copy; add those of the small copy to it."""
+            """Yield the frames of the copy, and write the small copy."""
             first = None
             for raw in read_ahead(video.raw_frames(), AHEAD):
                 frame, boxes = raw.to_yuv(), list(boxes_at(raw.seconds))

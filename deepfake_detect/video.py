@@ -342,7 +342,7 @@ class Video:
                 if name_container(container) == "avi":  # empty packets repeat the previous frame
                     places = [packet.dts or 0 for packet in read_packets(container, stream)]
                     return max(places, default=0) + 1 < (1 - MISSING_SHARE) * stream.frames - 2
-                # Time stamps may be negative, for example if those of an MPEG-TS wrap around.
+                # Time stamps may be negative, for example where the clock of an MPEG-TS wraps.
                 first = min(0, container.start_time or 0) / av.time_base
                 length = (container.duration or 0) / av.time_base
                 reached = 0.0
