@@ -56,7 +56,14 @@ from deepfake_detect.decision import (
     check_decision,
     describe_decision,
 )
-from deepfake_detect.files import Output, claim, locked, make_safe_cell, read_image
+from deepfake_detect.files import (
+    Output,
+    check_model_path,
+    claim,
+    locked,
+    make_safe_cell,
+    read_image,
+)
 from deepfake_detect.shipped import find_shipped
 
 if TYPE_CHECKING:
@@ -170,10 +177,7 @@ def load_model(path: Path, batch_size: int) -> tuple[Predict, Decision, dict]:
     Raises:
         FileNotFoundError, ValueError: the file does not exist, or is not a model of this project
     """
-    if not path.is_file():  # refuse before the slow import of TensorFlow
-        raise FileNotFoundError(
-            f"{path}: the model does not exist; train one with 04-train-cnn.py, or correct --model."
-        )
+    check_model_path(path)  # before the slow import of TensorFlow
     if path.suffix == ".onnx":
         from deepfake_detect.detection_model import DetectionModel
 

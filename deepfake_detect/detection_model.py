@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from deepfake_detect.decision import IMAGE_SIZES, Decision, check_decision
+from deepfake_detect.files import check_model_path
 from deepfake_detect.shipped import find_shipped
 
 INPUT, OUTPUT, EVIDENCE = "rgb_0_to_255", "p_fake", "evidence"  # names in the graph
@@ -131,15 +132,13 @@ def find_onnx(path: Path) -> Path:
     onnx = path.with_suffix(".onnx") if path.suffix == ".keras" else path
     if onnx.is_file():
         return onnx
-    if path.suffix == ".keras" and path.is_file():
+    check_model_path(path)
+    if path.suffix == ".keras":
         raise FileNotFoundError(
             f"{path}: detection needs {onnx.name} next to it; create it with "
             f"python -m deepfake_detect.onnx_export {path}"
         )
-    fault = "is not a file" if path.exists() else "does not exist"
-    raise FileNotFoundError(
-        f"{path}: the model {fault}; train one with 04-train-cnn.py, or give another path."
-    )
+    return onnx
 
 
 # --- Checks of the file ---------------------------------------------------------------------------

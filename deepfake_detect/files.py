@@ -143,6 +143,19 @@ def make_safe_cell(cell: object) -> object:
     return "" if missing else cell
 
 
+def check_model_path(path: Path) -> None:
+    """Check that the file of a model exists.
+
+    Raises:
+        FileNotFoundError: it does not, or is not a file
+    """
+    if not path.is_file():
+        fault = "is not a file" if path.exists() else "does not exist"
+        raise FileNotFoundError(
+            f"{path}: the model {fault}; train one with 04-train-cnn.py, or name another."
+        )
+
+
 def read_table(source: Path | IO) -> pd.DataFrame:
     """Read a CSV table, all cells as text; missing cells are empty.
 

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from deepfake_detect.decision import IMAGE_SIZES, Decision, check_decision, describe_decision
-from deepfake_detect.files import write_whole
+from deepfake_detect.files import check_model_path, write_whole
 from deepfake_detect.model import build_model
 
 LARGEST_MODEL = 200 * 2**20  # bytes, unpacked; our models have 20 MB
@@ -83,11 +83,7 @@ def load_model(path: Path) -> keras.Model:
         FileNotFoundError: the file does not exist
         ValueError: the file is not a model of 04-train-cnn.py
     """
-    if not path.is_file():
-        fault = "is not a file" if path.exists() else "does not exist"
-        raise FileNotFoundError(
-            f"{path}: the model {fault}; train one with 04-train-cnn.py, or name another."
-        )
+    check_model_path(path)
     try:
         with open_checked(path) as archive:
             config, decision = json.loads(archive.read("config.json")), {}
