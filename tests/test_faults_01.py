@@ -76,7 +76,8 @@ def read_frames(frames_dir: Path) -> dict[str, bytes]:
 
 
 def is_converting(frames_dir: Path) -> bool:
-    return any(frames_dir.glob(".unfinished-*/*/*.png"))
+    # Not the folders of outdated frames, which are moved there without a number of their own.
+    return any(frames_dir.glob(f".unfinished-*/*-{'[0-9a-f]' * 32}/*.png"))
 
 
 # --- Stopped runs ---------------------------------------------------------------------------------
