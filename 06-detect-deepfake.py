@@ -208,9 +208,17 @@ def write_summary(results: list[Result | Failure], names: list[str], output: Out
     output.write("results.csv", lambda path: write_table(path, COLUMNS, rows))
     if len(results) > 1:
         links = [f"{urllib.parse.quote(name, errors='replace')}.html" for name in names]
-        there = [(output.folder / f"{name}.html").is_file() for name in names]
+        there = [
+            has_report(result, output.folder / f"{name}.html")
+            for result, name in zip(results, names, strict=True)
+        ]
         page = report.render_index(results, links, there).encode("utf-8", "replace")
         output.write("index.html", lambda path: path.write_bytes(page))
+
+
+def has_report(result: Result | Failure, page: Path) -> bool:
+    """Return True if a page is the report of this result, not of an earlier run."""
+    return isinstance(result, Result) and page.is_file()
 
 
 def tabulate(result: Result | Failure) -> list[object]:
@@ -335,8 +343,9 @@ def print_summary(
     facts += [(verdict, f"{count:,}") for verdict, count in count_verdicts(results).items()]
     facts += [("passed over", line) for line in found.summarize()]
     page = folder / (f"{names[0]}.html" if len(results) == 1 else "index.html")
+    ready = page.is_file() if len(results) > 1 else has_report(results[0], page)
     with contextlib.redirect_stdout(to):
-        cli.print_facts(folder, facts, f"open {page}" if page.is_file() else None)
+        cli.print_facts(folder, facts, f"open {page}" if ready else None)
 
 
 # --- Checking a report ----------------------------------------------------------------------------

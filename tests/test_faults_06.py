@@ -127,12 +127,19 @@ def test_two_files_of_the_same_name_have_separate_reports(here: Path) -> None:
     assert "clip-3.json" not in listed(here / "detections")
 
 
-def test_report_is_kept_if_its_file_can_no_longer_be_checked(here: Path) -> None:
+def test_report_is_kept_but_not_shown_if_its_file_can_no_longer_be_checked(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run("in/photo.png")
     before = (here / "detections" / "photo.html").read_bytes()
     (here / "in" / "photo.png").write_bytes(b"no picture any more")
+    assert "photo.html" in capsys.readouterr().out
     run("in/photo.png", failed=1)
     assert (here / "detections" / "photo.html").read_bytes() == before
+    assert "photo.html" not in capsys.readouterr().out
+    run("in/photo.png", "in/clip.mp4", failed=1)
+    page = (here / "detections" / "index.html").read_text(encoding="utf-8")
+    assert 'href="clip.html"' in page and 'href="photo.html"' not in page
 
 
 @pytest.mark.parametrize("name", ["photo.json", "results.csv"])
