@@ -284,7 +284,7 @@ def find_rate_of_clips(measured: dict, kind: str, verdict: str, label: str) -> R
 def find_rate_of_crops(measured: dict, kind: str, verdict: str, label: str) -> Rate:
     """Return the rate measured on crops; only for the two clear verdicts on videos."""
     key = {(FAKE, "real"): "reals_called_fake", (REAL, "fake"): "fakes_called_real"}[verdict, label]
-    group = next(one for one in measured["groups"] if not one["dataset"] and not one["method"])
+    [group] = [one for one in measured["groups"] if not one["dataset"] and not one["method"]]
     files = int(group[f"{label} videos"])
     return make_rate(label, round(files * float(group[key])), files, by_crops=True)
 

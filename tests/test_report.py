@@ -243,6 +243,8 @@ def test_pictures_have_their_own_rates(detector: Detector, picture: Result, home
             json.dumps({"decision": describe_decision(StandIn().decision), **values})
             for values in (
                 {"groups": 5, "clips": []},
+                {"groups": []},
+                {"groups": [GROUP | {"dataset": "DFDC"}]},
                 {"groups": [{}], "clips": {"video": None}},
                 {"groups": [GROUP | {"reals_called_fake": None}]},
                 {"clips": {"video": {"real": {"files": 3, "likely fake": 4}}}},
