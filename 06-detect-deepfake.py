@@ -175,7 +175,7 @@ def write_outputs(
         try:
             output.write(name + ending, make, source)
         except Exception as error:  # from any library; only this output is lost
-            notes.append(f"{name}{ending} is not written: {cli.describe_error(error)}")
+            notes.append(f"{name}{ending} is not written: {describe_cause(error)}")
 
     write(".html", lambda path: detector.write_report(result, path, video=False))
     if settings.annotate and result.tracks:
@@ -197,9 +197,14 @@ def write_outputs(
     try:
         output.write(f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"), source)
     except (OSError, ValueError) as error:  # such as a full disk: the next file may be smaller
-        reason = f"{name}.json is not written: {cli.describe_error(error)}"
+        reason = f"{name}.json is not written: {describe_cause(error)}"
         return Failure(str(source), reason, error)
     return result
+
+
+def describe_cause(error: Exception) -> str:
+    """Return an error as one line; without its path, as the sentence around it names the file."""
+    return getattr(error, "strerror", None) or cli.describe_error(error)
 
 
 def write_summary(results: list[Result | Failure], names: list[str], output: Output) -> None:

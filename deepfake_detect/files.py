@@ -17,6 +17,7 @@ output that was edited.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -108,10 +109,22 @@ def write_whole(path: Path, write: Write) -> None:
     """
     partial = name_unfinished(path.parent, path.suffix)
     try:
-        write(partial)
+        with naming(path):
+            write(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in the error of a full disk or a file size limit; Python leaves the name out."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def write_json(path: Path, content: object) -> None:
@@ -246,8 +259,9 @@ class Output:
             ValueError: a file may not be replaced, see check
         """
         with self.writing(list(writes), source) as paths:
-            for path, write in zip(paths, writes.values(), strict=True):
-                write(path)
+            for (name, write), path in zip(writes.items(), paths, strict=True):
+                with naming(self.folder / name):
+                    write(path)
 
     @contextmanager
     def writing(
@@ -346,7 +360,7 @@ class Output:
         path = self.folder / LIST
         self._check_list()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-        with open(os.open(path, flags, 0o666), "ab") as file:  # noqa: PTH123
+        with naming(path), open(os.open(path, flags, 0o666), "ab") as file:  # noqa: PTH123
             file.write("".join(f"\n{json.dumps(record)}\n" for record in records).encode())
 
     def _read(self) -> None:

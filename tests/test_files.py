@@ -44,6 +44,25 @@ def test_file_is_complete_or_unchanged(name: str, tmp_path: Path) -> None:
     assert names(tmp_path) == [name] and (tmp_path / name).read_text() == "old"
 
 
+@pytest.mark.parametrize("name", ["clip.csv", "folder/clip.csv", files.LIST])
+def test_full_disk_names_the_file(name: str, tmp_path: Path) -> None:
+    output, path = claim(tmp_path), tmp_path / name
+    write = {
+        "clip.csv": lambda: files.write_whole(path, text("long" * 999)),
+        "folder/clip.csv": lambda: output.write(name, text("long" * 999)),
+        files.LIST: lambda: output.write("l" * 200, text("")),
+    }[name]
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / files.LIST).stat().st_size + 50, hard))
+    try:
+        with pytest.raises(OSError, match="too large") as raised:
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert raised.value.filename == str(path)
+
+
 @pytest.mark.parametrize("name", ["clip.partial.csv", ".unfinished", "clip.csv.partial", ".lock"])
 def test_user_files_with_similar_names_are_kept(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine")
