@@ -26,6 +26,10 @@ settings changed, and the frames of a deleted video are deleted.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent))  # python -P omits this folder
 from deepfake_detect import start
 
 start.prepare(__name__)
@@ -37,7 +41,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
 
@@ -53,6 +56,7 @@ from deepfake_detect import cli, datasets, files, resume
 from deepfake_detect.cli import MACHINE, Between, Count, Positive
 from deepfake_detect.faces import WIDTH_RULE, WidthRule, resize_by_width
 from deepfake_detect.pool import make_processes, open_pool, read_part, share_folder
+from deepfake_detect.shipped import find_shipped
 from deepfake_detect.video import Frame, Video
 
 Level = Annotated[int, Between(0, 9)]
@@ -149,7 +153,7 @@ def list_videos(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises:
         ValueError: there is no video to convert
     """
-    known = settings.data_sets or Path(__file__).with_name("data-sets.toml")
+    known = settings.data_sets or find_shipped("data-sets.toml")
     videos, left_out = datasets.make_catalogue(settings.videos_dir, *datasets.read_data_sets(known))
     unwanted = videos["dataset"].isin(settings.without)
     dropped = videos.loc[unwanted, ["source", "dataset"]]

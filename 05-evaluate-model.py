@@ -99,7 +99,7 @@ class Settings:
     batch_size: Annotated[Count, cli.MACHINE] = 64  # crops scored at once
 
 
-DATA_SETS = Path(__file__).with_name("data-sets.toml")
+DATA_SETS = find_shipped("data-sets.toml")
 MODELS = (Path("model/best_model.onnx"), Path("model/best_model.keras"))  # the first that exists
 SHIPPED = "weights/deepfake-detector.onnx"  # if neither exists
 PICTURES = ("scores.png", "worst_mistakes.png", "robustness.png")

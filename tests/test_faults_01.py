@@ -340,6 +340,15 @@ def test_user_files_in_an_output_folder_are_kept(tmp_path: Path) -> None:
     assert read_tree(frames) == before
 
 
+def test_link_to_the_script_finds_the_data_sets(tmp_path: Path) -> None:
+    write_avi(tmp_path / "videos/real/a.avi", [jpeg((64, 48))])
+    link = tmp_path / "convert"
+    link.symlink_to(ROOT / SCRIPT)
+    result = subprocess.run([sys.executable, link], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "frames").glob("*/*.png"))) == 1
+
+
 # --- A full disk ----------------------------------------------------------------------------------
 
 
