@@ -214,7 +214,8 @@ def convert_videos(videos: pd.DataFrame, output: files.Output, settings: Setting
         # Start with the largest files, so that no process is left with one while others are idle.
         jobs.sort(key=lambda job: (job[2]["bytes"], job[1]), reverse=True)
         conversions |= convert_side_by_side(unfinished, jobs, settings)
-    return pd.DataFrame.from_dict(conversions, orient="index", columns=CONVERSION)
+    ids = pd.Index(list(conversions), dtype=str)  # a part may be empty
+    return pd.DataFrame(list(conversions.values()), index=ids, columns=CONVERSION)
 
 
 def delete_outdated(

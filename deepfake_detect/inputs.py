@@ -35,9 +35,9 @@ END = object()  # returned after the last item
 DETECTION = "06-detect-deepfake.py"  # its outputs are not checked
 LONGEST_NAME = 100  # bytes; leaves room for a suffix, as most disks allow 255
 BAD_LETTERS = '<>:"/\\|?*'  # not allowed on FAT, exFAT, NTFS and SMB
-DEVICE_NAMES = re.compile(
-    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
-)  # reserved on Windows
+DEVICE_NAMES = re.compile(  # reserved on Windows
+    r"(con|conin\$|conout\$|prn|aux|nul|(com|lpt)[\d¹²³])(\..*)?", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

@@ -280,6 +280,12 @@ def test_two_parts_in_parallel_then_the_tables(few_videos: Path) -> None:
     assert pd.read_csv(frames / "videos.csv")["frames"].sum() == 12
 
 
+def test_part_can_be_empty(few_videos: Path) -> None:
+    result = run_script(SCRIPT, "--frames-dir", "empty", "--part", "9/9", cwd=few_videos)
+    assert result.returncode == 0, result.stderr
+    assert not list((few_videos / "empty").glob("*/"))
+
+
 def test_faces_can_be_made_in_parts(few_frames: Path) -> None:
     frames, faces = few_frames / "frames", few_frames / "parts"
     for part, done in (("1/2", {"v0"}), ("2/2", {"v0", "v1"}), ("3/3", {"v0", "v1"})):

@@ -340,11 +340,13 @@ def test_own_outputs_are_counted_and_left_out(tmp_path: Path) -> None:
 
 # --- Names of outputs -----------------------------------------------------------------------------
 
-DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+DEVICES = re.compile(r"(con|conin\$|conout\$|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
 ODD = [
     "a:b?.png",
     "A_b_.mp4",
     "con.mp4",
+    "CONOUT$.mp4",
+    "lpt³.mp4",
     "nul.tar.gz",
     "...mp4",
     '"x".mp4',
