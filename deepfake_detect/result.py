@@ -82,7 +82,7 @@ class Track:
         reason: why the verdict is "undecided"; otherwise empty
         p_fake: mean over its frames
         interval: bootstrap 95 % interval of the mean; None for a picture or too few frames
-        part: its most suspicious seconds, if they alone determine or prevent the verdict
+        part: its most suspicious seconds, if only a part is suspicious
         judged: False if the face is too small, too blurred or too short to judge
         faces: one for each scored frame with this face
     """
@@ -165,7 +165,7 @@ class Result:
         reason: why the verdict is "undecided" or "no face"; otherwise empty
         p_fake: 0 to 1; None without a face. `score` is 0 to 100
         interval: 95 % interval of p_fake, or None; see Track
-        part: the most suspicious seconds, if they alone determine or prevent the verdict
+        part: the most suspicious seconds, if only a part is suspicious
         track: number of the track that determines the verdict
         tracks: all tracks, by first appearance
         threshold, real_below, part_threshold: thresholds of p_fake for this number of faces

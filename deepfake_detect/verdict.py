@@ -266,7 +266,7 @@ def judge_part(
     """Check whether the most suspicious seconds of a face change its verdict.
 
     Returns:
-        the part, if it determines or prevents the verdict, then the verdict and its reason
+        the part, if it is suspicious, then the verdict and its reason
     """
     seconds = np.array([face.seconds for face in faces])
     scores = np.array([face.p_fake for face in faces])
@@ -277,15 +277,15 @@ def judge_part(
     if scores[window].mean() >= fake:
         window = grow_window(window, scores, suspicious)
         return describe_part(window, seconds, scores), FAKE, ""
+    burst = find_window(seconds, scores, BURST_SECONDS, BURST)
+    if verdict == REAL and scores[burst].mean() >= fake:
+        window = burst
+    if scores[window].mean() < suspicious:
+        return None, verdict, reason
     if verdict == REAL:
-        burst = find_window(seconds, scores, BURST_SECONDS, BURST)
-        if scores[burst].mean() >= fake:
-            window = burst
-        elif scores[window].mean() < suspicious:
-            return None, verdict, reason
-        part = describe_part(grow_window(window, scores, suspicious), seconds, scores)
-        return part, UNDECIDED, "most of it looks real, but a part is suspicious"
-    return None, verdict, reason
+        verdict, reason = UNDECIDED, "most of it looks real, but a part is suspicious"
+    window = grow_window(window, scores, suspicious)
+    return describe_part(window, seconds, scores), verdict, reason
 
 
 def find_window(seconds: np.ndarray, scores: np.ndarray, length: float, fewest: int) -> slice:

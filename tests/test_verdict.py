@@ -112,6 +112,12 @@ def test_short_or_less_suspicious_part_prevents_likely_real() -> None:
     assert judge([*STEADY, 0.97, *STEADY]).verdict == "likely real"  # a single frame
 
 
+def test_suspicious_half_of_an_undecided_video_is_named() -> None:
+    judged = judge([*STEADY[:20], *[0.85] * 20])
+    assert judged.verdict == "undecided"
+    assert (judged.track.part.first_seconds, judged.track.part.last_seconds) == (10, 19.5)
+
+
 def test_a_closer_look_does_not_change_the_mean() -> None:
     """Ten more frames of a suspicious second form a part, but do not change the mean."""
     even = make_track([*STEADY[:20], 0.97, 0.97, *STEADY])
