@@ -145,24 +145,27 @@ def add_sharpening(graph: Graph, images: str, wanted: float) -> str:
     if not wanted:
         return images
 
-    def convolve(image: str, kernel: np.ndarray, channels: int) -> str:
-        down, across = (side // 2 for side in kernel.shape)
-        pads = graph.keep([0, 0, down, across] * 2, np.int64)
-        padded = graph.add("Pad", image, pads, mode="reflect")
+    def convolve(image: str, kernel: np.ndarray, channels: int = 1) -> str:
         kernels = graph.keep(np.repeat(kernel[None, None], channels, axis=0))
-        return graph.add("Conv", padded, kernels, group=channels, kernel_shape=kernel.shape)
+        return graph.add("Conv", image, kernels, group=channels, kernel_shape=kernel.shape)
 
+    # The padding is done once, for all convolutions: OpenCV pads many channels slowly.
+    border = len(BELL) // 2
+    pads = graph.keep([0, 0, border, border] * 2, np.int64)
+    padded = graph.add("Pad", images, pads, mode="reflect")
     grey = graph.add(
-        "Conv", images, graph.keep(np.reshape(GREY, (1, 3, 1, 1))), kernel_shape=[1, 1]
+        "Conv", padded, graph.keep(np.reshape(GREY, (1, 3, 1, 1))), kernel_shape=[1, 1]
     )
-    edges = convolve(grey, LAPLACIAN, 1)
+    unpadded = ([border - 1] * 2, [1 - border] * 2, [2, 3])  # starts, ends, axes
+    unpadded = (graph.keep(numbers, np.int64) for numbers in unpadded)
+    edges = graph.add("Slice", convolve(grey, LAPLACIAN), *unpadded)
     axes = {"axes": [1, 2, 3], "keepdims": 1}
     centred = graph.add("Sub", edges, graph.add("ReduceMean", edges, **axes))
     sharpness = graph.add("ReduceMean", graph.add("Mul", centred, centred), **axes)
     ratio = graph.add("Div", graph.keep([wanted]), graph.add("Add", sharpness, graph.keep([1e-3])))
     times = graph.add("Sub", graph.add("Sqrt", ratio), graph.keep([1.0]))
     times = graph.add("Clip", times, graph.keep(0.0), graph.keep(MOST_ADDED))
-    fine = graph.add("Sub", images, convolve(convolve(images, BELL, 3), BELL.T, 3))
+    fine = graph.add("Sub", images, convolve(convolve(padded, BELL, 3), BELL.T, 3))
     sharper = graph.add("Add", images, graph.add("Mul", fine, times))
     return graph.add("Clip", sharper, graph.keep(0.0), graph.keep(255.0))
 
@@ -198,10 +201,8 @@ def add_layer(graph: Graph, layer: keras.Layer, inputs: list[str]) -> str:
         case kinds.Activation():
             return add_activation(graph, layer, inputs[0])
         case kinds.GlobalAveragePooling2D():
-            return graph.add("GlobalAveragePool", inputs[0])
-        case (
-            kinds.Reshape() | kinds.Dropout()
-        ):  # the pooled map keeps its shape (n, channels, 1, 1)
+            return add_average(graph, layer, inputs[0])
+        case kinds.Reshape() | kinds.Dropout():  # the average has the right shape already
             return inputs[0]
         case kinds.Multiply():
             return graph.add("Mul", *inputs)
@@ -227,6 +228,18 @@ def add_convolution(
         "Conv", *inputs, group=group, pads=pads, strides=[stride] * 2, kernel_shape=[window] * 2
     )
     return add_activation(graph, layer, output)
+
+
+def add_average(graph: Graph, layer: keras.layers.GlobalAveragePooling2D, features: str) -> str:
+    """Add the average over the places of a feature map, repeated along the width: (n, c, 1, w).
+
+    This takes a quarter less time on OpenCV than GlobalAveragePool and a gate of shape (n, c, 1,
+    1): OpenCV stores eight channels together, but averages by GlobalAveragePool in another order,
+    and multiplies by such a gate place by place.
+    """
+    height, width = layer.input.shape[1:3]
+    average = graph.add("AveragePool", features, kernel_shape=[height, width])
+    return graph.add("Expand", average, graph.keep([1, 1, 1, width], np.int64))
 
 
 def add_activation(graph: Graph, layer: keras.Layer, features: str) -> str:
