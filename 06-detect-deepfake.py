@@ -40,6 +40,7 @@ import json as to_json  # the option --json has its name
 import os
 import urllib.parse
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, TextIO
 
@@ -76,7 +77,9 @@ class Settings:
     quiet: bool = False  # print nothing but the JSON and errors
     check: Path | None = None  # compare this report with the file, instead of writing a report
     # detection
-    detection: DetectionSettings = field(default_factory=DetectionSettings)  # detection
+    detection: Annotated[DetectionSettings, tyro.conf.arg(help="detection")] = field(
+        default_factory=DetectionSettings
+    )  # with its help, because tyro would parse the whole script to find this comment
 
 
 OUTPUTS = (".html", ".json", "-marked.mp4", "-marked.png")  # endings of the output files
@@ -113,6 +116,8 @@ def main(settings: Settings = Settings()) -> list[Result | Failure]:
         places = ", ".join(map(printable, settings.files)) or "what was given"
         passed = "".join(f"; passed over {line}" for line in found.summarize())
         raise ValueError(f"There is no video or picture in {places}{passed}; {advice}")
+    # Compile the template while OpenCV loads the networks, which does not need Python's lock.
+    ThreadPoolExecutor(1).submit(report.load_template)
     detector = Detector(settings.model, settings.detection)
     output = claim(settings.detections_dir, "--detections-dir", __file__, shared=True)
     with locked(settings.detections_dir), open_talk(settings) as to:

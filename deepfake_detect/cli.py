@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -134,6 +135,8 @@ def run(main: Callable[..., object]) -> None:
     script = Path(sys.argv[0]).name
     start.prepare("__main__")
     start.handle_signals(signal.default_int_handler)  # finish or clean up work in progress
+    gc.freeze()  # what was imported stays, and is not searched for garbage
+    gc.enable()
     try:
         if "--version" in sys.argv[1:]:
             print(f"DeepFake-Detect {__version__}")

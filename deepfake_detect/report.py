@@ -311,19 +311,23 @@ def exact_interval(count: int, files: int) -> tuple[float, float]:
             low, high = (middle, high) if is_low(middle) else (low, middle)
         return (low + high) / 2
 
-    low = 0.0 if count == 0 else find_share(lambda p: at_most(files - count, files, 1 - p) < 0.025)
-    high = 1.0 if count == files else find_share(lambda p: at_most(count, files, p) > 0.025)
+    fewer, more = at_most(count, files), at_most(files - count, files)
+    low = 0.0 if count == 0 else find_share(lambda p: more(1 - p) < 0.025)
+    high = 1.0 if count == files else find_share(lambda p: fewer(p) > 0.025)
     return low, high
 
 
-def at_most(count: int, files: int, share: float) -> float:
-    """Return the binomial probability of at most `count` hits in `files` trials."""
-    ways = np.array([math.lgamma(k + 1) + math.lgamma(files - k + 1) for k in range(count + 1)])
+def at_most(count: int, files: int) -> Callable[[float], float]:
+    """Return the binomial probability of at most `count` hits, as a function of the share."""
     hits = np.arange(count + 1)
-    logs = (
-        math.lgamma(files + 1) - ways + hits * math.log(share) + (files - hits) * math.log1p(-share)
-    )
-    return float(np.exp(logs).sum())
+    ways = [math.lgamma(hit + 1) + math.lgamma(files - hit + 1) for hit in hits.tolist()]
+    logs = math.lgamma(files + 1) - np.array(ways)
+
+    def probability(share: float) -> float:
+        rest = (files - hits) * math.log1p(-share)
+        return float(np.exp(logs + hits * math.log(share) + rest).sum())
+
+    return probability
 
 
 def list_measures(measured: dict) -> list[list[str]]:

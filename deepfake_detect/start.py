@@ -12,6 +12,7 @@ and the libraries do not see closed streams or environment variables meant for o
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ def prepare(name: str) -> None:
     """Prepare the process if `name` is __main__; can be called more than once."""
     if name != "__main__":
         return
+    gc.disable()  # imports leave no garbage; cli.run enables the collector after them
     open_streams()
     clean_environment()
     stderr = os.dup(2)  # keras_setup redirects 2 while TensorFlow loads
@@ -65,6 +67,8 @@ def clean_environment() -> None:
     if not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"  # a progress bar in a log file would be thousands of lines
     os.environ["MPLBACKEND"] = "Agg"  # plots are only written to files
+    # NumPy's products are small here, and more threads would wait for them in a busy loop.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     if shutil.get_terminal_size().columns < NARROW:
         os.environ["COLUMNS"] = str(NARROW)
 
