@@ -419,10 +419,10 @@ class Canvas:
             (text_width, text_height), _ = cv2.getTextSize(text, font, size, line)
             top = max(0, y - text_height - 3 * line)
             right, below = x + text_width + 2 * line, top + text_height + 3 * line
-            self._rectangle(x, top, right, below, bgr, cv2.FILLED)
+            self._rectangle(x, top, right, below, (0, 0, 0), cv2.FILLED)
             at = round(x) + line, round(top) + text_height + line
-            black = 16 if self.is_yuv else (0, 0, 0)
-            cv2.putText(self.planes[0], text, at, font, size, black, max(1, line // 2))
+            white = 235 if self.is_yuv else (255, 255, 255)
+            cv2.putText(self.planes[0], text, at, font, size, white, max(1, line // 2))
 
     def add_strip(self) -> None:
         """Draw a strip over the lower edge that explains the numbers."""
