@@ -62,7 +62,7 @@ def test_faces_match_the_package_in_odd_frame_sizes(package: MTCNN, seed: int) -
 def test_p_net_matches_the_package(size: tuple[int, int]) -> None:
     images = np.random.default_rng(0).uniform(-1, 1, (3, *size, 3)).astype(np.float32)
     offsets, probabilities = StagePNet()._model(tf.constant(images))
-    cells = mtcnn.run_network("pnet", images)
+    cells = mtcnn.run_network("pnet", images.transpose(0, 3, 1, 2))
     np.testing.assert_allclose(cells[:, :4], np.moveaxis(offsets, 3, 1), atol=1e-5)
     np.testing.assert_allclose(mtcnn.expit(cells[:, 4]), probabilities[..., 1], atol=1e-5)
 
@@ -72,7 +72,7 @@ def test_r_net_and_o_net_match_the_package(name: str, stage: type) -> None:
     side = mtcnn.SIDES[name]
     patches = np.random.default_rng(0).uniform(-1, 1, (5, side, side, 3)).astype(np.float32)
     offsets, *_, probabilities = stage()._model(tf.constant(patches))
-    output = mtcnn.run_network(name, patches)[:, :, 0, 0]
+    output = mtcnn.run_network(name, patches.transpose(0, 3, 1, 2))
     np.testing.assert_allclose(output[:, :4], offsets, atol=1e-5)
     np.testing.assert_allclose(mtcnn.expit(output[:, 4]), probabilities[:, 1], atol=1e-5)
 
@@ -87,7 +87,7 @@ def test_patches_match_the_package(seed: int, side: int) -> None:
     low, sides = rng.uniform(-40, 100, (9, 2)), rng.uniform(3, 80, (9, 1))
     boxes = np.column_stack((rng.integers(0, 2, 9), low, low + sides, np.ones(9)))
     theirs = extract_patches(tf.constant(np.stack(images)), boxes, (side, side)).numpy()
-    ours = mtcnn.cut_patches(images, boxes, side)
+    ours = mtcnn.cut_patches(images, boxes, side).transpose(0, 2, 3, 1)
     different = np.abs(ours - theirs).max(axis=3) > 1e-3
     # Pixels exactly on the edge may count as inside or outside.
     edges = [different[:, [0, -1]].sum(), different[:, :, [0, -1]].sum()]
@@ -122,9 +122,22 @@ def test_scales_match_the_package(height: int, width: int, min_face_size: int) -
     assert all(12 <= size <= 17 for size in smallest)
 
 
+@given(st.integers(0, 999), st.tuples(*[st.integers(12, 300)] * 2), st.floats(0.04, 1))
+@settings(max_examples=30)
+def test_images_are_averaged_as_in_opencv(seed: int, size: tuple[int, int], scale: float) -> None:
+    frame = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = mtcnn.normalise(frame)
+    rows, columns = max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
+    target = np.empty((3, rows, columns), np.float32)
+    mtcnn.shrink(image, mtcnn.sum_rows(image), target)
+    expected = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
+    np.testing.assert_allclose(target, expected.transpose(2, 0, 1), atol=2e-6)
+
+
 @pytest.mark.parametrize("strip", [100, 3000, 20_000])
 def test_strips_give_the_same_boxes(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = [mtcnn.normalise(PORTRAIT[:301, :217]), mtcnn.normalise(PORTRAIT[200:501, 200:417])]
+    frames = PORTRAIT[:301, :217], PORTRAIT[200:501, 200:417]
+    images = np.stack([mtcnn.normalise(frame) for frame in frames]).transpose(0, 3, 1, 2)
     whole = mtcnn.scan(images, 0.5)
     monkeypatch.setattr(mtcnn, "STRIP_PIXELS", strip)
     strips = mtcnn.scan(images, 0.5)

@@ -84,21 +84,26 @@ def build(name: str, weights: list[np.ndarray]) -> onnx.ModelProto:
             options = {"ceil_mode": 1} if pads is None else {"pads": pads}
             options |= {"kernel_shape": [window] * 2, "strides": [2, 2]}
             features = add("MaxPool", features, **options)
-    if SIDES[name]:  # a dense layer on Keras' flattened (width, height, channels) is a convolution
+    if SIDES[name]:
         kernel, bias, slopes = (left.pop(0) for _ in range(3))
+        # Keras flattens (width, height, channels), ONNX (channels, height, width).
         side = round((len(kernel) / channels) ** 0.5)
-        kernel = kernel.reshape(side, side, channels, -1).transpose(1, 0, 2, 3)
-        features = convolve(features, kernel, bias)
-        features = add("PRelu", features, keep(slopes.reshape(-1, 1, 1)))
-    left = [array.reshape(1, 1, *array.shape[-2:]) if array.ndim > 1 else array for array in left]
+        kernel = kernel.reshape(side, side, channels, -1).transpose(2, 1, 0, 3)
+        kernel = kernel.reshape(side * side * channels, -1)
+        features = add("Flatten", features)
+        features = add("Gemm", features, keep(kernel), keep(bias))
+        features = add("PRelu", features, keep(slopes))
     # For two classes, softmax is the logistic function of the difference of the logits.
     kernel, bias = left[-2][..., 1:] - left[-2][..., :1], left[-1][1:] - left[-1][:1]
-    kernel, bias = np.concatenate((left[0], kernel), axis=3), np.concatenate((left[1], bias))
-    convolve(features, kernel, bias, output="boxes")
+    kernel, bias = np.concatenate((left[0], kernel), axis=-1), np.concatenate((left[1], bias))
+    if SIDES[name]:
+        add("Gemm", features, keep(kernel), keep(bias), output="boxes")
+    else:
+        convolve(features, kernel, bias, output="boxes")
 
     sides = [SIDES[name]] * 2 if SIDES[name] else ["height", "width"]
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, *sides])
-    ends = [1, 1] if SIDES[name] else ["rows", "columns"]
+    ends = [] if SIDES[name] else ["rows", "columns"]
     boxes = helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["n", 5, *ends])
     graph = helper.make_graph(nodes, name, [images], [boxes], constants)
     return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
