@@ -135,6 +135,7 @@ class Video:
         self.notes: list[str] = []
         self.stills = list_stills(source) if isinstance(source, Path) and source.is_dir() else None
         self._size: tuple[int, int] | None = None
+        self._is_intact = False  # True after a complete pass without damage
         self.start = 0.0
         self._start_counting()
         if self.stills is None:
@@ -253,7 +254,7 @@ class Video:
         if self.stills is not None:
             return [FRAME_SECONDS * index for index in range(len(self.stills))]
         with suppress(Inexact, av.FFmpegError), self.open_container() as container:
-            return [seconds for _, seconds in list_stamps(container, self.stream)]
+            return [seconds for _, seconds in list_stamps(container, self.stream)[0]]
         return None
 
     def missing(self) -> str:
@@ -450,7 +451,7 @@ class Video:
         """
         self._start_counting()
         with self.open_container() as container:
-            listed = list_stamps(container, self.stream)
+            listed, packets = list_stamps(container, self.stream)
             chosen = {
                 stamp: (index, seconds)
                 for index, (stamp, seconds) in enumerate(listed)
@@ -461,20 +462,20 @@ class Video:
             display = Display(stream, self.notes, self.aperture)
             self._set_up(stream.codec_context)
             waiting = iter(chosen)
-            for packet in container.demux(stream):
-                needed = packet.pts is None or packet.pts in chosen  # None: flush at the end
-                stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
-                for picture in packet.decode():
-                    if picture.interlaced_frame or picture.is_corrupt:
-                        raise Inexact("has interlaced or damaged frames")
-                    if picture.pts in chosen:
-                        if picture.pts != next(waiting, None):
-                            raise Inexact("lacks a frame")
-                        self._count(*chosen[picture.pts])
-                        yield RawFrame(*chosen[picture.pts], picture, display)
+            # Damage is noticed by decoding, so the first pass does not leave out whole parts.
+            parts = find_parts(packets, chosen) if self._is_intact else [True] * len(packets)
+            for picture in decode_parts(container, stream, parts, chosen):
+                if picture.interlaced_frame or picture.is_corrupt:
+                    raise Inexact("has interlaced or damaged frames")
+                if picture.pts in chosen:
+                    if picture.pts != next(waiting, None):
+                        raise Inexact("lacks a frame")
+                    self._count(*chosen[picture.pts])
+                    yield RawFrame(*chosen[picture.pts], picture, display)
             if next(waiting, None) is not None:
                 raise Inexact("lacks a frame")
             self._count(len(listed) - 1, listed[-1][1])
+            self._is_intact = True
 
 
 class Inexact(ValueError):
@@ -545,8 +546,14 @@ def end_of(packet: av.Packet) -> float | None:
     return None if stamp is None else float((stamp + (packet.duration or 0)) * packet.time_base)
 
 
-def list_stamps(container: av.container.InputContainer, index: int) -> list[tuple[int, float]]:
-    """Return the time stamp and the time in seconds of each frame, in display order.
+def list_stamps(
+    container: av.container.InputContainer, index: int
+) -> tuple[list[tuple[int, float]], list[tuple[int, bool]]]:
+    """Read all packets of a stream.
+
+    Returns:
+        the time stamp and the time in seconds of each frame, in display order
+        the time stamp of each packet, in file order, and True if it is a key frame
 
     Raises:
         Inexact: packets of the stream are not single frames with their own time stamps
@@ -558,17 +565,65 @@ def list_stamps(container: av.container.InputContainer, index: int) -> list[tupl
     ):
         raise Inexact("frames cannot be skipped in this format")
     packets = [
-        (packet.pts, packet.is_discard or packet.is_corrupt)
+        (packet.pts, packet.is_keyframe, packet.is_discard or packet.is_corrupt)
         for packet in container.demux(stream)
         if packet.size
     ]
-    stamps = sorted({stamp for stamp, _ in packets if stamp is not None})
-    if len(stamps) < max(1, len(packets)) or any(odd for _, odd in packets):
+    stamps = sorted({stamp for stamp, _, _ in packets if stamp is not None})
+    if len(stamps) < max(1, len(packets)) or any(odd for *_, odd in packets):
         raise Inexact("has packets that are not one frame each")
     if packets[0][0] != stamps[0]:
         raise Inexact("starts with frames that cannot be decoded")
     clock, base = Clock(), stream.time_base
-    return [(stamp, clock.read(float(stamp * base))) for stamp in stamps]
+    listed = [(stamp, clock.read(float(stamp * base))) for stamp in stamps]
+    return listed, [(stamp, is_key) for stamp, is_key, _ in packets]
+
+
+def find_parts(packets: list[tuple[int, bool]], chosen: Collection[int]) -> list[bool]:
+    """Return for each packet whether it may be needed to decode the chosen frames.
+
+    A part starts with a key frame that all packets after it in the file also follow in time; other
+    key frames may be followed by frames that depend on earlier ones. It ends with a chosen frame.
+
+    Args:
+        packets: from list_stamps
+        chosen: time stamps
+    """
+    parts, inside, earliest = [], False, math.inf
+    for stamp, is_key in reversed(packets):
+        inside = inside or stamp in chosen
+        parts.append(inside)
+        earliest = min(earliest, stamp)
+        if is_key and stamp == earliest:
+            inside = False
+    return parts[::-1]
+
+
+def decode_parts(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    parts: list[bool],
+    chosen: Collection[int],
+) -> Iterator[av.VideoFrame]:
+    """Decode some packets of a stream, but no frames that are neither chosen nor referenced.
+
+    Args:
+        container, stream: the container, at its start, and the stream
+        parts: from find_parts
+        chosen: time stamps
+    """
+    decoder, waiting, is_inside = stream.codec_context, iter(parts), False
+    for packet in container.demux(stream):
+        if packet.size and not next(waiting):
+            if is_inside:
+                yield from decoder.decode(None)
+                decoder.flush_buffers()
+            is_inside = False
+            continue
+        is_inside = True
+        needed = packet.pts is None or packet.pts in chosen  # None: flush at the end
+        decoder.skip_frame = "DEFAULT" if needed else "NONREF"
+        yield from packet.decode()
 
 
 def list_stills(folder: Path) -> list[Path]:

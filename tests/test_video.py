@@ -105,6 +105,11 @@ def assert_same(path: Path, rate: float) -> None:
     assert np.allclose(*([frame.seconds for frame in each] for each in (found, whole)))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(found, whole, strict=True))
     assert video.seen_frames == seen <= video.count_frames()  # some may not be decodable
+    for some in (whole[-1:], whole[:1], whole[1::4]):  # parts without these are left out now
+        times = [frame.seconds for frame in some]
+        again = list(video.sampled(times=times)) if times else []
+        assert [frame.index for frame in again] == [frame.index for frame in some]
+        assert all(np.array_equal(a.image, b.image) for a, b in zip(again, some, strict=True))
 
 
 @given(CODING, SUFFIXES, st.sampled_from((0.5, 2.0, 5.0, 30.0)), st.booleans())
@@ -143,6 +148,24 @@ def test_non_reference_frames_are_not_decoded(clip: Path, tmp_path: Path) -> Non
     found = list(Video(spoilt).sampled(2.0))
     assert len(found) == len(kept) == 5
     assert all(np.array_equal(a.image, b.image) for a, b in zip(found, kept, strict=True))
+
+
+def test_later_passes_leave_out_parts_without_a_chosen_frame(tmp_path: Path) -> None:
+    """The frames up to the second last key frame are damaged after the first pass."""
+    path = write_h264(tmp_path / "a.mkv", {"-g": "12", "-bf": "3", "-pix_fmt": "yuv420p"})
+    content = path.read_bytes()
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        keys = [packet.pts for packet in packets if packet.is_keyframe]
+        hurt = [bytes(packet) for packet in packets if packet.pts < keys[-2]]
+    video = Video(content)
+    last = list(video.sampled(2.0))[-1]
+    for packet in hurt:
+        content = content.replace(packet[5:], b"\xff" * len(packet[5:]))
+    video.source = content
+    (found,) = video.sampled(times=[last.seconds])
+    assert len(hurt) > 20 and not video.lost_frames
+    assert found.index == last.index and np.array_equal(found.image, last.image)
 
 
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=9), st.booleans())
