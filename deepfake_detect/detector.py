@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import datetime
 import functools
-import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-import cv2
 import numpy as np
 
 from deepfake_detect import __version__
@@ -35,7 +33,6 @@ from deepfake_detect.cli import (
     settings_of_result,
 )
 from deepfake_detect.detection_model import DetectionModel, find_model
-from deepfake_detect.display import fit_box, fit_image
 from deepfake_detect.errors import (
     CancelledError,
     DetectionError,
@@ -48,8 +45,17 @@ from deepfake_detect.errors import (
 from deepfake_detect.files import check_plain_file, write_whole
 from deepfake_detect.inputs import read_ahead, read_picture
 from deepfake_detect.provenance import Provenance, check_trust_list, read_provenance
-from deepfake_detect.result import Evidence, Face, Failure, Result
-from deepfake_detect.search import CONFIDENCE, USUAL, Way, find_faces, list_tried, look_again
+from deepfake_detect.result import Evidence, Failure, Result
+from deepfake_detect.scored_frames import Scored, ScoredFrames, find_moments
+from deepfake_detect.search import (
+    CONFIDENCE,
+    USUAL,
+    Found,
+    Way,
+    find_faces,
+    list_tried,
+    look_again,
+)
 from deepfake_detect.source import (
     Frames,
     Opened,
@@ -60,14 +66,7 @@ from deepfake_detect.source import (
     read_state,
     translate,
 )
-from deepfake_detect.tracks import join_tracks
-from deepfake_detect.verdict import (
-    Judgement,
-    doubt_kind,
-    find_thresholds,
-    judge_file,
-    mean_score,
-)
+from deepfake_detect.verdict import Judgement, judge_file
 from deepfake_detect.video import Video
 
 __all__ = [
@@ -86,11 +85,7 @@ __all__ = [
 
 Progress: TypeAlias = Callable[[str, int, int | None], object]  # phase, done, total (None: unknown)
 LOOKING, AGAIN, DRAWING = "Looking for faces", "Looking again", "Drawing the marked copy"
-SECOND_LOOK = (0, 3, 9)  # indices of the scored frames for a second search, if no face was found
-STILL_WIDTH = 1280  # pixels; the report shows the most suspicious frame at this width
-MOST_EXTRA = 60  # limit of extra frames; in a long video, the number already scored
 LARGEST_VIDEO = 5_000_000  # bytes of the video in a report
-CLOSER = 4  # factor for the frames per second in a short shot
 
 
 @dataclass(frozen=True)
@@ -135,30 +130,6 @@ class Watch:
             raise CancelledError("cancelled")
         if self.progress is not None:
             self.progress(phase, done if total is None else min(done, total), total)
-
-
-@dataclass
-class Seen:
-    """The results of scoring some frames of a file.
-
-    Attributes:
-        times: seconds of the frames that were scored
-        faces: each face and its look, see faces.measure_look
-        worst: the most suspicious faces, with the crop and the evidence of each
-        first: frames for a second search
-        unsure: highest confidence below the minimum for a face
-        size: width and height of the first frame
-        still, still_face: most suspicious frame, reduced, and its face
-    """
-
-    times: list[float] = field(default_factory=list)
-    faces: list[tuple[Face, np.ndarray]] = field(default_factory=list)
-    worst: list[tuple[Face, np.ndarray, np.ndarray]] = field(default_factory=list)
-    first: list[np.ndarray] = field(default_factory=list)
-    unsure: float = 0.0
-    size: tuple[int, int] | None = None
-    still: np.ndarray | None = None
-    still_face: Face | None = None
 
 
 class Detector:
@@ -255,33 +226,34 @@ class Detector:
         rate, fewest = self.settings.frames_per_second, self.settings.fewest_frames
         total = opened.guess_count(rate, fewest)
         way = USUAL
-        seen = self._look(opened.sample(rate, fewest), way, watch, (LOOKING, total))
-        if not seen.faces:
-            seen = self._look_at_other_streams(opened, seen, watch)
-        if not seen.faces:
-            other, unsure = look_again(seen.first, self.model.decision)
-            seen.unsure = max(seen.unsure, unsure)
+        scored = self._look(opened.sample(rate, fewest), way, watch, (LOOKING, total))
+        if not scored.faces:
+            scored = self._look_at_other_streams(opened, scored, watch)
+        if not scored.faces:
+            other, unsure = look_again(scored.first, self.model.decision)
+            scored.unsure = max(scored.unsure, unsure)
             if other is not None and opened.frames is None:
                 way = other
                 opened.notes.append(way.describe())
-                seen = self._look(opened.sample(rate, fewest), way, watch, (AGAIN, total))
-        tracks = self._join(seen)
-        if times := self._find_moments(tracks, seen.times):
-            extra = opened.sample_at(times, set(seen.times))
-            more = self._look(extra, way, watch, (AGAIN, len(times)), seen.size)
-            seen = merge(seen, more, self.settings.explained)
-            tracks = self._join(seen)
+                scored = self._look(opened.sample(rate, fewest), way, watch, (AGAIN, total))
+        tracks = scored.join(self.settings)
+        if times := find_moments(tracks, scored.times, self.model.decision, self.settings):
+            extra = opened.sample_at(times, set(scored.times))
+            scored.merge(self._look(extra, way, watch, (AGAIN, len(times)), scored.size))
+            tracks = scored.join(self.settings)
         judgement = judge_file(
             tracks,
             opened.kind,
             self.model.decision,
             self.settings,
-            len(seen.times),
+            len(scored.times),
             opened.find_hindrance(),
         )
-        return self._describe(opened, seen, judgement)
+        return self._describe(opened, scored, judgement)
 
-    def _look_at_other_streams(self, opened: Opened, seen: Seen, watch: Watch) -> Seen:
+    def _look_at_other_streams(
+        self, opened: Opened, scored: ScoredFrames, watch: Watch
+    ) -> ScoredFrames:
         """Search the further video streams; return the faces of the first stream with any."""
         rate, fewest = self.settings.frames_per_second, self.settings.fewest_frames
         first = opened.video
@@ -297,7 +269,7 @@ class Detector:
                 opened.notes.append(f"video stream {video.stream} {said}")
                 return other
         opened.video = first
-        return seen
+        return scored
 
     def _look(
         self,
@@ -306,12 +278,12 @@ class Detector:
         watch: Watch,
         phase: tuple[str, int | None],
         size: tuple[int, int] | None = None,
-    ) -> Seen:
+    ) -> ScoredFrames:
         """Find and score the faces in small batches of frames, so that memory does not grow.
 
         The next batch is decoded and searched while the previous batch is scored.
         """
-        decision, seen = self.model.decision, Seen(size=size)
+        decision, scored = self.model.decision, ScoredFrames(self.settings.explained, size)
         words, total = phase
         watch.step(words, 0, total)
         batches = batch_frames(frames, self.settings.frames_at_once, self.settings.pixels_at_once)
@@ -321,145 +293,38 @@ class Detector:
                 yield batch, *find_faces([frame.image for frame in batch], decision, way)
 
         for batch, found, unsure in read_ahead(search(), 1):
-            seen.unsure = max(seen.unsure, unsure)
+            scored.unsure = max(scored.unsure, unsure)
             for frame, faces in zip(batch, found, strict=True):
-                seen.size = seen.size or frame.image.shape[1::-1]
-                if not seen.faces and len(seen.times) in SECOND_LOOK:
-                    seen.first.append(frame.image)
-                seen.times.append(frame.seconds)
-                self._score(frame, faces, seen)
-            watch.step(words, len(seen.times), total)
-        return seen
+                scored.add(frame, self._score(faces))
+            watch.step(words, len(scored.times), total)
+        return scored
 
-    def _score(self, frame: Sample, found: list, seen: Seen) -> None:
-        """Score the faces of a frame and add them to `seen`."""
+    def _score(self, found: list[Found]) -> list[Scored]:
+        """Score the faces of a frame."""
         if not found:
-            return
-        seen.first.clear()
-        p_fake, evidence = self.model.score(np.stack([face.crop for face in found]))
-        for face, p, places in zip(found, p_fake.tolist(), evidence, strict=True):
-            box = fit_box(face.box, frame.image.shape[1::-1], seen.size)
-            x, y, width, height = map(round, box)
-            row = Face(
-                frame=frame.index,
-                seconds=round(frame.seconds, 3),
-                x=x,
-                y=y,
-                width=width,
-                height=height,
-                confidence=round(face.confidence, 6),
-                crop_side=face.crop_side,
-                sharpness=round(face.sharpness, 2),
-                p_fake=round(p, 6),
-            )
-            seen.faces.append((row, face.look))
-            if seen.still_face is None or p > seen.still_face.p_fake:
-                seen.still, seen.still_face = shrink(fit_image(frame.image, seen.size)), row
-            seen.worst.append((row, face.crop, places))
-        seen.worst.sort(key=lambda one: -one[0].p_fake)
-        del seen.worst[self.settings.explained :]
-
-    def _join(self, seen: Seen) -> list[list[Face]]:
-        """Join the faces into tracks by first appearance, with the faces in order of time.
-
-        The evenly sampled frames determine the tracks; the faces of a closer look are added to
-        these tracks, or form new ones.
-        """
-        faces = sorted(seen.faces, key=lambda one: one[0].seconds)
-        even = [one for one in faces if not one[0].extra]
-        numbers = self._number(even, seen.times)
-        tracks: list[list[Face]] = [[] for _ in range(max(numbers, default=0))]
-        for (face, _), number in zip(even, numbers, strict=True):
-            tracks[number - 1].append(face)
-        if len(even) == len(faces):
-            return tracks
-        track_of = {id(face): track for track in tracks for face in track}
-        groups = self._number(faces, seen.times)
-        known: dict[int, list[Face]] = {group: [] for group in groups}
-        for (face, _), group in zip(faces, groups, strict=True):
-            if not face.extra:
-                known[group].append(face)
-        added: dict[int, list[Face]] = {}
-        for (face, _), group in zip(faces, groups, strict=True):
-            if face.extra and known[group]:
-                gaps = [abs(one.seconds - face.seconds) for one in known[group]]
-                track_of[id(known[group][int(np.argmin(gaps))])].append(face)
-            elif face.extra:
-                added.setdefault(group, []).append(face)
-        tracks += added.values()
-        for track in tracks:
-            track.sort(key=lambda face: face.seconds)
-        return sorted(tracks, key=lambda track: track[0].seconds)
-
-    def _number(self, faces: list[tuple[Face, np.ndarray]], times: list[float]) -> list[int]:
-        """Return the track number of each face; the faces are in order of time."""
-        if not faces:
             return []
-        seconds = np.array([face.seconds for face, _ in faces])
-        known = np.array(sorted(round(time, 3) for time in times))
-        return join_tracks(
-            seconds,
-            np.array([(face.x, face.y, face.width, face.height) for face, _ in faces]),
-            np.stack([look for _, look in faces]),
-            np.searchsorted(known, seconds),
-            least_overlap=self.settings.least_overlap,
-            least_likeness=self.settings.least_likeness,
-            longest_gap=self.settings.longest_gap,
-        ).tolist()
+        p_fake, evidence = self.model.score(np.stack([face.crop for face in found]))
+        return list(zip(found, p_fake.tolist(), evidence, strict=True))
 
-    def _find_moments(self, tracks: list[list[Face]], times: list[float]) -> list[float]:
-        """Return the seconds of more frames to score, where too few frames were sampled.
-
-        At two frames per second, a shot of 1.5 s has three frames, but a verdict needs five. A face
-        that is suspicious for one second has only two suspicious frames.
-        """
-        step = 1 / self.settings.frames_per_second
-        wanted: set[float] = set()
-        for faces in tracks:
-            for first, last in self._list_short(faces):
-                first, last = max(0.0, first - step), last + step
-                count = round((last - first) / step * CLOSER)
-                wanted |= {round(time, 3) for time in np.linspace(first, last, count + 1).tolist()}
-        taken = np.array(sorted(times))
-        new = [time for time in sorted(wanted) if np.abs(taken - time).min() > step / CLOSER / 2]
-        return new[: max(MOST_EXTRA, len(times))]
-
-    def _list_short(self, faces: list[Face]) -> Iterator[tuple[float, float]]:
-        """Yield the first and last second of a short track, or of suspicious runs in a long one."""
-        decision, fewest = self.model.decision, self.settings.fewest_frames
-        if doubt_kind(faces, decision):
-            return
-        if len(faces) < fewest:
-            if len(faces) > 1:
-                yield faces[0].seconds, faces[-1].seconds
-            return
-        if mean_score(faces) >= decision.threshold:
-            return
-        least = find_thresholds(decision, "video", []).part
-        for suspicious, run in itertools.groupby(faces, lambda face: face.p_fake >= least):
-            some = list(run)
-            if suspicious and len(some) < fewest:
-                yield some[0].seconds, some[-1].seconds
-
-    def _describe(self, opened: Opened, seen: Seen, judgement: Judgement) -> Result:
+    def _describe(self, opened: Opened, scored: ScoredFrames, judgement: Judgement) -> Result:
         """Return the result."""
         track, thresholds = judgement.track, judgement.thresholds
         number_of = {id(face): track.number for track in judgement.tracks for face in track.faces}
-        worst = [(number_of[id(face)], face) for face, _, _ in seen.worst]
+        worst = [(number_of[id(face)], face) for face, _, _ in scored.worst]
         size = self.model.decision.image_size
         evidence = Evidence(
             source=opened.source,
             state=opened.state,
             stream=opened.video.stream if opened.video is not None else None,
-            crops=np.array([crop for _, crop, _ in seen.worst]).reshape(-1, size, size, 3),
-            heat=np.array([places for _, _, places in seen.worst]),
+            crops=np.array([crop for _, crop, _ in scored.worst]).reshape(-1, size, size, 3),
+            heat=np.array([places for _, _, places in scored.worst]),
             crop_faces=tuple(worst),
-            still=seen.still,
-            still_seconds=seen.still_face.seconds if seen.still_face else 0.0,
+            still=scored.still,
+            still_seconds=scored.still_face.seconds if scored.still_face else 0.0,
         )
         reason = judgement.reason
         if track is None:
-            reason = word_no_face(opened.kind, seen)
+            reason = word_no_face(opened.kind, scored)
         return Result(
             name=opened.name,
             kind=opened.kind,
@@ -473,9 +338,9 @@ class Detector:
             threshold=round(thresholds.fake, 4),
             real_below=round(thresholds.real, 4),
             part_threshold=round(thresholds.part, 4) if opened.kind == "video" else None,
-            frames_scored=len(seen.times),
-            width=seen.size[0] if seen.size else 0,
-            height=seen.size[1] if seen.size else 0,
+            frames_scored=len(scored.times),
+            width=scored.size[0] if scored.size else 0,
+            height=scored.size[1] if scored.size else 0,
             seconds=round(opened.seconds, 3),
             notes=tuple(dict.fromkeys(opened.list_notes())),
             provenance=None,
@@ -631,33 +496,13 @@ def embed_video(result: Result, made: Path | None) -> str | None:
     return report.embed(data, "video/mp4") if len(data) <= LARGEST_VIDEO else None
 
 
-def merge(seen: Seen, more: Seen, explained: int) -> Seen:
-    """Merge the results of two passes over a file."""
-    extra = {id(face): replace(face, extra=True) for face, _ in more.faces}
-    seen.times += more.times
-    seen.faces += [(extra[id(face)], look) for face, look in more.faces]
-    seen.worst += [(extra[id(face)], crop, places) for face, crop, places in more.worst]
-    seen.worst = sorted(seen.worst, key=lambda one: -one[0].p_fake)[:explained]
-    if more.still_face and (not seen.still_face or more.still_face.p_fake > seen.still_face.p_fake):
-        seen.still, seen.still_face = more.still, more.still_face
-    return seen
-
-
-def shrink(frame: np.ndarray) -> np.ndarray:
-    """Reduce a frame to the width of the still in a report."""
-    scale = STILL_WIDTH / frame.shape[1]
-    if scale >= 1:
-        return frame.copy()
-    return cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-
-
-def word_no_face(kind: str, seen: Seen) -> str:
+def word_no_face(kind: str, scored: ScoredFrames) -> str:
     """Return a sentence about the searches, for a file without a face."""
-    where = "it" if kind == "picture" else f"{len(seen.times):,} frames"
+    where = "it" if kind == "picture" else f"{len(scored.times):,} frames"
     said = f"no face was found in {where}, looked for {' and '.join(list_tried())}"
-    if seen.unsure:
+    if scored.unsure:
         said += (
-            f"; the nearest to a face has a confidence of {seen.unsure:.3f}, and {CONFIDENCE:g} "
+            f"; the nearest to a face has a confidence of {scored.unsure:.3f}, and {CONFIDENCE:g} "
             "is needed"
         )
     return said

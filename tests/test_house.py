@@ -24,7 +24,7 @@ GROUPS = {
     " augmentation provenance display kinds sampling",
     "model": "decision model model_file scoring checkpoint keras_setup onnx_export detection_model"
     " explanation export_formats batches",
-    "detection": "errors result tracks verdict search source detector",
+    "detection": "errors result tracks verdict search source scored_frames detector",
     "results": "measures model_card plots report marked_video web jobs app",
 }
 LEVELS = {name: level for level, names in enumerate(GROUPS.values()) for name in names.split()}
