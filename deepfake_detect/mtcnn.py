@@ -192,17 +192,20 @@ def run_network(name: str, images: np.ndarray) -> np.ndarray:
 def scan(images: np.ndarray, threshold: float) -> np.ndarray:
     """Return the boxes that P-Net finds in images, float32 (n, 3, height, width).
 
-    Large images are scanned in strips that overlap by one cell.
+    Small images are scanned together, large ones in strips that overlap by one cell.
     """
     height, width = images.shape[2:]
     rows = (height - CELL) // STRIDE + 1  # rows of cells; P-Net rounds up at the lower edge
-    step = max(1, STRIP_PIXELS // (len(images) * width * STRIDE))
+    step = max(1, STRIP_PIXELS // (width * STRIDE))
+    at_once = max(1, STRIP_PIXELS // (width * height))
     found = [np.empty((0, 6))]
-    for first in range(0, rows, step):
+    for start, first in itertools.product(range(0, len(images), at_once), range(0, rows, step)):
         last = first + step
         end = height if last >= rows else (last - 1) * STRIDE + CELL
-        cells = run_network("pnet", images[:, :, first * STRIDE : end])
-        found.append(make_boxes(cells, first, threshold))
+        strips = images[start : start + at_once, :, first * STRIDE : end]
+        boxes = make_boxes(run_network("pnet", strips), first, threshold)
+        boxes[:, 0] += start
+        found.append(boxes)
     return np.concatenate(found)
 
 
