@@ -157,14 +157,15 @@ def shrink(image: np.ndarray, sums: np.ndarray, target: np.ndarray) -> None:
     share = (edges - whole).astype(np.float32)[:, None, None]
     for first in range(0, rows, ROWS_AT_ONCE):
         some = slice(first, first + ROWS_AT_ONCE + 1)
-        above, parts = sums[whole[some]], image[whole[some]]
+        above, parts = sums.take(whole[some], axis=0), image.take(whole[some], axis=0)
         parts *= share[some]
         bands = above[1:] - above[:-1]
         bands += parts[1:]
         bands -= parts[:-1]
         narrow = cv2.resize(bands, (columns, len(bands)), interpolation=cv2.INTER_AREA)
-        averages = target[:, first : first + ROWS_AT_ONCE]
-        np.multiply(narrow.transpose(2, 0, 1), rows / height, out=averages)
+        narrow *= rows / height
+        planes = list(target[:, first : first + ROWS_AT_ONCE])
+        cv2.mixChannels([narrow], planes, fromTo=(0, 0, 1, 1, 2, 2))
 
 
 # --- The networks ---------------------------------------------------------------------------------
@@ -198,31 +199,32 @@ def scan(images: np.ndarray, threshold: float) -> np.ndarray:
     rows = (height - CELL) // STRIDE + 1  # rows of cells; P-Net rounds up at the lower edge
     step = max(1, STRIP_PIXELS // (width * STRIDE))
     at_once = max(1, STRIP_PIXELS // (width * height))
-    found = [np.empty((0, 6))]
+    places, values = [], []
     for start, first in itertools.product(range(0, len(images), at_once), range(0, rows, step)):
         last = first + step
         end = height if last >= rows else (last - 1) * STRIDE + CELL
-        strips = images[start : start + at_once, :, first * STRIDE : end]
-        boxes = make_boxes(run_network("pnet", strips), first, threshold)
-        boxes[:, 0] += start
-        found.append(boxes)
-    return np.concatenate(found)
+        cells = run_network("pnet", images[start : start + at_once, :, first * STRIDE : end])
+        passed = cells[:, 4] > logit(threshold)
+        image, row, column = np.unravel_index(np.flatnonzero(passed), passed.shape)
+        places.append((image + start, row + first, column))
+        values.append(cells[image, :, row, column])
+    return make_boxes(*np.concatenate(places, axis=1), np.concatenate(values))
 
 
-def make_boxes(cells: np.ndarray, first: int, threshold: float) -> np.ndarray:
-    """Convert the output of P-Net to boxes in image pixels.
+def make_boxes(
+    image: np.ndarray, row: np.ndarray, column: np.ndarray, values: np.ndarray
+) -> np.ndarray:
+    """Convert cells of P-Net to boxes in image pixels.
 
     Args:
-        cells: float32 (n, 5, rows, columns), from run_network
-        first: index of the first row of cells
-        threshold: lowest score of a box
+        image: index of the image of each cell
+        row: index of its row in the output of P-Net
+        column: index of its column
+        values: its output, float32 (n, 5): four offsets and the logit
     """
-    passed = cells[:, 4] > logit(threshold)
-    image, row, column = np.unravel_index(np.flatnonzero(passed), passed.shape)
-    offsets = cells[image, :4, row, column] * (CELL - 1)
-    left, top = 1 + STRIDE * column, 1 + STRIDE * (row + first)
-    corners = np.stack((left, top, left + CELL - 1, top + CELL - 1), axis=1) + offsets
-    return np.column_stack((image, corners, expit(cells[image, 4, row, column])))
+    left, top = 1 + STRIDE * column, 1 + STRIDE * row
+    corners = np.stack((left, top, left + CELL - 1, top + CELL - 1), axis=1)
+    return np.column_stack((image, corners + values[:, :4] * (CELL - 1), expit(values[:, 4])))
 
 
 def examine(
