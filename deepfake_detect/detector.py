@@ -42,6 +42,7 @@ from deepfake_detect.errors import (
     SourceTooLargeError,
     SourceUnreadableError,
 )
+from deepfake_detect.faces import measure_look
 from deepfake_detect.files import check_plain_file, write_whole
 from deepfake_detect.inputs import read_ahead, read_picture
 from deepfake_detect.provenance import Provenance, check_trust_list, read_provenance
@@ -155,7 +156,10 @@ class Detector:
             check_trust_list(settings.trust_list)
         self.settings = settings
         try:
-            self.model = DetectionModel.load(find_model(None if model is None else Path(model)))
+            with ThreadPoolExecutor(1) as thread:
+                # OpenCV makes tables for its first conversion to Lab colours: 0.1 s.
+                thread.submit(measure_look, np.zeros((1, 1, 3), np.uint8))
+                self.model = DetectionModel.load(find_model(None if model is None else Path(model)))
         except (OSError, ValueError) as error:
             raise ModelError(str(error)) from error
 

@@ -11,11 +11,10 @@ import platform
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import av
 import cv2
-import jinja2
 import numpy as np
 
 from deepfake_detect.cli import printable
@@ -37,6 +36,9 @@ from deepfake_detect.result import (
     to_score,
 )
 from deepfake_detect.shipped import find_shipped
+
+if TYPE_CHECKING:
+    import jinja2
 
 TIMELINES = 8  # most suspicious faces with a timeline
 MOST_POINTS = 600  # points per timeline; a longer track is thinned out
@@ -130,9 +132,17 @@ def render_index(results: list[Result | Failure], links: list[str], there: list[
     return load_template("detections.html").render(rows=rows, counts=count_verdicts(results))
 
 
+def prepare() -> None:
+    """Load what a report needs; another thread can do this during a check."""
+    load_template()
+    cv2.getTextSize("", cv2.FONT_HERSHEY_SIMPLEX, 1, 1)  # loads the font
+
+
 @functools.cache
 def load_template(name: str = "report.html") -> jinja2.Template:
     """Load a template that escapes all its values."""
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(find_shipped("templates")),
         autoescape=True,
