@@ -71,23 +71,15 @@ def main(settings: Settings = Settings()) -> list[practice.Clip]:
     if not settings.widths:
         raise ValueError("--widths is empty; give one width or more.")
     clips = practice.plan_clips(settings.people, settings.fakes, settings.seed, settings.widths)
+    labels = {
+        one.name: {"label": one.label, "split": "train", "original": one.original} for one in clips
+    }
     output = claim_folder(settings)
-
-    # Write the missing clips of one person together: the real clip and its fakes share the filming.
-    missing = [clip for clip in clips if not output.owns(clip.name)]
-    by_person = defaultdict(list)
-    for clip in missing:
-        by_person[clip.person].append(clip)
-    with (
-        ThreadPoolExecutor(settings.workers or os.cpu_count() or 1) as pool,
-        tqdm(total=len(missing), desc="clips", unit="clip", disable=not missing or None) as bar,
-    ):
-        for made in pool.map(partial(write_person, output, settings), by_person.values()):
-            bar.update(made)
-    entries = ({"label": one.label, "split": "train", "original": one.original} for one in clips)
-    labels = dict(zip((clip.name for clip in clips), entries, strict=True))
-    if not output.owns(LABELS):
-        output.write(LABELS, partial(files.write_json, content=labels))
+    with files.locked(output.folder):
+        missing = [clip for clip in clips if not output.owns(clip.name)]
+        write_missing(output, settings, missing)
+        if not output.owns(LABELS):
+            output.write(LABELS, partial(files.write_json, content=labels))
     print_set(clips, len(clips) - len(missing), settings)
     return clips
 
@@ -116,6 +108,19 @@ def claim_folder(settings: Settings) -> files.Output:
             f"delete it, or name another folder with {option}."
         )
     return output
+
+
+def write_missing(output: files.Output, settings: Settings, missing: list[practice.Clip]) -> None:
+    """Write the missing clips, those of one person together, as they share the filming."""
+    by_person = defaultdict(list)
+    for clip in missing:
+        by_person[clip.person].append(clip)
+    with (
+        ThreadPoolExecutor(settings.workers or os.cpu_count() or 1) as pool,
+        tqdm(total=len(missing), desc="clips", unit="clip", disable=not missing or None) as bar,
+    ):
+        for made in pool.map(partial(write_person, output, settings), by_person.values()):
+            bar.update(made)
 
 
 def write_person(output: files.Output, settings: Settings, clips: list[practice.Clip]) -> int:

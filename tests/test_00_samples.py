@@ -75,7 +75,7 @@ def test_label_list_has_the_format_of_dfdc(small: tuple[Path, list[practice.Clip
     folder, clips = small
     entries = json.loads((folder / "practice.json").read_text(encoding="utf-8"))
     videos = {path.name for path in folder.glob("*.mp4")}
-    others = {"practice.json", "settings.json", files.LIST}
+    others = {"practice.json", "settings.json", ".lock", files.LIST}
     assert {path.name for path in folder.iterdir()} == videos | others
     assert len(videos) == len(entries) == len(clips) == 10
     assert set(entries) == videos == {clip.name for clip in clips}
@@ -289,6 +289,7 @@ def test_next_run_finishes_a_killed_run(tmp_path: Path) -> None:
     assert finished.stderr == ""  # no progress bar, except on a terminal
     after = list_times(folder)
     assert done.items() <= after.items() and len(list(folder.glob("[!.]*.mp4"))) == 6
+    assert not list(folder.glob(".unfinished*"))
     assert all(len(read_frames(path)) == 3 for path in folder.glob("[!.]*.mp4"))
 
 
@@ -331,4 +332,4 @@ def test_full_disk_does_not_leave_a_broken_clip(tmp_path: Path) -> None:
     )
     assert_stops(run, SCRIPT)
     left = {path.name for path in tmp_path.rglob("*.*") if path.is_file()}
-    assert left == {"settings.json", files.LIST}
+    assert left == {"settings.json", ".lock", files.LIST}
