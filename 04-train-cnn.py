@@ -111,8 +111,8 @@ class Settings:
     augmentation: Augmentation = STANDARD  # random changes to the training crops
     # crops
     image_size: int = IMAGE_SIZE  # side of the network's input in pixels, a multiple of 32
-    sharpen_to: Annotated[float, Between(0)] = 0.0  # sharpen softer crops to this sharpness; 0: off
-    darken_to: Annotated[float, Between(0, 255)] = 0.0  # darken brighter crops to this mean; 0: off
+    sharpen_to: Annotated[float, Between(0)] = 0.0  # sharpen softer crops to this; 0: off
+    darken_to: Annotated[float, Between(0, 255)] = 0.0  # darken bright, pale crops to this; 0: off
     margin: Annotated[float, Between(0, 10)] = 0.3  # crop margin, if crop-rule.json is missing
     square: bool = False  # crops are squares, if crop-rule.json is missing
     frames: Literal["reduced", "full"] = "reduced"  # source of crops, if crop-rule.json is missing

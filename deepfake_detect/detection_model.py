@@ -32,8 +32,9 @@ OLDEST_OPENCV = 5  # major version; OpenCV 4 cannot read the file
 CROPS_AT_ONCE = 8
 OPERATORS = {
     *("Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Div", "Equal"),
-    *("Expand", "Flatten", "Gemm", "GlobalMaxPool", "Mul", "Neg", "Pad", "ReduceMean", "ReduceSum"),
-    *("Sigmoid", "Sign", "Slice", "Split", "Sqrt", "Sub", "Transpose", "Relu", "Unsqueeze"),
+    *("Expand", "Flatten", "Gemm", "GlobalMaxPool", "Max", "Mul", "Neg", "Pad", "ReduceMean"),
+    *("ReduceSum", "Sigmoid", "Sign", "Slice", "Split", "Sqrt", "Sub", "Transpose", "Relu"),
+    "Unsqueeze",
 }
 TENSOR_TYPES = {1: np.dtype("<f4"), 7: np.dtype("<i8"), 10: np.dtype("<f2")}  # of TensorProto
 

@@ -24,6 +24,7 @@ LAPLACIAN = np.array(((0, 1, 0), (1, -4, 1), (0, 1, 0)))
 BELL = np.exp(-(np.arange(-4, 5) ** 2) / 2 / 1.2**2)  # Gaussian, sigma 1.2 pixels
 BELL = BELL[:, None] / BELL.sum()  # vertical; its transpose is horizontal
 MOST_ADDED = 4.0  # largest weight of the unsharp mask
+DARKEST = 20.0  # largest mean of the darkest of 32 x 32 blocks, 0..255, see darken
 BATCH_NORM_MOMENTUM = 0.9  # for the running statistics; see build_model
 
 
@@ -85,7 +86,7 @@ def build_model(
             (.keras) with any image size; None for random weights
         image_size: pixels per side
         sharpen_to: sharpness that softer images are sharpened to, see sharpen; 0: off
-        darken_to: mean that brighter images are darkened to, see darken; 0: off
+        darken_to: mean that brighter images are darkened to, see darken; 0: off, also for pale ones
 
     Raises:
         ValueError: the weights are of another architecture
@@ -128,18 +129,24 @@ def build_model(
 
 
 def darken(images: keras.KerasTensor, target: float) -> keras.KerasTensor:
-    """Darken images whose mean is above the target; return the others unchanged.
+    """Darken images that are too bright or pale; return the others unchanged.
 
-    Bright images are rare in training, and the network calls more of the bright real faces fake.
+    An image is too bright if its mean is above the target, and too pale if even the darkest of
+    32 x 32 blocks has a mean above DARKEST. The larger excess is subtracted from every pixel. Such
+    images are rare in training, and the network calls more of their real faces fake.
 
     Args:
         images: RGB float32 (n, size, size, 3) in 0..255, the same as the result
-        target: mean to reach, by subtracting the excess from every pixel; 0: off
+        target: largest mean; 0: off
     """
     if not target:
         return images
     ops = keras.ops
-    excess = ops.mean(images, axis=(1, 2, 3), keepdims=True) - target
+    block = images.shape[1] // 32
+    kernel = np.full((block, block, 3, 1), 1 / 3 / block**2, np.float32)
+    blocks = ops.conv(images, kernel, strides=block, padding="valid")
+    axes = {"axis": (1, 2, 3), "keepdims": True}
+    excess = ops.maximum(ops.mean(images, **axes) - target, ops.min(blocks, **axes) - DARKEST)
     return ops.clip(images - ops.clip(excess, 0, 255), 0, 255)
 
 

@@ -33,7 +33,15 @@ from deepfake_detect.detection_model import (
     read_model_file,
 )
 from deepfake_detect.files import write_whole
-from deepfake_detect.model import BELL, GREY, IMAGENET_MEAN, IMAGENET_STD, LAPLACIAN, MOST_ADDED
+from deepfake_detect.model import (
+    BELL,
+    DARKEST,
+    GREY,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LAPLACIAN,
+    MOST_ADDED,
+)
 from deepfake_detect.model_file import load_model, read_decision, read_saved
 
 OPSET = 17  # needs ONNX Runtime 1.12 (2022) or OpenCV 5.0
@@ -69,7 +77,7 @@ def convert_to_onnx(model: keras.Model, decision: Decision, training: dict) -> o
     base, dense = split_model(model)
     graph = Graph()
     images = graph.add("Transpose", INPUT, perm=[0, 3, 1, 2])
-    images = add_darkening(graph, images, decision.darken_to)
+    images = add_darkening(graph, images, decision.darken_to, size // 32)
     images = add_sharpening(graph, images, decision.sharpen_to)
     images = graph.add("Sub", images, graph.keep(IMAGENET_MEAN.reshape(1, 3, 1, 1)))
     images = graph.add("Div", images, graph.keep(IMAGENET_STD.reshape(1, 3, 1, 1)))
@@ -129,12 +137,18 @@ def split_model(model: keras.Model) -> tuple[keras.Model, list[keras.layers.Dens
     return base, [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
 
 
-def add_darkening(graph: Graph, images: str, target: float) -> str:
-    """Add the operation of model.darken: (n, 3, size, size) to the same shape."""
+def add_darkening(graph: Graph, images: str, target: float, block: int) -> str:
+    """Add the operation of model.darken, with blocks of block x block pixels; keep the shape."""
     if not target:
         return images
     mean = graph.add("ReduceMean", images, axes=[1, 2, 3], keepdims=1)
-    excess = graph.add("Sub", mean, graph.keep([target]))
+    kernel = graph.keep(np.full((1, 3, block, block), -1 / 3 / block**2))  # negative: see below
+    window = {"kernel_shape": [block] * 2, "strides": [block] * 2}
+    blocks = graph.add("Conv", images, kernel, **window)
+    darkest = graph.add("Neg", graph.add("GlobalMaxPool", blocks))  # there is no GlobalMinPool
+    too_bright = graph.add("Sub", mean, graph.keep([target]))
+    too_pale = graph.add("Sub", darkest, graph.keep([DARKEST]))
+    excess = graph.add("Max", too_bright, too_pale)
     excess = graph.add("Clip", excess, graph.keep(0.0), graph.keep(255.0))
     darker = graph.add("Sub", images, excess)
     return graph.add("Clip", darker, graph.keep(0.0), graph.keep(255.0))

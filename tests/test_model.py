@@ -179,13 +179,16 @@ def test_the_network_sharpens_soft_images_only() -> None:
     assert np.abs(model(batch) - plain(batch)).max() > 1e-4
 
 
-def test_the_network_darkens_bright_images_only() -> None:
-    noise = np.random.default_rng(1).integers(0, 100, (3, 64, 64, 3))
-    images = (noise + np.array((0, 60, 200)).reshape(3, 1, 1, 1)).clip(0, 255).astype(np.float32)
+def test_the_network_darkens_bright_and_pale_images_only() -> None:
+    noise = np.random.default_rng(1).integers(0, 100, (64, 64, 3)).astype(np.float32)
+    spot = np.zeros((64, 64, 3), bool)
+    spot[6:8, 20:22] = True  # one of 32 x 32 blocks
+    ordinary, pale, bright = (np.where(spot, 12, noise + more) for more in (0, 30, 100))
+    pale[spot] = 42
     inputs = keras.Input((64, 64, 3))
-    dark, middle, bright = keras.Model(inputs, darken(inputs, 100.0))(images).numpy()
-    assert np.array_equal(dark, images[0])
-    assert middle.mean() == pytest.approx(100, abs=0.1)
-    assert np.abs(middle - images[1] + images[1].mean() - 100).max() < 1e-3
-    assert bright.min() >= 0 and bright.mean() == pytest.approx(100, abs=0.1)
-    assert keras.Model(inputs, darken(inputs, 0.0))(images).numpy().max() == 255
+    images = np.stack([ordinary, pale, bright])
+    darkened = keras.Model(inputs, darken(inputs, 100.0))(images).numpy()
+    assert np.array_equal(darkened[0], ordinary)
+    excess = np.array((42 - 20, bright.mean() - 100)).reshape(2, 1, 1, 1)
+    assert np.abs(darkened[1:] - (images[1:] - excess).clip(0)).max() < 1e-3
+    assert np.array_equal(keras.Model(inputs, darken(inputs, 0.0))(images), images)

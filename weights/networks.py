@@ -29,6 +29,7 @@ LAPLACIAN = torch.tensor(((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0)))
 BELL = torch.exp(-(torch.arange(-4.0, 5.0) ** 2) / 2 / 1.2**2)
 BELL = (BELL / BELL.sum())[:, None]
 MOST_ADDED = 4.0
+DARKEST = 20.0
 MOMENTUM = 0.1  # weight of each batch in the running statistics of batch normalisation
 
 
@@ -63,10 +64,13 @@ class Network(nn.Module):
 
 
 def darken(images: torch.Tensor, target: float) -> torch.Tensor:
-    """Darken bright images, like deepfake_detect.model.darken."""
+    """Darken bright and pale images, like deepfake_detect.model.darken."""
     if not target:
         return images
-    excess = (images.mean(dim=(1, 2, 3), keepdim=True) - target).clamp(0, 255)
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    blocks = functional.avg_pool2d(images, images.shape[2] // 32).mean(dim=1, keepdim=True)
+    darkest = blocks.amin(dim=(2, 3), keepdim=True)
+    excess = torch.maximum(mean - target, darkest - DARKEST).clamp(0, 255)
     return (images - excess).clamp(0, 255)
 
 

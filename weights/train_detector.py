@@ -94,7 +94,7 @@ class Settings:
     # network
     image_size: int = 224  # side of the student's input in pixels, a multiple of 32
     sharpen_to: Annotated[float, Between(0)] = 40.0  # sharpen softer crops to this; 0: off
-    darken_to: Annotated[float, Between(0, 255)] = 120.0  # darken brighter crops to this; 0: off
+    darken_to: Annotated[float, Between(0, 255)] = 120.0  # darken bright, pale crops; 0: off
     # crops
     margin: Annotated[float, Between(0, 10)] = 0.0  # crop margin, if crop-rule.json is missing
     square: bool = True  # crops are squares, if crop-rule.json is missing
