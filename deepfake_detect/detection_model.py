@@ -34,7 +34,7 @@ OPERATORS = {
     *("Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Div", "Equal"),
     *("Expand", "Flatten", "Gemm", "GlobalMaxPool", "Max", "Mul", "Neg", "Pad", "ReduceMean"),
     *("ReduceSum", "Sigmoid", "Sign", "Slice", "Split", "Sqrt", "Sub", "Transpose", "Relu"),
-    "Unsqueeze",
+    *("Unsqueeze", "GlobalAveragePool"),  # the last one in files of earlier versions
 }
 TENSOR_TYPES = {1: np.dtype("<f4"), 7: np.dtype("<i8"), 10: np.dtype("<f2")}  # of TensorProto
 
