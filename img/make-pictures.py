@@ -32,7 +32,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 
-from deepfake_detect import Detector, Result, cli, practice
+from deepfake_detect import Detector, Result, cli, practice, report
+from deepfake_detect.detection_model import DetectionModel
 from deepfake_detect.shipped import find_shipped
 
 MODEL = find_shipped("weights/deepfake-detector.onnx")
@@ -61,7 +62,8 @@ def main(settings: Settings = Settings()) -> None:
     page = settings.img_dir / "page.png"
     with tempfile.TemporaryDirectory() as folder:
         fake = practice.write_examples(Path(folder))["fake"]
-        numbers = list_numbers(Detector(MODEL).check(fake, name=fake.name))
+        detector = Detector(MODEL)
+        numbers = list_numbers(detector.check(fake, name=fake.name), detector.model)
     if settings.check:
         compare_numbers(page, numbers)
         print(f"{page}: {numbers['verdict']}, score {numbers['score']}, as today")
@@ -81,11 +83,15 @@ def main(settings: Settings = Settings()) -> None:
 # --- The page -------------------------------------------------------------------------------------
 
 
-def list_numbers(result: Result) -> dict:
+def list_numbers(result: Result, model: DetectionModel) -> dict:
     """Return the numbers of a result that the picture shows."""
-    ends = [round(100 * end) for end in result.interval or ()]
-    model = result.model_sha256
-    return {"verdict": result.verdict, "score": result.score, "interval": ends, "model": model}
+    return {
+        "verdict": result.verdict,
+        "score": result.score,
+        "interval": [round(100 * end) for end in result.interval or ()],
+        "rates": [[rate.hits, rate.files] for rate in report.collect(result, model)["rates"]],
+        "model": result.model_sha256,
+    }
 
 
 def compare_numbers(page: Path, numbers: dict) -> None:
@@ -96,7 +102,7 @@ def compare_numbers(page: Path, numbers: dict) -> None:
     """
     shown = json.loads(PIL.Image.open(page).info.get(NUMBERS, "{}"))
     scores = [[one.get("score", -9), *one.get("interval", [])] for one in (shown, numbers)]
-    same = all(shown.get(name) == numbers[name] for name in ("verdict", "model"))
+    same = all(shown.get(name) == numbers[name] for name in ("verdict", "rates", "model"))
     if not same or len(scores[0]) != len(scores[1]) or np.abs(np.diff(scores, axis=0)).max() > 1:
         raise ValueError(
             f"{page}: it shows {shown}, and today it would be {numbers}; make it again."
