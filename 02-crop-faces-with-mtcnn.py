@@ -28,17 +28,6 @@ from deepfake_detect import start
 
 start.prepare(__name__)  # Ctrl-C while the rest is loading ends it with a sentence
 
-from deepfake_detect.pool import (
-    make_processes,
-    open_pool,
-    read_part,
-    share_folder,
-    start_server,
-)
-
-LOADED = [f"deepfake_detect.{name}" for name in ("mtcnn", "cli", "pool", "resume", "decision")]
-start_server(__name__, LOADED)
-
 import csv
 import itertools
 import json
@@ -60,6 +49,7 @@ from deepfake_detect.cli import Between, Count, Share
 from deepfake_detect.decision import CROP_RULE, Decision, describe_decision, read_width_rule
 from deepfake_detect.faces import CropRule, crop_faces
 from deepfake_detect.mtcnn import FaceDetector
+from deepfake_detect.pool import make_processes, open_pool, read_part, share_folder
 
 Scores = Annotated[tuple[float, float, float], Between(0, 1)]
 
@@ -87,6 +77,8 @@ class Settings:
 
 FRAMES_PER_TASK = {"reduced": 16, "full": 8}  # a worker holds the frames of a task in memory
 MORE_FRAMES = 8  # factor on a cluster, whose scheduler starts about 300 tasks per second
+# The modules that the processes share, see make_processes.
+LOADED = [f"deepfake_detect.{name}" for name in ("mtcnn", "cli", "pool", "resume", "decision")]
 MOST_FRAMES = 10**12  # per video: a file name has 12 digits for the frame
 SHOWN = 10  # faceless videos and skipped frames listed at the end
 FACES_COLUMNS = ["crop", "video_id", "frame", "face", "confidence", "x", "y", "width", "height"]

@@ -24,7 +24,6 @@ from types import FrameType
 PROJECT = Path(__file__).resolve().parents[1]
 STOPPED = 130  # exit code after Ctrl-C, as in shells
 NARROW = 40  # columns; the help needs this width, and below ten columns tyro never returns
-UNFINISHED: list[str] = []  # folders to delete if Ctrl-C ends the process while it is loading
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # all of them end a run like Ctrl-C
 
 
@@ -82,9 +81,7 @@ def handle_signals(handler: signal.Handlers) -> None:
 
 
 def stop(number: int = 0, frame: FrameType | None = None, stderr: int = 2) -> None:
-    """Print one sentence and end the process at once; there is no other work to clean up."""
-    for folder in UNFINISHED:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Print one sentence and end the process at once; there is no work in progress to clean up."""
     script = Path(sys.argv[0]).name
     sentence = f"{script}: stopped; run the same command to continue.\n"
     os.write(stderr, sentence.encode(errors="backslashreplace"))

@@ -5,8 +5,6 @@ import re
 import shutil
 import signal
 import struct
-import sys
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -124,21 +122,6 @@ def test_signals_end_the_run_and_all_its_processes(name: str, tmp_path: Path) ->
     assert said.rstrip().endswith(f"{SCRIPT}: stopped; run the same command to continue.")
     assert "Traceback" not in said
     assert not list(faces.glob(".unfinished*"))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux only")
-def test_ctrl_c_while_loading_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with tempfile.TemporaryDirectory() as temporary:  # its path is short enough for a socket
-        monkeypatch.setenv("TMPDIR", temporary)
-        with faults.running(SCRIPT, "--frames-dir", tmp_path, cwd=tmp_path) as run:
-            faults.wait_for(lambda: list(Path(temporary).glob("*/*")), run)
-            os.killpg(run.pid, signal.SIGINT)
-            assert run.wait() == 130
-            faults.wait_for_end_of_all(run)
-        assert not list(Path(temporary).iterdir())
-    assert "Traceback" not in (tmp_path / "said").read_text()
 
 
 def test_second_run_stops_and_stale_lock_is_ignored(
