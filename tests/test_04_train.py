@@ -334,6 +334,7 @@ def test_an_invalid_setting_is_refused(
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.long
 def test_an_error_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
     result = run_script(SCRIPT, "--split-dir", "faces", "--start", "none", cwd=tmp_path)
     assert_stops(result, f"{SCRIPT}: faces: ")
@@ -341,6 +342,7 @@ def test_an_error_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_models_of_practice_videos_are_marked(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

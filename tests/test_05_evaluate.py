@@ -455,6 +455,7 @@ def test_one_class_alone_is_enough(
     assert (tmp_path / "report" / "robustness.png").exists()
 
 
+@pytest.mark.long
 def test_missing_model_ends_with_exit_code_1(tmp_path: Path) -> None:
     result = run_script(SCRIPT, "--model", "no.keras", cwd=tmp_path)
     assert_stops(result, "no.keras")
