@@ -44,8 +44,8 @@ def normalise(videos: pd.DataFrame, is_trusted: bool) -> pd.Series:
 
 def split_people(text: str, separators: re.Pattern = SEPARATORS) -> list[str]:
     """Split a cell of identities: lower case, NFC accents, surrounding spaces removed."""
-    text = unicodedata.normalize("NFC", text).casefold()
-    names = [" ".join(name.strip(" '\"\xa0").split()) for name in separators.split(text)]
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
+    names = [" ".join(name.split()).strip(" '\"") for name in separators.split(text)]
     names = [AS_NUMBER.sub(r"\1", name) if AS_NUMBER.fullmatch(name) else name for name in names]
     if all(re.fullmatch("[0-9 ]*", name) for name in names):  # "071 054"
         names = [number for name in names for number in name.split()]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deepfake_detect import datasets, identities
@@ -102,6 +102,7 @@ def test_video_id_identifies_people(video_id: str, people: set[str]) -> None:
 
 
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=6), st.booleans())
+@example(['0"\x0c', "ß\u0301"], False)
 def test_any_text_is_a_set_of_people(texts: list[str], is_trusted: bool) -> None:
     videos = pd.DataFrame({"dataset": "D", "identities": texts})
     once = identities.normalise(videos, is_trusted)
