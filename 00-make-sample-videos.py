@@ -111,7 +111,7 @@ def claim_folder(settings: Settings) -> files.Output:
 
 
 def write_missing(output: files.Output, settings: Settings, missing: list[practice.Clip]) -> None:
-    """Write the missing clips, those of one person together, as they share the filming."""
+    """Write the missing clips, grouped by person: one scene gives the real clip and its fakes."""
     by_person = defaultdict(list)
     for clip in missing:
         by_person[clip.person].append(clip)

@@ -135,7 +135,7 @@ def run(main: Callable[..., object]) -> None:
     script = Path(sys.argv[0]).name
     start.prepare("__main__")
     start.handle_signals(signal.default_int_handler)  # finish or clean up work in progress
-    gc.freeze()  # what was imported stays, and is not searched for garbage
+    gc.freeze()  # the collector skips the imported objects, which stay
     gc.enable()
     try:
         if "--version" in sys.argv[1:]:

@@ -145,7 +145,7 @@ def add_darkening(graph: Graph, images: str, target: float, block: int) -> str:
     kernel = graph.keep(np.full((1, 3, block, block), -1 / 3 / block**2))  # negative: see below
     window = {"kernel_shape": [block] * 2, "strides": [block] * 2}
     blocks = graph.add("Conv", images, kernel, **window)
-    darkest = graph.add("Neg", graph.add("GlobalMaxPool", blocks))  # there is no GlobalMinPool
+    darkest = graph.add("Neg", graph.add("GlobalMaxPool", blocks))  # ONNX has no GlobalMinPool
     too_bright = graph.add("Sub", mean, graph.keep([target]))
     too_pale = graph.add("Sub", darkest, graph.keep([DARKEST]))
     excess = graph.add("Max", too_bright, too_pale)

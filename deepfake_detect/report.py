@@ -133,7 +133,7 @@ def render_index(results: list[Result | Failure], links: list[str], there: list[
 
 
 def prepare() -> None:
-    """Load what a report needs; another thread can do this during a check."""
+    """Load the template and the font; another thread can do this during a check."""
     load_template()
     cv2.getTextSize("", cv2.FONT_HERSHEY_SIMPLEX, 1, 1)  # loads the font
 
