@@ -35,11 +35,13 @@ fi
 stamp=$venv/installed-$what
 if [ ! -e "$stamp" ] || [ -n "$(find pyproject.toml requirements.lock -newer "$stamp")" ]; then
     "$python" -m pip --version > /dev/null 2>&1 || "$python" -m ensurepip
-    if [ "$what" = test ]; then # uv needs a third of pip's time
-        "$python" -m pip install --disable-pip-version-check --quiet uv
-        "$python" -m uv pip install --python "$python" --require-hashes --requirement requirements.lock
-    else
-        "$python" -m pip install --disable-pip-version-check --editable ".[$extras]"
+    pip() { "$python" -m pip "$@" --disable-pip-version-check; }
+    uv() { "$python" -m uv pip install --python "$python" "$@"; } # a third of pip's time
+    if [ "$what" = test ]; then
+        pip install --quiet uv
+        uv --require-hashes --requirement requirements.lock
+    else # pip knows a mirror in pip's settings; uv does not
+        { pip install --quiet uv && uv --editable ".[$extras]"; } || pip install --editable ".[$extras]"
     fi
     touch "$stamp"
 fi

@@ -219,20 +219,30 @@ def test_environment_of_an_old_python_is_replaced(clone: Path, tmp_path: Path) -
     venv, recorded = tmp_path / "venv", tmp_path / "recorded"
     (venv / "bin").mkdir(parents=True)
     write_python(venv / "bin/python", "3.10.13")
-    # Replace the slow pip with a program that records its arguments.
-    (clone / "pip.py").write_text(
-        "import pathlib, sys\n"
-        f"with pathlib.Path({str(recorded)!r}).open('a') as file: print(*sys.argv[1:], file=file)\n"
-    )
-    for what in ("detect", "detect", "page"):
-        made = call(
-            ["sh", "install.sh", what], clone, PYTHON=sys.executable, VENV=str(venv),
-            PYTHONPATH=str(clone),
-        )  # fmt: skip
+    # Replace pip and uv, which take long, with programs that record their arguments.
+    programs = clone / "pip.py", clone / "uv.py"
+    for program in programs:
+        program.write_text(
+            "import sys\n"
+            f"with open({str(recorded)!r}, 'a') as file: print({program.stem!r}, *sys.argv[1:],"
+            " file=file)\n"
+        )
+
+    def install(what: str) -> None:
+        options = {"PYTHON": sys.executable, "VENV": str(venv), "PYTHONPATH": str(clone)}
+        made = call(["sh", "install.sh", what], clone, **options)
         assert made.returncode == 0, made.stderr
-    (clone / "pip.py").unlink()
-    installs = [line for line in recorded.read_text().splitlines() if line.startswith("install")]
-    assert ["page" in line for line in installs] == [False, True]  # once each
+
+    for what in ("detect", "detect", "page"):
+        install(what)
+    programs[1].write_text("raise SystemExit(1)\n")
+    (venv / "installed-page").unlink()
+    install("page")
+    for program in programs:
+        program.unlink()
+    installs = [line for line in recorded.read_text().splitlines() if "--editable" in line]
+    used = [(line.split()[0], "page" in line) for line in installs]
+    assert used == [("uv", False), ("uv", True), ("pip", True)]  # pip where uv fails
     assert call([venv / "bin/python", "-c", "pass"], tmp_path).returncode == 0
 
 
