@@ -17,10 +17,10 @@ import av
 import cv2
 import numpy as np
 
+from deepfake_detect.canvas import Box, Canvas, scale_boxes
 from deepfake_detect.cli import printable
 from deepfake_detect.decision import Decision, check_decision
 from deepfake_detect.detection_model import DetectionModel
-from deepfake_detect.marked_video import Box, Canvas, scale_boxes
 from deepfake_detect.result import (
     FAKE,
     NO_FACE,

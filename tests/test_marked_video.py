@@ -15,9 +15,9 @@ from conftest import write_video
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepfake_detect.canvas import Box
 from deepfake_detect.marked_video import (
     LONGEST_GAP,
-    Box,
     MarkedCopy,
     interpolate,
     write_marked_picture,
