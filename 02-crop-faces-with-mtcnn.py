@@ -46,8 +46,9 @@ from tqdm import tqdm
 
 from deepfake_detect import cli, files, resume
 from deepfake_detect.cli import Between, Count, Share
+from deepfake_detect.cropping import crop_faces
 from deepfake_detect.decision import CROP_RULE, Decision, describe_decision, read_width_rule
-from deepfake_detect.faces import CropRule, crop_faces
+from deepfake_detect.faces import CropRule
 from deepfake_detect.mtcnn import FaceDetector
 from deepfake_detect.pool import make_processes, open_pool, read_part, share_folder
 

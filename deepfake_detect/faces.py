@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-
-if TYPE_CHECKING:
-    from deepfake_detect.decision import Decision
-    from deepfake_detect.mtcnn import FaceDetector
 
 Box = tuple[int, int, int, int]  # x, y, width and height in whole pixels
 WidthRule = tuple[tuple[float, float], ...]
@@ -32,34 +28,6 @@ class CropRule(NamedTuple):
     margin: float  # share of the box, added on each side
     square: bool  # cut a square; side = longer side of the box plus a margin on both sides
     width_rule: WidthRule = WIDTH_RULE  # see resize_by_width
-
-
-def crop_faces(
-    frames: list[np.ndarray], detector: FaceDetector, confidence: float, rule: CropRule | Decision
-) -> list[list[tuple[Face, np.ndarray]]]:
-    """Find the faces in frames and crop them; training and detection both use this function.
-
-    Args:
-        frames: BGR uint8 (height, width, 3), of any size, as saved by 01: reduced by the width rule
-            if rule.frames is "reduced", at full size if it is "full"
-        detector: the face detector
-        confidence: minimum confidence of a face, 0 to 1
-        rule: the rules for cutting crops
-
-    Returns:
-        For each frame, its faces in frame pixels with their crops, BGR uint8, best face first.
-    """
-    # Search full frames at reduced size, but cut the crops at full resolution.
-    searched = frames
-    if rule.frames == "full":
-        searched = [resize_by_width(frame, rule.width_rule) for frame in frames]
-    cut = []
-    for frame, smaller, faces in zip(frames, searched, detector.detect(searched), strict=True):
-        down, across = np.divide(frame.shape[:2], smaller.shape[:2])
-        faces = [scale_face(face, across, down) for face in faces if face.confidence >= confidence]
-        crops = [crop_face(frame, face.box, rule.margin, rule.square) for face in faces]
-        cut.append(list(zip(faces, crops, strict=True)))
-    return cut
 
 
 def scale_face(face: Face, across: float, down: float) -> Face:

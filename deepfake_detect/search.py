@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from deepfake_detect.cropping import crop_faces
 from deepfake_detect.decision import Decision
 from deepfake_detect.faces import (
     Box,
@@ -26,7 +27,6 @@ from deepfake_detect.mtcnn import FaceDetector
 CONFIDENCE = 0.95  # minimum; 02 does not save faces with less
 SIZES = (0.5, 0.7, 1.4, 2.0)  # relative to the usual size
 TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
-LARGEST_SEARCH = 4_000_000  # pixels of a frame in a second search
 
 
 @dataclass(frozen=True)
@@ -89,25 +89,23 @@ def find_faces(
         the faces of each frame, best first, and the highest confidence below the minimum
     """
     turned = [turn_frame(frame, way.turn) for frame in frames]
-    small = [resize_by_width(frame, decision.width_rule) for frame in turned]
-    searched = small if way == USUAL else [resize(frame, way.size) for frame in small]
+    source = turned
+    if decision.frames == "reduced":
+        source = [resize_by_width(frame, decision.width_rule) for frame in turned]
+    cut = crop_faces(source, FaceDetector(), 0.0, decision, way.size)
     found: list[list[Found]] = []
     unsure = 0.0
-    for frame, shown, image, faces in zip(
-        turned, small, searched, FaceDetector().detect(searched), strict=True
-    ):
+    for frame, reduced, faces in zip(turned, source, cut, strict=True):
         found.append([])
-        source = frame if decision.frames == "full" else shown
-        for face in faces:
+        down, across = np.divide(frame.shape[:2], reduced.shape[:2])
+        for face, crop in faces:
             if face.confidence < CONFIDENCE:
                 unsure = max(unsure, face.confidence)
                 continue
-            inside = scale_face(face, *ratio(source, image))
-            crop = crop_face(source, inside.box, decision.margin, decision.square)
             if not crop.size:
                 continue
             prepared = prepare_crop(crop, decision.image_size)
-            box = scale_face(face, *ratio(frame, image)).box
+            box = scale_face(face, across, down).box
             found[-1].append(
                 Found(
                     box=turn_back(box, frame.shape[1::-1], way.turn),
@@ -115,7 +113,7 @@ def find_faces(
                     crop=prepared,
                     crop_side=min(crop.shape[:2]),
                     sharpness=measure_sharpness(prepared),
-                    look=measure_look(crop_face(source, inside.box, 0)),
+                    look=measure_look(crop_face(reduced, face.box, 0)),
                 )
             )
     return found, unsure
@@ -145,21 +143,6 @@ def list_tried() -> Iterator[str]:
     """Yield descriptions of the sizes and rotations that a second search tries."""
     yield "at " + ", ".join(f"{size:g}" for size in (1, *SIZES)) + " times the usual size"
     yield "rotated by " + ", ".join(map(str, TURNS)) + " degrees"
-
-
-def resize(frame: np.ndarray, factor: float) -> np.ndarray:
-    """Resize a frame for a second search, to at most LARGEST_SEARCH pixels."""
-    height, width = frame.shape[:2]
-    factor = min(factor, (LARGEST_SEARCH / (height * width)) ** 0.5)
-    if factor == 1:
-        return frame
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
-
-
-def ratio(large: np.ndarray, small: np.ndarray) -> tuple[float, float]:
-    """Return the ratios of the widths and of the heights of two images."""
-    return large.shape[1] / small.shape[1], large.shape[0] / small.shape[0]
 
 
 def turn_frame(frame: np.ndarray, degrees: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from deepfake_detect import faces as face_detector
 from deepfake_detect import files
+from deepfake_detect.cropping import crop_faces
 from deepfake_detect.mtcnn import FaceDetector
 
 SCRIPT = "02-crop-faces-with-mtcnn.py"
@@ -91,7 +92,7 @@ def test_training_and_detection_use_identical_pixels(
     rule = face_detector.CropRule(frames, margin, square)
     frame = face_detector.resize_by_width(video_frame) if frames == "reduced" else video_frame
     detector = KnownFaces([[face_detector.Face(box, 0.99), face_detector.Face(box, 0.5)]])
-    (((face, in_memory),),) = face_detector.crop_faces([frame], detector, 0.95, rule)
+    (((face, in_memory),),) = crop_faces([frame], detector, 0.95, rule)
     assert (detector.shown[0] == face_detector.resize_by_width(video_frame)).all()
 
     folder = tmp_path_factory.mktemp("v")
@@ -281,7 +282,7 @@ def test_full_frames_are_searched_reduced_and_cropped_full(
         assert rule == expected
         pairs = tuple((limit or np.inf, factor) for limit, factor in width)
         rule = face_detector.CropRule(kind, 0.3, square, pairs)
-        (((face, cut),),) = face_detector.crop_faces([full], detector, 0.95, rule)
+        (((face, cut),),) = crop_faces([full], detector, 0.95, rule)
         row = table.iloc[0]
         assert (row["x"], row["y"], row["width"], row["height"]) == face.box
         assert (cv2.imread(str(faces / row["crop"])) == cut).all()

@@ -14,8 +14,9 @@ from conftest import ROOT, assert_stops, run_script
 from media import StandIn, encode, frame, write_clip
 
 from deepfake_detect import Detector, Failure, Result, search
+from deepfake_detect.cropping import crop_faces
 from deepfake_detect.decision import Decision
-from deepfake_detect.faces import crop_faces, prepare_crop, resize_by_width
+from deepfake_detect.faces import prepare_crop, resize_by_width
 from deepfake_detect.mtcnn import FaceDetector
 
 detect = importlib.import_module("06-detect-deepfake")
