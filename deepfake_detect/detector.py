@@ -17,22 +17,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from deepfake_detect import __version__
 from deepfake_detect.cli import (
-    MACHINE,
-    Between,
-    Count,
-    Positive,
-    Share,
     check_ranges,
     describe_error,
     settings_of_result,
 )
 from deepfake_detect.detection_model import DetectionModel, find_model
+from deepfake_detect.detection_settings import DetectionSettings
 from deepfake_detect.errors import (
     CancelledError,
     DetectionError,
@@ -87,31 +83,6 @@ __all__ = [
 Progress: TypeAlias = Callable[[str, int, int | None], object]  # phase, done, total (None: unknown)
 LOOKING, AGAIN, DRAWING = "Looking for faces", "Looking again", "Drawing the marked copy"
 LARGEST_VIDEO = 5_000_000  # bytes of the video in a report
-
-
-@dataclass(frozen=True)
-class DetectionSettings:
-    """Settings that affect a result; 06-detect-deepfake.py uses the same defaults."""
-
-    # sampling
-    frames_per_second: Positive = 2.0  # frames scored per second; more in short videos and shots
-    fewest_frames: Count = 5  # minimum scored frames for a verdict on a face
-    most_pixels: Count = 100_000_000  # pixel limit for a picture or frame; larger: not checked
-    # tracks
-    least_overlap: Share = 0.2  # minimum intersection over union of two boxes in one track
-    least_likeness: Share = 0.7  # minimum colour similarity of two faces in one track
-    longest_gap: Positive = 2.0  # seconds that a face may be missing before a new track starts
-    # verdict
-    resamples: Count = 1000  # bootstrap samples for the interval of a score
-    window: Positive = 2.0  # length in seconds of a part that can be likely fake alone
-    # report
-    explained: Count = 8  # number of most suspicious crops in a report
-    # statements of the file about itself; they do not change the verdict
-    trust_list: Path | None = None  # PEM file; trusted certificates for content credentials
-    show_location: bool = False  # also show places, names and titles from the file
-    # machine
-    frames_at_once: Annotated[int, Between(1, 64), MACHINE] = 8  # frames per face search
-    pixels_at_once: Annotated[int, Between(1), MACHINE] = 16_000_000  # pixels per face search
 
 
 @dataclass

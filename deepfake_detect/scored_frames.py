@@ -5,21 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import cv2
 import numpy as np
 
 from deepfake_detect.decision import Decision
+from deepfake_detect.detection_settings import DetectionSettings
 from deepfake_detect.display import fit_box, fit_image
 from deepfake_detect.result import Face
 from deepfake_detect.search import Found
 from deepfake_detect.source import Sample
 from deepfake_detect.tracks import join_tracks
 from deepfake_detect.verdict import doubt_kind, find_thresholds, mean_score
-
-if TYPE_CHECKING:
-    from deepfake_detect.detector import DetectionSettings
 
 SECOND_LOOK = (0, 3, 9)  # indices of the scored frames for a second search, if no face was found
 STILL_WIDTH = 1280  # pixels; the report shows the most suspicious frame at this width

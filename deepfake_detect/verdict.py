@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from deepfake_detect.decision import Decision
+from deepfake_detect.detection_settings import DetectionSettings
 from deepfake_detect.result import FAKE, NO_FACE, REAL, UNDECIDED, Face, Interval, Part, Track
 from deepfake_detect.result import Verdict as Word
-
-if TYPE_CHECKING:
-    from deepfake_detect.detector import DetectionSettings
 
 # Increase of a threshold's logit when the chances of a false alarm grow by a factor of e. The
 # logits of real faces have an exponential tail: on 1,437 validation crops, the thresholds for 1, 2,

@@ -20,11 +20,12 @@ each_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.nam
 # Imports point to the left, or stay inside a group.
 GROUPS = {
     "plumbing": "start shipped cli files resume pool cluster",
-    "data": "datasets identities bystanders splits practice video inputs faces mtcnn crops"
-    " augmentation provenance display kinds sampling",
+    "data": "datasets identities bystanders splits practice video inputs faces mtcnn cropping crops"
+    " augmentation provenance display kinds sampling packets canvas",
     "model": "decision model model_file scoring checkpoint keras_setup onnx_export detection_model"
     " explanation export_formats batches",
-    "detection": "errors result tracks verdict search source scored_frames detector",
+    "detection": "errors result tracks verdict detection_settings search source scored_frames"
+    " detector",
     "results": "measures model_card plots report marked_video web jobs app",
 }
 LEVELS = {name: level for level, names in enumerate(GROUPS.values()) for name in names.split()}
