@@ -54,6 +54,7 @@ from tqdm import tqdm
 
 from deepfake_detect import cli, datasets, files, resume
 from deepfake_detect.cli import MACHINE, Between, Count, Positive
+from deepfake_detect.decision import read_width_rule
 from deepfake_detect.faces import WIDTH_RULE, WidthRule, resize_by_width
 from deepfake_detect.pool import make_processes, open_pool, read_part, share_folder
 from deepfake_detect.shipped import find_shipped
@@ -140,11 +141,12 @@ def check_settings(settings: Settings) -> None:
         ValueError: a setting is invalid
     """
     cli.check_ranges(settings)
-    rule = settings.width_rule
     if settings.frames_per_second and settings.frames_per_video:
         raise ValueError("Give --frames-per-second or --frames-per-video, not both.")
-    if not rule or rule[-1][0] != math.inf or not min(map(min, rule)) > 0:
-        raise ValueError("--width-rule: give pairs of numbers above 0, the last one as inf FACTOR.")
+    try:
+        read_width_rule(settings.width_rule)
+    except ValueError as error:
+        raise ValueError(f"--width-rule: {error}.") from error
 
 
 def list_videos(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:

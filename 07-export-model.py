@@ -49,7 +49,8 @@ from deepfake_detect.cli import Count, Share
 from deepfake_detect.crops import IMAGE_SUFFIXES, prepare_crop
 from deepfake_detect.decision import Decision, calibrate, describe_decision
 from deepfake_detect.detection_model import EVIDENCE, INPUT, OUTPUT, DetectionModel
-from deepfake_detect.model import IMAGENET_MEAN, IMAGENET_STD, darken, sharpen
+from deepfake_detect.first_layers import IMAGENET_MEAN, IMAGENET_STD
+from deepfake_detect.model import darken, sharpen
 from deepfake_detect.model_file import load_model, read_decision
 from deepfake_detect.onnx_export import LOGIT_LIMIT, convert_to_onnx, read_training
 from deepfake_detect.scoring import predict_both_ways

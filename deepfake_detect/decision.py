@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from deepfake_detect.faces import WIDTH_RULE, WidthRule
 IMAGE_SIZE = 128  # pixels per side of an image, the default of training
 IMAGE_SIZES = range(32, 513, 32)  # allowed sizes: the network halves an image five times
 SMALLEST_P = 1e-7  # probabilities keep this distance from 0 and 1, so that logits are finite
+LARGEST_FACTOR = 10.0  # of a width rule; a larger one could exhaust memory
 CROP_RULE = "margin", "square", "frames", "width_rule"  # fields that are also in crop-rule.json
 
 
@@ -90,16 +92,26 @@ def check_decision(saved: dict) -> Decision:
     return decision
 
 
-def read_width_rule(saved: list) -> WidthRule:
-    """Read the pairs of a width rule; the last width is infinite (null or Infinity in JSON)."""
+def read_width_rule(saved: Sequence[Sequence[float | None]]) -> WidthRule:
+    """Read the pairs of a width rule; the last width is infinite (null or Infinity in JSON).
+
+    Raises:
+        ValueError, TypeError: they are not pairs of rising widths and of factors in range
+    """
     pairs = tuple(
         (math.inf if width is None else float(width), float(factor)) for width, factor in saved
     )
-    widths, factors = zip(*pairs, strict=True)
-    if list(widths) != sorted(set(widths)) or widths[-1] != math.inf:
-        raise ValueError(f"the widths {widths} do not rise to infinity")
-    if not all(0 < factor < math.inf for factor in factors) or not widths[0] > 0:
-        raise ValueError(f"{pairs} is out of range")
+    widths = [width for width, _ in pairs]
+    if (
+        widths != sorted(set(widths))
+        or widths[-1:] != [math.inf]
+        or widths[0] <= 0
+        or not all(0 < factor <= LARGEST_FACTOR for _, factor in pairs)
+    ):
+        raise ValueError(
+            f"{pairs} is not a list of (width, factor) with rising widths, the last one infinite, "
+            f"and factors above 0, up to {LARGEST_FACTOR:g}"
+        )
     return pairs
 
 

@@ -13,18 +13,19 @@ import keras
 import numpy as np
 
 from deepfake_detect.decision import IMAGE_SIZE
+from deepfake_detect.first_layers import (
+    BELL,
+    DARKEST,
+    GREY,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LAPLACIAN,
+    MOST_ADDED,
+)
 
-IMAGENET_MEAN = np.array((0.485, 0.456, 0.406)) * 255  # RGB, 0..255
-IMAGENET_STD = np.array((0.229, 0.224, 0.225)) * 255
 IMAGENET_FILE = "efficientnet-b0_weights_tf_dim_ordering_tf_kernels_autoaugment_notop.h5"
 LITE0_WEIGHTS = Path(__file__).parents[1] / "weights" / "efficientnet-lite0-imagenet.npz"
 DOWNLOAD_TIMEOUT = 20  # seconds without data
-GREY = 0.299, 0.587, 0.114  # weights of red, green and blue, as in OpenCV
-LAPLACIAN = np.array(((0, 1, 0), (1, -4, 1), (0, 1, 0)))
-BELL = np.exp(-(np.arange(-4, 5) ** 2) / 2 / 1.2**2)  # Gaussian, sigma 1.2 pixels
-BELL = BELL[:, None] / BELL.sum()  # vertical; its transpose is horizontal
-MOST_ADDED = 4.0  # largest weight of the unsharp mask
-DARKEST = 20.0  # largest mean of the darkest of 32 x 32 blocks, 0..255, see darken
 BATCH_NORM_MOMENTUM = 0.9  # for the running statistics; see build_model
 
 

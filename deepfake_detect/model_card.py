@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 
+from deepfake_detect.first_layers import DARKEST
 from deepfake_detect.measures import KINDS, VERDICTS
 from deepfake_detect.shipped import find_shipped
 
@@ -37,7 +38,7 @@ def render(metrics: dict) -> str:
         "number": lambda number: f"{number:,}",
         "cell": lambda value: " ".join(str(value).replace("|", "\\|").split()) or "all",
     }
-    return environment.get_template("model-card.md").render(metrics)
+    return environment.get_template("model-card.md").render(metrics, darkest=DARKEST)
 
 
 def format_measure(row: dict, name: str) -> str:

@@ -33,7 +33,7 @@ from deepfake_detect.detection_model import (
     read_model_file,
 )
 from deepfake_detect.files import write_whole
-from deepfake_detect.model import (
+from deepfake_detect.first_layers import (
     BELL,
     DARKEST,
     GREY,

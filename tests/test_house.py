@@ -22,8 +22,8 @@ GROUPS = {
     "plumbing": "start shipped cli files resume pool cluster",
     "data": "datasets identities bystanders splits practice video inputs faces mtcnn cropping crops"
     " augmentation provenance display kinds sampling packets canvas",
-    "model": "decision model model_file scoring checkpoint keras_setup onnx_export detection_model"
-    " explanation export_formats batches",
+    "model": "decision first_layers model model_file scoring checkpoint keras_setup onnx_export"
+    " detection_model explanation export_formats batches",
     "detection": "errors result tracks verdict detection_settings search source scored_frames"
     " detector",
     "results": "measures model_card plots report marked_video web jobs app",

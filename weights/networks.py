@@ -17,19 +17,20 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from deepfake_detect.first_layers import (
+    BELL,
+    DARKEST,
+    GREY,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LAPLACIAN,
+    MOST_ADDED,
+)
+
 if TYPE_CHECKING:
     import keras
 
 TEACHER_SIZE = 224  # pixels per side
-# Copied from deepfake_detect.model, which needs TensorFlow; a test compares the outputs.
-IMAGENET_MEAN = torch.tensor((0.485, 0.456, 0.406)) * 255
-IMAGENET_STD = torch.tensor((0.229, 0.224, 0.225)) * 255
-GREY = torch.tensor((0.299, 0.587, 0.114))
-LAPLACIAN = torch.tensor(((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0)))
-BELL = torch.exp(-(torch.arange(-4.0, 5.0) ** 2) / 2 / 1.2**2)
-BELL = (BELL / BELL.sum())[:, None]
-MOST_ADDED = 4.0
-DARKEST = 20.0
 MOMENTUM = 0.1  # weight of each batch in the running statistics of batch normalisation
 
 
@@ -51,8 +52,8 @@ class Network(nn.Module):
         for layer in base.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = MOMENTUM
-        self.register_buffer("mean", IMAGENET_MEAN[:, None, None])
-        self.register_buffer("std", IMAGENET_STD[:, None, None])
+        for name, colour in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.from_numpy(colour).float()[:, None, None])
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -81,12 +82,13 @@ def sharpen(images: torch.Tensor, target: float) -> torch.Tensor:
 
     def convolve(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         channels, (down, across) = image.shape[1], (side // 2 for side in kernel.shape)
-        kernels = kernel.to(image.device).expand(channels, 1, -1, -1)
+        kernels = torch.from_numpy(kernel).to(image).expand(channels, 1, -1, -1)
         padded = functional.pad(image, (across, across, down, down), mode="reflect")
         return functional.conv2d(padded, kernels, groups=channels)
 
     with torch.autocast(images.device.type, enabled=False):
-        grey = (images * GREY.to(images.device)[:, None, None]).sum(dim=1, keepdim=True)
+        weights = torch.from_numpy(GREY).to(images)[:, None, None]
+        grey = (images * weights).sum(dim=1, keepdim=True)
         sharpness = convolve(grey, LAPLACIAN).var(dim=(1, 2, 3), correction=0, keepdim=True)
         added = ((target / (sharpness + 1e-3)).sqrt() - 1).clamp(0, MOST_ADDED)
         soft = convolve(convolve(images, BELL), BELL.T)
