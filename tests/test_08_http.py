@@ -21,6 +21,7 @@ from typing import NamedTuple
 import onnx
 import pytest
 from conftest import ROOT, assert_stops, run_script
+from media import frame, write_clip
 from pages import FAKE, REAL, Server, clips, open_page, write_endless_video  # noqa: F401
 
 from deepfake_detect.web import jobs
@@ -208,6 +209,23 @@ def test_total_size_of_uploads_is_limited(server: Server) -> None:
     for half in halves:
         half.close()
     wait_until(lambda: send(server, REAL.name, REAL.read_bytes()).status == 200)
+
+
+def test_phases_follow_each_other_and_the_verdict_comes_before_the_copy(
+    server: Server, tmp_path: Path
+) -> None:
+    clip = write_clip(tmp_path / "long.mp4", [frame((180, 60))] * 150, 0.04)
+    job = send(server, clip.name, clip.read_bytes(), "/files").json["id"]
+    seen: dict[str, dict] = {}
+    while "Done" not in seen:
+        (state,) = ask(server, "/jobs", "POST", json.dumps({"ids": [job]})).json["jobs"]
+        seen.setdefault(state["phase"], state)
+    phases = [phase for phase in seen if phase in ("Looking for faces", "Drawing the marked copy")]
+    assert phases == ["Looking for faces", "Drawing the marked copy"]
+    assert "verdict" not in seen["Looking for faces"]
+    assert seen["Drawing the marked copy"]["verdict"] == seen["Done"]["verdict"]
+    assert all(0 <= (state.get("share") or 0) <= 1 for state in seen.values())
+    assert ask(server, f"/jobs/{job}", "DELETE").status == 204
 
 
 def test_openapi_describes_every_address_and_answer(server: Server) -> None:
