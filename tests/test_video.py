@@ -21,6 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deepfake_detect import display
+from deepfake_detect.packets import find_parts
 from deepfake_detect.sampling import Clock, choose_by_rate, choose_by_time
 from deepfake_detect.video import Video
 
@@ -166,6 +167,13 @@ def test_later_passes_leave_out_parts_without_a_chosen_frame(tmp_path: Path) -> 
     (found,) = video.sampled(times=[last.seconds])
     assert len(hurt) > 20 and not video.lost_frames
     assert found.index == last.index and np.array_equal(found.image, last.image)
+
+
+def test_parts_start_only_at_key_frames_without_earlier_frames_after_them() -> None:
+    closed = [(0, True), (1, False), (2, True), (3, False), (4, False)]
+    assert find_parts(closed, {3}) == [False, False, True, True, False]
+    leading = [(0, True), (2, False), (1, False), (5, True), (3, False), (4, False), (6, False)]
+    assert find_parts(leading, {3}) == [True] * 5 + [False] * 2  # frame 3 needs frame 2
 
 
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=9), st.booleans())
