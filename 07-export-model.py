@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
-import deepfake_detect.keras_setup  # noqa: F401 - first, before others load Keras  # isort: skip
+from deepfake_detect.keras_setup import silent_stderr  # isort: skip - first, before others load Keras
 import cv2
 import keras
 import numpy as np
@@ -236,6 +236,9 @@ def run_tflite(content: bytes) -> Scorer:
     warnings.filterwarnings("ignore", "(?s).*tf.lite.Interpreter is deprecated")  # it works
     interpreter = tf.lite.Interpreter(model_content=content, num_threads=os.cpu_count())
     runner = interpreter.get_signature_runner()
+    size = runner.get_input_details()[INPUT]["shape"][1:]
+    with silent_stderr():  # the first call prints the name of TFLite's accelerator
+        runner(**{INPUT: np.zeros((1, *size), np.float32)})
     return lambda crops: runner(**{INPUT: crops.astype(np.float32)})[OUTPUT][:, 0]
 
 

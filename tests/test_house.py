@@ -21,9 +21,9 @@ each_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.nam
 GROUPS = {
     "plumbing": "start shipped cli files resume pool cluster",
     "data": "datasets identities bystanders splits practice video inputs faces mtcnn cropping crops"
-    " augmentation provenance display kinds sampling packets canvas",
+    " augmentation provenance display kinds sampling packets canvas credentials_reader",
     "model": "decision first_layers model model_file scoring checkpoint keras_setup onnx_export"
-    " detection_model explanation export_formats batches",
+    " detection_model explanation batches",
     "detection": "errors result tracks verdict detection_settings search source scored_frames"
     " detector",
     "results": "measures model_card plots report marked_video web jobs app",
@@ -56,6 +56,10 @@ def test_there_are_nine_scripts() -> None:
 def test_package_imports_no_script(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert not re.search(r'import_module\(\s*"0\d-', text)
+
+
+def test_every_file_belongs_to_a_group() -> None:
+    assert {path.stem for path in PACKAGE} - {"__init__", "__main__"} == set(LEVELS) - {"web"}
 
 
 def test_package_imports_point_one_way() -> None:
