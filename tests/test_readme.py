@@ -110,7 +110,7 @@ def test_commands_of_our_scripts_are_valid(page: Path) -> None:
 def test_named_options_exist(page: Path) -> None:
     """An option beside a script is one of it, an option in prose is one of any script."""
     anywhere = set().union(*(read_options(script) for script in (*SCRIPTS, *BENCHMARKS)))
-    groups = ("augmentation", "detector")  # of settings, that scripts nest
+    groups = ("augmentation", "detection_settings")  # of settings, that scripts nest
     anywhere = anywhere.union(
         *(read_options(ROOT / f"deepfake_detect/{name}.py") for name in groups)
     )
