@@ -38,10 +38,13 @@ if [ ! -e "$stamp" ] || [ -n "$(find pyproject.toml requirements.lock -newer "$s
     pip() { "$python" -m pip "$@" --disable-pip-version-check; }
     uv() { "$python" -m uv pip install --python "$python" "$@"; } # a third of pip's time
     if [ "$what" = test ]; then
-        pip install --quiet uv
-        uv --require-hashes --requirement requirements.lock
+        pip install --quiet uv && uv --require-hashes --requirement requirements.lock
     else # pip knows a mirror in pip's settings; uv does not
         { pip install --quiet uv && uv --editable ".[$extras]"; } || pip install --editable ".[$extras]"
-    fi
+    fi || {
+        echo "install.sh: the packages are not complete, see above; check the internet connection" \
+            "and run the same command again." >&2
+        exit 1
+    }
     touch "$stamp"
 fi

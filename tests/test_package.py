@@ -228,16 +228,21 @@ def test_environment_of_an_old_python_is_replaced(clone: Path, tmp_path: Path) -
             " file=file)\n"
         )
 
-    def install(what: str) -> None:
+    def install(what: str, code: int = 0) -> None:
         options = {"PYTHON": sys.executable, "VENV": str(venv), "PYTHONPATH": str(clone)}
         made = call(["sh", "install.sh", what], clone, **options)
-        assert made.returncode == 0, made.stderr
+        assert made.returncode == code, made.stderr
+        assert code == len(made.stderr.splitlines()), made.stderr
+        assert (venv / f"installed-{what}").exists() == (code == 0)
 
     for what in ("detect", "detect", "page"):
         install(what)
     programs[1].write_text("raise SystemExit(1)\n")
     (venv / "installed-page").unlink()
     install("page")
+    programs[0].write_text("import sys\nsys.exit('install' in sys.argv)\n")
+    for what in ("train", "test"):
+        install(what, code=1)
     for program in programs:
         program.unlink()
     installs = [line for line in recorded.read_text().splitlines() if "--editable" in line]
