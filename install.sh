@@ -36,7 +36,7 @@ stamp=$venv/installed-$what
 if [ ! -e "$stamp" ] || [ -n "$(find pyproject.toml requirements.lock -newer "$stamp")" ]; then
     "$python" -m pip --version > /dev/null 2>&1 || "$python" -m ensurepip
     pip() { "$python" -m pip "$@" --disable-pip-version-check; }
-    uv() { "$python" -m uv pip install --python "$python" "$@"; } # a third of pip's time
+    uv() { "$python" -m uv pip install --python "$python" "$@"; } # less than half of pip's time
     if [ "$what" = test ]; then
         pip install --quiet uv && uv --require-hashes --requirement requirements.lock
     else # pip knows a mirror in pip's settings; uv does not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from deepfake_detect.faces import WIDTH_RULE, WidthRule
 IMAGE_SIZE = 128  # pixels per side of an image, the default of training
 IMAGE_SIZES = range(32, 513, 32)  # allowed sizes: the network halves an image five times
 SMALLEST_P = 1e-7  # probabilities keep this distance from 0 and 1, so that logits are finite
-LARGEST_FACTOR = 10.0  # of a width rule; a larger one could exhaust memory
+LARGEST_FACTOR = 10.0  # of a width rule; a larger one is a mistake
 CROP_RULE = "margin", "square", "frames", "width_rule"  # fields that are also in crop-rule.json
 
 
@@ -103,9 +104,8 @@ def read_width_rule(saved: Sequence[Sequence[float | None]]) -> WidthRule:
     )
     widths = [width for width, _ in pairs]
     if (
-        widths != sorted(set(widths))
-        or widths[-1:] != [math.inf]
-        or widths[0] <= 0
+        widths[-1:] != [math.inf]
+        or not all(low < high for low, high in itertools.pairwise((0.0, *widths)))
         or not all(0 < factor <= LARGEST_FACTOR for _, factor in pairs)
     ):
         raise ValueError(

@@ -46,7 +46,7 @@ def name_container(container: av.container.InputContainer) -> str:
 
 
 def list_streams(container: av.container.InputContainer) -> list[StreamFacts]:
-    """List the video streams that can be decoded; covers only if there are no others."""
+    """List the video streams that can be decoded; include covers only if there is nothing else."""
     found = [one for one in container.streams.video if one.codec_context]
     found = [one for one in found if not one.disposition & APART] or found
     return [StreamFacts(one.index, one.codec_context.name, one.width, one.height) for one in found]
@@ -56,7 +56,7 @@ def choose_stream(streams: list[StreamFacts], wanted: int | None) -> int:
     """Return the index of the stream to read.
 
     Raises:
-        ValueError: there is no video stream, or not the requested one
+        ValueError: the file has no video stream, or lacks the requested one
     """
     if not streams:
         raise ValueError("has no video stream that can be decoded")

@@ -54,6 +54,8 @@ def test_pictures_have_thresholds_of_their_own() -> None:
         {"width_rule": [[300, 2], [200, 1], [None, 1]]},
         {"width_rule": [[300, 0], [None, 1]]},
         {"width_rule": [[300, 11], [None, 1]]},
+        {"width_rule": [[math.nan, 2], [None, 1]]},
+        {"width_rule": [[0, 2], [None, 1]]},
         {"width_rule": []},
     ],
     ids=str,
